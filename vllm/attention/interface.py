@@ -1,0 +1,75 @@
+"""Attention as the engine sees it: what a layer asks for, what a launch brings, what a device does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vllm.core.kv_cache.spec import KVCacheSpec
+    from vllm.platforms.base import Capabilities
+    from vllm.worker.planner import Launch
+    from vllm.worker.slots import Slots
+
+# A NamedTuple of tensors and constants per kind of attention (see attention/metadata.py): graph
+# libraries flatten it, and no kind carries the fields of another.
+AttentionMeta = Any
+# One AttentionMeta per KV group, in the order of KVCacheLayout.groups.
+AttentionMetas = Sequence[AttentionMeta]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """What one layer computes. N query heads share K key/value heads (N % K == 0).
+
+    `softcap` c > 0 bounds scores to c * tanh(s / c). `latent_dim` > 0 makes the layer MLA: queries
+    arrive absorbed, [T, N, latent_dim + rope_dim], and attend to one latent row per token.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    dtype: torch.dtype
+    value_dim: int = 0  # 0: as head_dim
+    window: int | None = None  # tokens visible to a query, itself included
+    softcap: float = 0.0
+    latent_dim: int = 0
+    rope_dim: int = 0
+
+
+class AttentionBackend(ABC):
+    """One device's attention. Stateless apart from what its constructor resolved."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
+        """None if this backend can serve `spec`, else the reason, for the log."""
+
+    @abstractmethod
+    def kv_shape(self, spec: KVCacheSpec, num_blocks: int) -> tuple[int, ...]:
+        """Shape of one layer's cache tensor. Its size is num_blocks * spec.bytes_per_block()."""
+
+    @abstractmethod
+    def plan(self, launch: Launch, slots: Slots, group: int) -> AttentionMeta:
+        """Metadata of one launch for KV group `group`: host work, once per launch."""
+
+    def expand(self, meta: AttentionMeta) -> AttentionMeta:
+        """Device work on the metadata that belongs inside the captured graph."""
+        return meta
+
+    @abstractmethod
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, meta: AttentionMeta, spec: AttentionSpec
+    ) -> Tensor:
+        """Write k, v into the cache, attend; q [T, N, D], k [T, K, D], v [T, K, Dv] -> [T, N, Dv].
+
+        For MLA: q [T, N, latent + rope], k [T, 1, latent + rope], v unused -> [T, N, latent].
+        """

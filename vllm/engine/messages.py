@@ -1,0 +1,113 @@
+"""Messages between a front end (LLM, AsyncLLM) and the engine core, in-process or over a socket.
+
+All are msgspec structs: encoded with msgpack, never pickled.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from vllm.core.plan import LogprobArrays
+from vllm.sampling_params import SamplingParams
+
+
+class FinishReason(enum.IntEnum):
+    STOP = 0  # a stop token or stop string
+    LENGTH = 1  # max_tokens or max_model_len
+    ABORT = 2  # by the client
+    ERROR = 3  # the engine could not go on with this request
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class EngineRequest(msgspec.Struct, frozen=True, tag=True):
+    """One sequence to generate (n > 1 has become n of these)."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams  # seed, max_tokens and stop_token_ids resolved by the Processor
+    arrival_time_s: float  # time.time()
+    priority: int = 0  # lower runs first, under --scheduling-policy priority
+    cache_salt: str | None = None
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    request_ids: list[str]
+
+
+class Call(msgspec.Struct, frozen=True, tag=True):
+    """A control-plane call of a method of EngineCore; answered by a CallResult of the same id."""
+
+    call_id: int
+    method: str
+    args: list[Any] = []
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+ToEngine = EngineRequest | Abort | Call | Shutdown
+
+
+class RequestUpdate(msgspec.Struct, omit_defaults=True):
+    """What one committed step did to one request."""
+
+    request_id: str
+    token_ids: list[int]  # new ones, in order; may be empty
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None  # the stop token, when it is not eos
+    error: str | None = None  # with FinishReason.ERROR
+    logprobs: LogprobArrays | None = None  # one entry per new token
+    prompt_logprobs: LogprobArrays | None = None  # the next prompt positions, in order, from 1
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; with the first update
+
+
+class EngineStats(msgspec.Struct):
+    """State and counters of the engine core after a step; counters only ever grow."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_usage: float = 0.0  # share of blocks referenced by requests
+    num_blocks: int = 0
+    num_cached_blocks: int = 0
+    prefix_queries: int = 0  # tokens looked up
+    prefix_hits: int = 0  # tokens found
+    num_preemptions: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0  # computed
+    num_generation_tokens: int = 0
+    step_s: float = 0.0  # the last step, submit to commit
+
+
+class StepUpdates(msgspec.Struct, tag=True):
+    updates: list[RequestUpdate]
+    stats: EngineStats
+    time_s: float  # time.monotonic() at commit
+
+
+class CallResult(msgspec.Struct, frozen=True, tag=True):
+    call_id: int
+    value: Any = None
+    error: str | None = None
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True):
+    """The first message of an engine core: it is up, and this is what it measured."""
+
+    num_blocks: int
+    block_size: int
+    start_s: float
+
+
+class EngineDead(msgspec.Struct, frozen=True, tag=True):
+    """The last message of an engine core that failed."""
+
+    error: str
+
+
+FromEngine = StepUpdates | CallResult | EngineReady | EngineDead

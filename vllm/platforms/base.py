@@ -1,0 +1,94 @@
+"""What a device supplies to the one engine: memory and transfers, ops, attention, graphs, a policy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vllm.attention.interface import AttentionBackend
+    from vllm.config.vllm import VllmConfig
+    from vllm.worker.graphs import GraphRunner
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    total_bytes: int
+    free_bytes: int  # what this process may still take, limits of its container considered
+    reserved_bytes: int  # what this process holds already
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Facts about a device, asked for instead of its name."""
+
+    dtypes: tuple[torch.dtype, ...]  # preferred first
+    default_dtype: torch.dtype  # of a checkpoint that names none it can use
+    pinned_memory: bool = False
+    static_shapes: bool = False  # launches must be padded to known shapes
+    default_block_size: int = 16
+    default_depth: int = 1
+
+
+class HostCopy(Protocol):
+    """A device-to-host copy under way."""
+
+    def wait(self) -> np.ndarray: ...
+
+
+class Device(ABC):
+    """One device of a platform: memory and transfers, nothing else."""
+
+    torch_device: torch.device
+
+    @abstractmethod
+    def memory(self) -> MemoryInfo: ...
+
+    @abstractmethod
+    def upload(self, array: np.ndarray, out: Tensor | None = None) -> Tensor:
+        """Copy host to device, asynchronously where possible; into `out` (a prefix view) if given."""
+
+    @abstractmethod
+    def download(self, tensor: Tensor) -> HostCopy:
+        """Start copying to the host; `.wait()` gives the array."""
+
+    def step_boundary(self) -> None:
+        """End of a unit of device work, for devices that accumulate one."""
+
+    @abstractmethod
+    def synchronize(self) -> None: ...
+
+
+class Platform(ABC):
+    """Everything shared code may ask of a kind of device."""
+
+    name: str
+    capabilities: Capabilities
+
+    @abstractmethod
+    def resolve(self, config: VllmConfig) -> VllmConfig:
+        """`config` with this platform's choices in place of what is still automatic."""
+
+    @abstractmethod
+    def device(self, index: int) -> Device: ...
+
+    @abstractmethod
+    def prepare_process(self, config: VllmConfig, rank: int) -> None:
+        """Threads, affinity, allocator: called once in each worker before tensors are made."""
+
+    @abstractmethod
+    def graph_runner(self, config: VllmConfig) -> GraphRunner: ...
+
+    @abstractmethod
+    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
+        """In order of preference."""
+
+    @abstractmethod
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        """Overrides of reference ops (see vllm.ops.registry)."""

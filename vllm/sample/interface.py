@@ -1,0 +1,35 @@
+"""What the runner hands to the sampler, and gets back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vllm.sample.state import SamplingState
+
+
+class SampleRows(NamedTuple):
+    """S rows that draw a token. Host arrays choose the work, device tensors do it."""
+
+    slots_np: np.ndarray  # [S] int32
+    positions_np: np.ndarray  # [S] int32: position the drawn token will take; = tokens known so far
+    slots: Tensor  # [S] int32 on the device
+    positions: Tensor  # [S] int32 on the device
+    tokens: Tensor  # [num_slots, max_tokens] int32: the slot table's token rows
+    state: SamplingState  # parameters per slot
+
+
+class LogprobTensors(NamedTuple):
+    """Device twin of core.plan.LogprobArrays."""
+
+    token_ids: Tensor  # [L, 1 + k] int32
+    logprobs: Tensor  # [L, 1 + k] float32
+    ranks: Tensor  # [L] int32
+
+
+class SamplerOutput(NamedTuple):
+    token_ids: Tensor  # [S] int32
+    logprobs: LogprobTensors | None
