@@ -65,6 +65,7 @@ class RequestUpdate(msgspec.Struct, omit_defaults=True):
     logprobs: LogprobArrays | None = None  # one entry per new token
     prompt_logprobs: LogprobArrays | None = None  # the next prompt positions, in order, from 1
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; with the first update
+    queue_s: float = 0.0  # arrival to first scheduled; with the first update
 
 
 class EngineStats(msgspec.Struct):
