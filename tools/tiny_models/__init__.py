@@ -1,0 +1,1 @@
+"""Tiny but real models: text generator, tokenizer, training, evaluation, random checkpoints."""
