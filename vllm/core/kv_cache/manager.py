@@ -1,0 +1,226 @@
+"""KVCacheManager: which blocks a request holds, in every KV group, and what prefix it can reuse."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vllm.core.kv_cache.block_pool import DUMMY_BLOCK, BlockId, BlockPool
+from vllm.core.kv_cache.prefix import extend_hashes
+from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout, KVGroup, MLA, SlidingWindow
+from vllm.core.request import Request
+
+
+class PrefixMatch(NamedTuple):
+    """A reusable prefix: its length and, per KV group, the blocks that hold it (0: not needed)."""
+
+    num_tokens: int
+    blocks: list[list[BlockId]]
+
+
+class BlockDelta(NamedTuple):
+    """A change of one entry of a request's block table."""
+
+    group: int
+    index: int
+    block: BlockId
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class GroupRule(ABC):
+    """How one kind of layer uses blocks: what a query needs, and so what may be reused or dropped."""
+
+    def __init__(self, index: int, block_size: int) -> None:
+        self.index = index
+        self.block_size = block_size
+
+    @abstractmethod
+    def first_needed(self, position: int) -> int:
+        """Index of the first block that a query at `position` reads."""
+
+    @abstractmethod
+    def most_held(self, start: int, upto: int, step_tokens: int) -> int:
+        """Most blocks held at once while going from position `start` to `upto` in such steps."""
+
+    @abstractmethod
+    def longest_match(self, pool: BlockPool, hashes: Sequence[bytes], limit: int) -> int:
+        """Most lead blocks, at most `limit`, after which a sequence can go on from cached blocks."""
+
+
+class FullRule(GroupRule):
+    """Every block stays needed: full attention and MLA."""
+
+    def first_needed(self, position: int) -> int:
+        return 0
+
+    def most_held(self, start: int, upto: int, step_tokens: int) -> int:
+        return ceil_div(upto, self.block_size)
+
+    def longest_match(self, pool: BlockPool, hashes: Sequence[bytes], limit: int) -> int:
+        for i in range(limit):
+            if pool.lookup(hashes[i], self.index) is None:
+                return i
+        return limit
+
+
+class SlidingRule(GroupRule):
+    """Only the last `window` tokens are read; a match needs just the blocks that hold those."""
+
+    def __init__(self, index: int, block_size: int, window: int) -> None:
+        super().__init__(index, block_size)
+        self.window = window
+
+    def first_needed(self, position: int) -> int:
+        return max(0, position - self.window + 1) // self.block_size
+
+    def most_held(self, start: int, upto: int, step_tokens: int) -> int:
+        # The window and a step, not aligned to blocks at either end.
+        bound = ceil_div(self.window + step_tokens, self.block_size) + 1
+        return min(ceil_div(upto, self.block_size) - self.first_needed(start), bound)
+
+    def longest_match(self, pool: BlockPool, hashes: Sequence[bytes], limit: int) -> int:
+        """Scan back for the last run of cached blocks that covers the window before its end."""
+        end = limit
+        i = limit
+        while end > 0:
+            if i == self.first_needed(end * self.block_size):
+                return end
+            i -= 1
+            if pool.lookup(hashes[i], self.index) is None:
+                end = i
+        return 0
+
+
+def rule_of(group: KVGroup, index: int) -> GroupRule:
+    spec = group.spec
+    if isinstance(spec, SlidingWindow):
+        return SlidingRule(index, spec.block_size, spec.window_tokens)
+    if type(spec) is FullAttention or isinstance(spec, MLA):
+        return FullRule(index, spec.block_size)
+    raise AssertionError(f"no block rule for {type(spec).__name__}: it needs an encoder run")
+
+
+class KVCacheManager:
+    """Owner of the pool and of the block lists on requests.
+
+    A request calls, per step, `match` (once, while it holds nothing), `reserve` when a row is
+    planned, `commit` when it is done, and `release` at its end.
+    """
+
+    def __init__(
+        self, layout: KVCacheLayout, enable_prefix_caching: bool, step_tokens: int
+    ) -> None:
+        """`step_tokens`: positions of one request that may be planned and not yet committed."""
+        self.block_size = layout.groups[0].spec.block_size
+        assert all(g.spec.block_size == self.block_size for g in layout.groups), layout
+        self.enable_prefix_caching = enable_prefix_caching
+        self.step_tokens = step_tokens
+        self.pool = BlockPool(layout.num_blocks, len(layout.groups))
+        self.rules = [rule_of(group, i) for i, group in enumerate(layout.groups)]
+
+    def match(self, request: Request) -> PrefixMatch:
+        """The longest cached prefix this request can start from. Changes no block.
+
+        At least one token is left to compute, since its hidden state gives the next token. A request
+        that wants prompt log-probabilities needs every hidden state and reuses nothing.
+        """
+        nothing = PrefixMatch(0, [[] for _ in self.rules])
+        if not self.enable_prefix_caching or request.params.prompt_logprobs is not None:
+            return nothing
+        extend_hashes(request, self.block_size)
+        hashes = request.block_hashes
+        length = limit = min(len(hashes), (request.num_tokens - 1) // self.block_size)
+        # Each rule may shorten what the others found; a shorter length is a new question for them.
+        while length > 0:
+            for rule in self.rules:
+                length = rule.longest_match(self.pool, hashes, length)
+            if length == limit:
+                break
+            limit = length
+        if length == 0:
+            return nothing
+        num_tokens = length * self.block_size
+        return PrefixMatch(num_tokens, [self._cached(rule, hashes, length) for rule in self.rules])
+
+    def fits(self, request: Request, upto: int, match: PrefixMatch) -> bool:
+        """Whether a request that holds nothing could go on to position `upto` with what is free now."""
+        wanted = 0
+        for rule, matched in zip(self.rules, match.blocks, strict=True):
+            used = [b for b in matched if b != DUMMY_BLOCK]
+            wanted += rule.most_held(match.num_tokens, upto, self.step_tokens) - len(used)
+            # Matched blocks that are free leave the free list as well.
+            wanted += sum(self.pool.is_free(b) for b in used)
+        return wanted <= self.pool.num_free
+
+    def start(self, request: Request, match: PrefixMatch) -> list[BlockDelta]:
+        """Let a request that holds nothing begin from `match`."""
+        request.num_computed = match.num_tokens
+        request.num_published = match.num_tokens // self.block_size
+        request.blocks = [list(blocks) for blocks in match.blocks]
+        request.num_released = [rule.first_needed(match.num_tokens) for rule in self.rules]
+        deltas = []
+        for rule, blocks in zip(self.rules, request.blocks, strict=True):
+            self.pool.share(blocks)
+            deltas += [BlockDelta(rule.index, i, b) for i, b in enumerate(blocks) if b != DUMMY_BLOCK]
+        return deltas
+
+    def reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:
+        """Blocks for the positions below `upto`; what is new, or None (nothing taken) if out of them."""
+        num_blocks = ceil_div(upto, self.block_size)
+        missing = sum(max(0, num_blocks - len(blocks)) for blocks in request.blocks)
+        if missing == 0:
+            return []
+        if missing > self.pool.num_free:
+            return None
+        deltas = []
+        for rule, blocks in zip(self.rules, request.blocks, strict=True):
+            count = num_blocks - len(blocks)
+            if count > 0:
+                new = self.pool.allocate(count)
+                deltas += [
+                    BlockDelta(rule.index, i, b) for i, b in enumerate(new, start=len(blocks))
+                ]
+                blocks += new
+        return deltas
+
+    def commit(self, request: Request) -> None:
+        """After `num_computed` has grown: publish filled blocks, drop those no query will read."""
+        num_full = request.num_computed // self.block_size
+        if num_full > request.num_published:
+            if self.enable_prefix_caching:
+                extend_hashes(request, self.block_size)
+                for rule, blocks in zip(self.rules, request.blocks, strict=True):
+                    first = max(request.num_published, request.num_released[rule.index])
+                    for i in range(first, num_full):
+                        self.pool.publish(blocks[i], request.block_hashes[i], rule.index)
+            request.num_published = num_full
+            self._release_passed(request)
+
+    def release(self, request: Request) -> None:
+        """Give back all blocks: the last ones are reused first, since prefixes are what others share."""
+        for blocks in request.blocks:
+            self.pool.release(reversed(blocks))
+        request.blocks = []
+        request.num_released = []
+
+    def _release_passed(self, request: Request) -> None:
+        # Steps in flight start at num_computed or later, so they do not read what lies before the
+        # window of that position either.
+        for rule, blocks in zip(self.rules, request.blocks, strict=True):
+            first = rule.first_needed(request.num_computed)
+            passed = range(request.num_released[rule.index], min(first, len(blocks)))
+            if passed:
+                self.pool.release([blocks[i] for i in passed])
+                for i in passed:
+                    blocks[i] = DUMMY_BLOCK
+                request.num_released[rule.index] = passed.stop
+
+    def _cached(self, rule: GroupRule, hashes: Sequence[bytes], length: int) -> list[BlockId]:
+        first = rule.first_needed(length * self.block_size)
+        found = [self.pool.lookup(h, rule.index) for h in hashes[first:length]]
+        assert None not in found
+        return [DUMMY_BLOCK] * first + [b for b in found if b is not None]

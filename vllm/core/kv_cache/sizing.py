@@ -1,0 +1,128 @@
+"""From what the ranks measured to how much KV cache there is: once, at start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vllm.config.vllm import VllmConfig
+from vllm.core.kv_cache.manager import rule_of
+from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
+from vllm.errors import ConfigError
+from vllm.executor.base import WorkerFacts
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+GIB = 1 << 30
+# Cache beyond this many times what all max_num_seqs sequences need at full length would hold only
+# prefixes of requests long gone; untouched memory is better left to the operating system.
+PREFIX_RESERVE = 2
+
+
+def group_layers(specs: dict[str, AnySpec]) -> tuple[KVGroup, ...]:
+    """Layers of equal spec, cut into groups of one size so that they can share tensors.
+
+    The size is that of the smallest kind: a model with 4 full and 20 sliding layers gets one group
+    of full and five of sliding layers over 4 tensors.
+    """
+    kinds: dict[AnySpec, list[str]] = {}
+    for name, spec in specs.items():
+        kinds.setdefault(spec, []).append(name)
+    size = min(len(names) for names in kinds.values())
+    return tuple(
+        KVGroup(spec, tuple(names[i : i + size]))
+        for spec, names in kinds.items()
+        for i in range(0, len(names), size)
+    )
+
+
+def blocks_per_sequence(groups: Sequence[KVGroup], num_tokens: int, step_tokens: int) -> int:
+    """Blocks that one sequence of `num_tokens` holds at most, over all groups."""
+    rules = [rule_of(group, i) for i, group in enumerate(groups)]
+    return sum(rule.most_held(0, num_tokens, step_tokens) for rule in rules)
+
+
+def plan_kv_cache(config: VllmConfig, facts: Sequence[WorkerFacts]) -> KVCacheLayout:
+    """The layout that the least endowed rank can hold. Raises ConfigError if no sequence fits."""
+    groups = group_layers(facts[0].kv_specs)
+    bytes_per_block = KVCacheLayout(0, groups).bytes_per_block
+    step_tokens = config.scheduler.max_num_batched_tokens * config.scheduler.pipeline_depth
+    per_sequence = blocks_per_sequence(groups, config.model.max_model_len, step_tokens)
+    budget_bytes, reason = min(_budget(config, f) for f in facts)
+    if config.cache.num_blocks_override:
+        num_blocks = config.cache.num_blocks_override
+        reason = "--num-gpu-blocks-override"
+    else:
+        num_blocks = budget_bytes // bytes_per_block
+        enough = 1 + PREFIX_RESERVE * config.scheduler.max_num_seqs * per_sequence
+        if not config.cache.kv_cache_memory_bytes and num_blocks > enough:
+            num_blocks = enough
+            reason = f"{PREFIX_RESERVE} x max_num_seqs x max_model_len; memory would allow more"
+    if num_blocks - 1 < per_sequence:
+        raise _too_small(config, groups, num_blocks, bytes_per_block, step_tokens)
+    _explain(config, groups, num_blocks, bytes_per_block, reason)
+    return KVCacheLayout(num_blocks, groups)
+
+
+def _budget(config: VllmConfig, facts: WorkerFacts) -> tuple[int, str]:
+    if config.cache.kv_cache_memory_bytes:
+        return config.cache.kv_cache_memory_bytes, "asked for"
+    share = config.cache.gpu_memory_utilization
+    usable = int(share * (facts.free_bytes + facts.weight_bytes)) - facts.weight_bytes
+    budget = max(0, usable - facts.activation_bytes)
+    logger.info(
+        "Memory: %.2f GiB free of %.2f; %.0f %% of what was free before loading, less %.2f GiB of "
+        "weights and %.2f GiB for activations, leaves %.2f GiB for the KV cache",
+        facts.free_bytes / GIB,
+        facts.total_bytes / GIB,
+        100 * share,
+        facts.weight_bytes / GIB,
+        facts.activation_bytes / GIB,
+        budget / GIB,
+    )
+    return budget, f"gpu_memory_utilization {share:g}"
+
+
+def _too_small(
+    config: VllmConfig,
+    groups: Sequence[KVGroup],
+    num_blocks: int,
+    bytes_per_block: int,
+    step_tokens: int,
+) -> ConfigError:
+    """Say how much is missing, and the longest max_model_len that would fit."""
+    block_size = groups[0].spec.block_size
+    low, high = 0, config.model.max_model_len
+    while low < high:
+        middle = (low + high + 1) // 2
+        if blocks_per_sequence(groups, middle, step_tokens) <= num_blocks - 1:
+            low = middle
+        else:
+            high = middle - 1
+    needed = 1 + blocks_per_sequence(groups, config.model.max_model_len, step_tokens)
+    shorter = f", or set --max-model-len to at most {low}" if low >= block_size else ""
+    return ConfigError(
+        f"the KV cache has room for {num_blocks} blocks ({num_blocks * bytes_per_block / GIB:.3f} GiB), "
+        f"but one sequence of --max-model-len {config.model.max_model_len} needs {needed} "
+        f"({needed * bytes_per_block / GIB:.3f} GiB). Give it more memory (VLLM_CPU_KVCACHE_SPACE, "
+        f"--kv-cache-memory-bytes, --gpu-memory-utilization or --num-gpu-blocks-override){shorter}."
+    )
+
+
+def _explain(
+    config: VllmConfig, groups: Sequence[KVGroup], num_blocks: int, bytes_per_block: int, reason: str
+) -> None:
+    block_size = groups[0].spec.block_size
+    num_tokens = (num_blocks - 1) * block_size // len(groups)
+    logger.info(
+        "KV cache: %d blocks of %d tokens in %d group(s), %.3f GiB (%s): %d tokens, or %.1f sequences "
+        "of %d",
+        num_blocks,
+        block_size,
+        len(groups),
+        num_blocks * bytes_per_block / GIB,
+        reason,
+        num_tokens,
+        num_tokens / config.model.max_model_len,
+        config.model.max_model_len,
+    )

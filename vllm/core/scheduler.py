@@ -1,0 +1,379 @@
+"""Scheduler: decides, step by step, which tokens of which requests are computed.
+
+There are no phases: a request is behind by the tokens it knows and has not computed, be it a whole
+prompt or one drawn token, and a step computes some of them for as many requests as its token budget
+and the KV cache allow. It needs lengths only, so steps can be planned while others are in flight.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from vllm.config.vllm import VllmConfig
+from vllm.core.kv_cache.manager import BlockDelta, KVCacheManager
+from vllm.core.kv_cache.spec import KVCacheLayout
+from vllm.core.plan import Admission, LogprobArrays, StepPlan, StepResult
+from vllm.core.policy import POLICIES, WaitingQueue
+from vllm.core.request import Request, Status
+from vllm.engine.messages import EngineRequest, EngineStats, FinishReason, RequestUpdate
+
+
+class Row(NamedTuple):
+    """A planned row, kept until its step commits."""
+
+    request: Request
+    start: int
+    count: int
+    sample: bool
+
+
+class InflightStep(NamedTuple):
+    step: int
+    rows: list[Row]
+    submitted_s: float
+
+
+class PlanBuilder:
+    """The step being planned: its rows, deltas, and what is left of its token budget."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.rows: list[Row] = []
+        self.admissions: list[Admission] = []
+        self.block_slots: list[int] = []
+        self.blocks: list[BlockDelta] = []
+        self.num_partial = 0  # prompts that this and earlier steps leave unfinished
+        self.num_long_partial = 0
+
+    def add_blocks(self, slot: int, deltas: list[BlockDelta]) -> None:
+        self.block_slots.extend([slot] * len(deltas))
+        self.blocks.extend(deltas)
+
+    def add_row(self, request: Request, count: int) -> None:
+        start = request.num_planned
+        known = request.num_tokens + request.num_pending
+        row = Row(request, start, count, sample=start + count == known)
+        self.rows.append(row)
+        self.budget -= count
+        request.num_inflight += count
+        request.num_pending += row.sample
+
+    def build(self, step: int, releases: list[int]) -> StepPlan:
+        blocks = np.empty((len(self.blocks), 4), np.int32)
+        if self.blocks:
+            blocks[:, 0] = self.block_slots
+            blocks[:, 1:] = self.blocks
+        return StepPlan(
+            step=step,
+            slots=np.array([row.request.slot for row in self.rows], np.int32),
+            starts=np.array([row.start for row in self.rows], np.int32),
+            counts=np.array([row.count for row in self.rows], np.int32),
+            samples=np.array([row.sample for row in self.rows], np.bool_),
+            releases=np.array(releases, np.int32),
+            admissions=tuple(self.admissions),
+            blocks=blocks,
+        )
+
+
+class Scheduler:
+    """Owner of all requests and of the KV cache's bookkeeping."""
+
+    def __init__(self, config: VllmConfig, layout: KVCacheLayout) -> None:
+        self.config = config.scheduler
+        self.max_model_len = config.model.max_model_len
+        self.eos_token_ids = config.model.eos_token_ids
+        self.kv = KVCacheManager(
+            layout,
+            config.cache.enable_prefix_caching,
+            step_tokens=self.config.max_num_batched_tokens * self.config.pipeline_depth,
+        )
+        self.order_of = POLICIES[self.config.policy]
+        self.requests: dict[str, Request] = {}
+        self.waiting = WaitingQueue()
+        self.running: list[Request] = []  # in policy order
+        self.draining: dict[str, Request] = {}  # preempted, steps still in flight
+        self.inflight: deque[InflightStep] = deque()
+        self.free_slots = list(range(self.config.max_num_seqs, 0, -1))  # 0 is the dummy row's
+        self.released_slots: list[int] = []  # to tell the ranks in the next plan
+        self.updates: list[RequestUpdate] = []  # not of a step: aborts
+        self.num_arrivals = 0
+        self.num_steps = 0
+        self.stats = EngineStats(num_blocks=layout.num_blocks)
+
+    # -- requests come and go ---------------------------------------------------------------------
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, source: EngineRequest) -> None:
+        """Queue a request that the Processor has checked."""
+        assert source.request_id not in self.requests, f"request id {source.request_id} is in use"
+        self.num_arrivals += 1
+        order = self.order_of(source, self.num_arrivals)
+        request = Request(source, order, self.eos_token_ids, self.max_model_len)
+        assert 0 < request.num_tokens < self.max_model_len, (request.id, request.num_tokens)
+        self.requests[request.id] = request
+        self.waiting.push(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request wherever it is; unknown ids have ended already."""
+        request = self.requests.get(request_id)
+        if request is not None and not request.is_finished:
+            self._finish(request, FinishReason.ABORT)
+            self.updates.append(RequestUpdate(request_id, [], finish_reason=FinishReason.ABORT))
+
+    def take_updates(self) -> list[RequestUpdate]:
+        updates, self.updates = self.updates, []
+        return updates
+
+    # -- planning ---------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step; None when nothing can run before a step in flight commits."""
+        builder = PlanBuilder(self.config.max_num_batched_tokens)
+        if self._plan_running(builder) and not self.draining:
+            self._plan_waiting(builder)
+        if not builder.rows:
+            return None
+        self.num_steps += 1
+        plan = builder.build(self.num_steps, self.released_slots)
+        self.released_slots = []
+        self.inflight.append(InflightStep(self.num_steps, builder.rows, time.monotonic()))
+        return plan
+
+    def _plan_running(self, builder: PlanBuilder) -> bool:
+        """Rows for requests that hold a slot, first in order first; False after a shortage of blocks."""
+        enough = True
+        index = 0
+        while index < len(self.running) and builder.budget > 0:
+            request = self.running[index]
+            index += 1
+            count = self._chunk(request, builder)
+            if count == 0:
+                continue
+            deltas = self._reserve(request, request.num_planned + count)
+            if deltas is None:
+                enough = False
+                continue
+            self._count_partial(request, count, builder)
+            builder.add_blocks(request.slot, deltas)
+            builder.add_row(request, count)
+        return enough
+
+    def _reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:
+        """Blocks for a running request, taken from requests after it in order if need be."""
+        while (deltas := self.kv.reserve(request, upto)) is None:
+            if self.draining:
+                return None  # blocks are on their way: taking more requests out would be too much
+            victim = self.running.pop()  # none after `request` has a row in the step being planned
+            self._preempt(victim)
+            if victim is request:
+                return None
+        return deltas
+
+    def _plan_waiting(self, builder: PlanBuilder) -> None:
+        """Admit waiting requests in order while budget, slots and blocks last."""
+        passed_over: list[Request] = []
+        while builder.budget > 0 and self.free_slots:
+            request = self.waiting.peek()
+            if request is None:
+                break
+            match = self.kv.match(request)
+            rest = request.num_tokens - match.num_tokens
+            count = self._limit(rest, builder)
+            if count == 0 or (
+                count < rest and builder.num_partial >= self.config.max_num_partial_prefills
+            ):
+                break
+            if self._is_long(rest) and (
+                builder.num_long_partial >= self.config.max_long_partial_prefills
+            ):
+                # Shorter prompts may overtake it; it keeps its place for the next step.
+                passed_over.append(self.waiting.pop())
+                continue
+            if not self.kv.fits(request, request.num_tokens, match):
+                break
+            self.waiting.pop()
+            self._admit(request, builder)
+            builder.add_blocks(request.slot, self.kv.start(request, match))
+            if request.num_output_tokens == 0:
+                request.num_cached_tokens = match.num_tokens
+            if self.kv.enable_prefix_caching:
+                self.stats.prefix_queries += request.num_tokens
+                self.stats.prefix_hits += match.num_tokens
+            deltas = self.kv.reserve(request, match.num_tokens + count)
+            assert deltas is not None, "fits() promised these blocks"
+            builder.add_blocks(request.slot, deltas)
+            self._count_partial(request, count, builder)
+            builder.add_row(request, count)
+        for request in passed_over:
+            self.waiting.push(request)
+
+    def _chunk(self, request: Request, builder: PlanBuilder) -> int:
+        """Tokens of a running request to compute in this step."""
+        behind = request.num_schedulable()
+        return behind if behind <= 1 else self._limit(behind, builder)
+
+    def _limit(self, behind: int, builder: PlanBuilder) -> int:
+        if not self.config.enable_chunked_prefill:
+            return behind if behind <= builder.budget else 0
+        threshold = self.config.long_prefill_token_threshold
+        return min(behind, builder.budget, threshold or behind)
+
+    def _is_long(self, behind: int) -> bool:
+        return 0 < self.config.long_prefill_token_threshold < behind
+
+    def _count_partial(self, request: Request, count: int, builder: PlanBuilder) -> None:
+        behind = request.num_tokens - request.num_planned
+        builder.num_partial += count < behind
+        builder.num_long_partial += self._is_long(behind)
+
+    def _admit(self, request: Request, builder: PlanBuilder) -> None:
+        request.status = Status.RUNNING
+        request.slot = self.free_slots.pop()
+        if not request.queue_s:
+            request.queue_s = max(1e-9, time.time() - request.source.arrival_time_s)
+        bisect.insort(self.running, request, key=lambda r: r.order)
+        builder.admissions.append(
+            Admission(
+                slot=request.slot,
+                request_id=request.id,
+                token_ids=request.tokens.view().copy(),
+                num_prompt_tokens=request.num_prompt_tokens,
+                params=request.params,
+            )
+        )
+
+    def _preempt(self, request: Request) -> None:
+        """Take a running request's blocks away: now, or when its steps in flight have committed."""
+        self.stats.num_preemptions += 1
+        request.status = Status.DRAINING
+        self.draining[request.id] = request
+        self._settle(request)
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def commit(self, plan: StepPlan, result: StepResult) -> list[RequestUpdate]:
+        """Apply the results of the oldest step in flight."""
+        inflight = self.inflight.popleft()
+        assert inflight.step == plan.step == result.step, (inflight.step, plan.step, result.step)
+        updates = self.take_updates()
+        prompt_logprobs = {p.row: p.values for p in result.prompt_logprobs}
+        drawn = 0
+        token_ids = result.token_ids.tolist()
+        for index, row in enumerate(inflight.rows):
+            request = row.request
+            request.num_inflight -= row.count
+            request.num_computed += row.count
+            token_id = None
+            if row.sample:
+                request.num_pending -= 1
+                token_id = token_ids[drawn]
+            if not request.is_finished:
+                update = self._advance(request, token_id)
+                update.prompt_logprobs = prompt_logprobs.get(index)
+                if token_id is not None and result.logprobs is not None:
+                    update.logprobs = _pick(result.logprobs, drawn, request)
+                if update.token_ids or update.prompt_logprobs is not None:
+                    updates.append(update)
+            drawn += row.sample
+            if request.status is not Status.RUNNING:
+                self._settle(request)
+        self._count_step(plan, inflight)
+        return updates
+
+    def _advance(self, request: Request, token_id: int | None) -> RequestUpdate:
+        """Publish what is computed and take over a drawn token, which may end the request."""
+        if token_id is None:
+            self.kv.commit(request)
+            return RequestUpdate(request.id, [])
+        request.tokens.append(token_id)
+        self.kv.commit(request)
+        update = RequestUpdate(request.id, [token_id])
+        if request.num_output_tokens == 1:
+            update.num_cached_tokens = request.num_cached_tokens
+            update.queue_s = request.queue_s
+        if (
+            token_id in request.stop_token_ids
+            and request.num_output_tokens >= request.params.min_tokens
+        ):
+            update.finish_reason = FinishReason.STOP
+            if request.params.ignore_eos or token_id not in self.eos_token_ids:
+                update.stop_reason = token_id
+        elif request.num_tokens >= request.max_total_tokens:
+            update.finish_reason = FinishReason.LENGTH
+        if update.finish_reason is not None:
+            self._finish(request, update.finish_reason)
+        return update
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        request.finish_reason = reason
+        del self.requests[request.id]
+        if request.status is Status.WAITING:
+            request.status = Status.FINISHED
+            self.waiting.discard()
+            return
+        if request.status is Status.DRAINING:
+            del self.draining[request.id]
+        else:
+            self.running.remove(request)
+        request.status = Status.FINISHED
+        self.draining[request.id] = request
+        self._settle(request)
+
+    def _settle(self, request: Request) -> None:
+        """Free what a request that left the running ones holds, once no step in flight uses it."""
+        if request.num_inflight:
+            return
+        self.draining.pop(request.id, None)
+        self.kv.release(request)
+        self.free_slots.append(request.slot)
+        self.released_slots.append(request.slot)
+        if request.status is Status.DRAINING:
+            request.reset_for_recompute()
+            self.waiting.push(request)
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    def _count_step(self, plan: StepPlan, inflight: InflightStep) -> None:
+        stats = self.stats
+        stats.num_steps += 1
+        num_drawn = int(plan.samples.sum())
+        stats.num_generation_tokens += num_drawn
+        stats.num_prompt_tokens += plan.num_tokens - num_drawn
+        stats.step_s = time.monotonic() - inflight.submitted_s
+
+    def snapshot(self) -> EngineStats:
+        self.stats.num_running = len(self.running)
+        self.stats.num_waiting = len(self.waiting)
+        self.stats.kv_usage = self.kv.pool.usage
+        self.stats.num_cached_blocks = self.kv.pool.num_known
+        return self.stats
+
+    def check_idle(self) -> None:
+        """Integrity of an idle scheduler: everything handed out has come back."""
+        if self.requests or self.inflight:
+            return
+        pool = self.kv.pool
+        assert pool.num_free == pool.num_blocks - 1, f"{pool.num_blocks - 1 - pool.num_free} blocks leaked"
+        assert len(self.free_slots) == self.config.max_num_seqs, "slots leaked"
+        assert not self.running and not self.draining and not len(self.waiting)
+
+
+def _pick(logprobs: LogprobArrays, index: int, request: Request) -> LogprobArrays | None:
+    """The entry of one drawn token, with as many alternatives as its request wants."""
+    wanted = request.params.logprobs
+    if wanted is None:
+        return None
+    columns = logprobs.token_ids.shape[1] if wanted < 0 else 1 + wanted
+    return LogprobArrays(
+        token_ids=logprobs.token_ids[index : index + 1, :columns],
+        logprobs=logprobs.logprobs[index : index + 1, :columns],
+        ranks=logprobs.ranks[index : index + 1],
+    )
