@@ -1,0 +1,119 @@
+"""How a step is cut into launches of the model: the one policy a device brings along."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm.core.plan import Int32Array, StepPlan
+
+
+class Phase(enum.IntEnum):
+    MIXED = 0  # rows of any length
+    PREFILL = 1
+    DECODE = 2  # every row has one token
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ShapeKey:
+    """Shape of one launch: key of the graph table, unit of warm-up, name in logs."""
+
+    phase: Phase
+    rows: int
+    query_len: int  # tokens of the longest row; of every row on static-shape platforms
+    kv_blocks: int  # blocks of the first KV group that the launch can look at
+
+    def __str__(self) -> str:
+        return f"{self.phase.name.lower()}[{self.rows}x{self.query_len}, {self.kv_blocks} blocks]"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One call of the model over R rows and T flat tokens. Host arrays, not written after creation.
+
+    Token t belongs to launch row token_rows_np[t], hence to slot slots_np[token_rows_np[t]], and has
+    position positions_np[t] in its request. The tokens of row r are
+    [query_start_np[r], query_start_np[r + 1]), in order of position.
+    """
+
+    key: ShapeKey
+    plan_rows_np: Int32Array  # [R] row of the StepPlan that each launch row is
+    slots_np: Int32Array  # [R]
+    starts_np: Int32Array  # [R] position of a row's first token
+    counts_np: Int32Array  # [R] tokens of a row
+    query_start_np: Int32Array  # [R + 1]
+    positions_np: Int32Array  # [T]
+    token_rows_np: Int32Array  # [T]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.slots_np)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.positions_np)
+
+
+def make_launch(
+    slots: Int32Array,
+    starts: Int32Array,
+    counts: Int32Array,
+    block_size: int,
+    plan_rows: Int32Array | None = None,
+) -> Launch:
+    """The launch of these rows, unpadded. `plan_rows` defaults to 0..R-1."""
+    num_rows = len(slots)
+    row_ids = np.arange(num_rows, dtype=np.int32)
+    query_start = np.zeros(num_rows + 1, np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    num_tokens = int(query_start[-1])
+    longest = int(counts.max())
+    if longest == 1 and num_tokens == num_rows:
+        phase, token_rows, positions = Phase.DECODE, row_ids, starts
+    else:
+        phase = Phase.MIXED
+        token_rows = np.repeat(row_ids, counts)
+        positions = np.arange(num_tokens, dtype=np.int32)
+        positions += np.repeat(starts - query_start[:-1], counts)
+    kv_blocks = int(((starts + (counts + block_size - 1)) // block_size).sum())
+    return Launch(
+        key=ShapeKey(phase, num_rows, longest, kv_blocks),
+        plan_rows_np=row_ids if plan_rows is None else plan_rows,
+        slots_np=slots,
+        starts_np=starts,
+        counts_np=counts,
+        query_start_np=query_start,
+        positions_np=positions,
+        token_rows_np=token_rows,
+    )
+
+
+class Planner(ABC):
+    """Cuts steps into launches. The scheduler asks `cost`, the runner `split`."""
+
+    @abstractmethod
+    def split(self, plan: StepPlan) -> Sequence[Launch]:
+        """Launches that together hold every row of the plan once; none for a plan without rows."""
+
+    @abstractmethod
+    def cost(self, counts: Int32Array) -> int:
+        """Tokens the device would compute, padding included, for rows of `counts` tokens."""
+
+
+class UnifiedPlanner(Planner):
+    """One mixed launch of the exact shape, for devices that take any shape."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+
+    def split(self, plan: StepPlan) -> Sequence[Launch]:
+        if plan.num_rows == 0:
+            return ()
+        return (make_launch(plan.slots, plan.starts, plan.counts, self.block_size),)
+
+    def cost(self, counts: Int32Array) -> int:
+        return int(counts.sum())

@@ -1,0 +1,141 @@
+"""Slots: what the device knows of every running request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm.core.plan import Admission, Int32Array, StepPlan
+from vllm.ops.registry import Ops
+from vllm.platforms.base import Device
+from vllm.sample.state import SamplingState
+
+DUMMY_SLOT = 0  # padding and warm-up rows; its block table names the dummy block only
+
+_NOT_WANTED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsShape:
+    """Sizes that do not change while the engine runs."""
+
+    max_num_seqs: int
+    max_model_len: int
+    pipeline_depth: int
+    vocab_size: int
+    block_sizes: tuple[int, ...]  # tokens per block, by KV group
+
+    @property
+    def num_slots(self) -> int:
+        return self.max_num_seqs + 1
+
+    @property
+    def max_tokens(self) -> int:
+        """Columns of the token table: steps in flight may draw past the end of a request."""
+        return self.max_model_len + self.pipeline_depth + 1
+
+
+class BlockTable:
+    """Block ids of every slot for one KV group: a host array and its device twin."""
+
+    def __init__(self, num_slots: int, max_blocks: int, device: Device) -> None:
+        self.host = np.zeros((num_slots, max_blocks), np.int32)
+        self.tensor = device.upload(self.host)
+        self._device = device
+        # On devices that compute in host memory an upload can be a view; writing twice is then moot.
+        self._shared = self.tensor.data_ptr() == self.host.ctypes.data
+
+    def put(self, slots: Int32Array, columns: Int32Array, block_ids: Int32Array) -> None:
+        """Write block_ids[i] at [slots[i], columns[i]]."""
+        self.host[slots, columns] = block_ids
+        if not self._shared:
+            upload = self._device.upload
+            where = (upload(slots).long(), upload(columns).long())
+            self.tensor.index_put_(where, upload(block_ids))
+
+
+class Slots:
+    """Device truth of running requests, one slot each; owned by the runner.
+
+    Changed by `apply` (deltas of a plan) and by `write_drawn` (sampled tokens) and by nothing else.
+    """
+
+    def __init__(self, shape: SlotsShape, device: Device, ops: Ops) -> None:
+        self.shape = shape
+        self.device = device
+        num_slots, max_tokens = shape.num_slots, shape.max_tokens
+        torch_device = device.torch_device
+        self.tokens = torch.zeros((num_slots, max_tokens), dtype=torch.int32, device=torch_device)
+        self._flat_tokens = self.tokens.view(-1)
+        self._tables = [
+            BlockTable(num_slots, -(-max_tokens // block_size), device)
+            for block_size in shape.block_sizes
+        ]
+        self.sampling = SamplingState(num_slots, shape.vocab_size, max_tokens, torch_device, ops)
+        self.num_prompt_tokens_np = np.zeros(num_slots, np.int32)
+        self.prompt_logprobs_np = np.full(num_slots, _NOT_WANTED, np.int32)  # k, per slot
+
+    @property
+    def block_tables(self) -> Sequence[Tensor]:
+        """By KV group: [num_slots, max_blocks] int32 on the device."""
+        return [table.tensor for table in self._tables]
+
+    @property
+    def block_tables_np(self) -> Sequence[Int32Array]:
+        """By KV group: the host twin of the device table, to read only."""
+        return [table.host for table in self._tables]
+
+    def apply(self, plan: StepPlan) -> None:
+        """Releases, admissions and block deltas of a plan; its rows change nothing here."""
+        for slot in plan.releases.tolist():
+            self._release(slot)
+        for admission in plan.admissions:
+            self._admit(admission)
+        if len(plan.blocks):
+            self._put_blocks(plan.blocks)
+
+    def _release(self, slot: int) -> None:
+        self.sampling.release(slot)
+        self.prompt_logprobs_np[slot] = _NOT_WANTED
+
+    def _admit(self, admission: Admission) -> None:
+        slot, params, token_ids = admission.slot, admission.params, admission.token_ids
+        assert DUMMY_SLOT < slot < self.shape.num_slots, slot
+        assert 0 < len(token_ids) <= self.shape.max_tokens, (admission.request_id, len(token_ids))
+        self.device.upload(token_ids, self.tokens[slot])
+        self.num_prompt_tokens_np[slot] = admission.num_prompt_tokens
+        k = params.prompt_logprobs
+        if k is not None:
+            self.prompt_logprobs_np[slot] = k if k >= 0 else self.shape.vocab_size
+        self.sampling.admit(slot, params, admission.num_prompt_tokens)
+
+    def _put_blocks(self, blocks: Int32Array) -> None:
+        if len(self._tables) == 1:
+            self._tables[0].put(blocks[:, 0], blocks[:, 2], blocks[:, 3])
+            return
+        for group, table in enumerate(self._tables):
+            slots, _, columns, block_ids = blocks[blocks[:, 1] == group].T
+            if len(slots):
+                table.put(slots, columns, block_ids)
+
+    def flat_index(self, slots: Int32Array, positions: Int32Array) -> Tensor:
+        """Where the tokens at (slot, position) lie in the flattened token table: int64 [T]."""
+        index = slots * np.int64(self.shape.max_tokens) + positions
+        return self.device.upload(index)
+
+    def read(self, index: Tensor) -> Tensor:
+        """Token ids at `flat_index` entries: int32 [T]. Sees the tokens of steps still in flight."""
+        return self._flat_tokens.index_select(0, index)
+
+    def write_drawn(self, slots: Int32Array, positions: Int32Array, token_ids: Tensor) -> None:
+        """Put freshly drawn token_ids, int32 [S], at (slots, positions)."""
+        self._flat_tokens.index_copy_(0, self.flat_index(slots, positions), token_ids)
+
+    def wants_prompt_logprobs(self, slots: Int32Array) -> np.ndarray:
+        """[R] bool: rows whose request asked for prompt log-probabilities."""
+        wanted: np.ndarray = self.prompt_logprobs_np[slots] != _NOT_WANTED
+        return wanted
