@@ -66,6 +66,7 @@ class Request:
         "num_computed",
         "num_inflight",
         "num_pending",
+        "num_prompt_logprobs",
         "num_prompt_tokens",
         "num_published",
         "num_released",
@@ -80,7 +81,11 @@ class Request:
     )
 
     def __init__(
-        self, source: EngineRequest, order: tuple[float, ...], eos_token_ids: frozenset[int], max_len: int
+        self,
+        source: EngineRequest,
+        order: tuple[float, ...],
+        eos_token_ids: frozenset[int],
+        max_len: int,
     ) -> None:
         self.source = source
         self.id = source.request_id
@@ -101,6 +106,7 @@ class Request:
         self.num_inflight = 0
         self.num_pending = 0
         self.num_cached_tokens = 0
+        self.num_prompt_logprobs = 1  # next prompt position to report; the first token has none
         # The KV-cache manager's, per KV group: block ids by position in the sequence (0 where the
         # sliding window has passed), how many lead blocks it has passed; and, for all groups, the
         # hashes of full blocks and how many of them are published to the prefix cache.

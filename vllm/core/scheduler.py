@@ -8,19 +8,22 @@ and the KV cache allow. It needs lengths only, so steps can be planned while oth
 from __future__ import annotations
 
 import bisect
+import copy
 import time
 from collections import deque
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.manager import BlockDelta, KVCacheManager
 from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import Admission, LogprobArrays, StepPlan, StepResult
+from vllm.core.plan import Admission, LogprobArrays, PromptLogprobs, StepPlan, StepResult
 from vllm.core.policy import POLICIES, WaitingQueue
 from vllm.core.request import Request, Status
 from vllm.engine.messages import EngineRequest, EngineStats, FinishReason, RequestUpdate
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
 
 
 class Row(NamedTuple):
@@ -96,7 +99,8 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.waiting = WaitingQueue()
         self.running: list[Request] = []  # in policy order
-        self.draining: dict[str, Request] = {}  # preempted, steps still in flight
+        # No longer running, but held by steps in flight: preempted or finished ones.
+        self.draining: set[Request] = set()
         self.inflight: deque[InflightStep] = deque()
         self.free_slots = list(range(self.config.max_num_seqs, 0, -1))  # 0 is the dummy row's
         self.released_slots: list[int] = []  # to tell the ranks in the next plan
@@ -137,7 +141,9 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None when nothing can run before a step in flight commits."""
         builder = PlanBuilder(self.config.max_num_batched_tokens)
-        if self._plan_running(builder) and not self.draining:
+        enough = self._plan_running(builder)
+        # A preempted request that still drains comes before any that waits.
+        if enough and all(request.is_finished for request in self.draining):
             self._plan_waiting(builder)
         if not builder.rows:
             return None
@@ -254,7 +260,7 @@ class Scheduler:
         """Take a running request's blocks away: now, or when its steps in flight have committed."""
         self.stats.num_preemptions += 1
         request.status = Status.DRAINING
-        self.draining[request.id] = request
+        self.draining.add(request)
         self._settle(request)
 
     # -- results ----------------------------------------------------------------------------------
@@ -264,7 +270,7 @@ class Scheduler:
         inflight = self.inflight.popleft()
         assert inflight.step == plan.step == result.step, (inflight.step, plan.step, result.step)
         updates = self.take_updates()
-        prompt_logprobs = {p.row: p.values for p in result.prompt_logprobs}
+        prompt_logprobs = {p.row: p for p in result.prompt_logprobs}
         drawn = 0
         token_ids = result.token_ids.tolist()
         for index, row in enumerate(inflight.rows):
@@ -277,13 +283,14 @@ class Scheduler:
                 token_id = token_ids[drawn]
             if not request.is_finished:
                 update = self._advance(request, token_id)
-                update.prompt_logprobs = prompt_logprobs.get(index)
+                if index in prompt_logprobs:
+                    update.prompt_logprobs = _unseen(prompt_logprobs[index], request)
                 if token_id is not None and result.logprobs is not None:
                     update.logprobs = _pick(result.logprobs, drawn, request)
                 if update.token_ids or update.prompt_logprobs is not None:
                     updates.append(update)
             drawn += row.sample
-            if request.status is not Status.RUNNING:
+            if request in self.draining:
                 self._settle(request)
         self._count_step(plan, inflight)
         return updates
@@ -319,19 +326,17 @@ class Scheduler:
             request.status = Status.FINISHED
             self.waiting.discard()
             return
-        if request.status is Status.DRAINING:
-            del self.draining[request.id]
-        else:
+        if request.status is Status.RUNNING:
             self.running.remove(request)
         request.status = Status.FINISHED
-        self.draining[request.id] = request
+        self.draining.add(request)
         self._settle(request)
 
     def _settle(self, request: Request) -> None:
         """Free what a request that left the running ones holds, once no step in flight uses it."""
         if request.num_inflight:
             return
-        self.draining.pop(request.id, None)
+        self.draining.remove(request)
         self.kv.release(request)
         self.free_slots.append(request.slot)
         self.released_slots.append(request.slot)
@@ -354,14 +359,16 @@ class Scheduler:
         self.stats.num_waiting = len(self.waiting)
         self.stats.kv_usage = self.kv.pool.usage
         self.stats.num_cached_blocks = self.kv.pool.num_known
-        return self.stats
+        return copy.copy(self.stats)
 
     def check_idle(self) -> None:
         """Integrity of an idle scheduler: everything handed out has come back."""
         if self.requests or self.inflight:
             return
         pool = self.kv.pool
-        assert pool.num_free == pool.num_blocks - 1, f"{pool.num_blocks - 1 - pool.num_free} blocks leaked"
+        assert pool.num_free == pool.num_blocks - 1, (
+            f"{pool.num_blocks - 1 - pool.num_free} blocks leaked"
+        )
         assert len(self.free_slots) == self.config.max_num_seqs, "slots leaked"
         assert not self.running and not self.draining and not len(self.waiting)
 
@@ -377,3 +384,15 @@ def _pick(logprobs: LogprobArrays, index: int, request: Request) -> LogprobArray
         logprobs=logprobs.logprobs[index : index + 1, :columns],
         ranks=logprobs.ranks[index : index + 1],
     )
+
+
+def _unseen(part: PromptLogprobs, request: Request) -> LogprobArrays | None:
+    """What `part` adds to the prompt log-probabilities sent so far; a recomputed prompt repeats some."""
+    skip = request.num_prompt_logprobs - part.start
+    assert skip >= 0, (request.id, part.start, request.num_prompt_logprobs)
+    values = part.values
+    count = len(values.ranks) - skip
+    if count <= 0:
+        return None
+    request.num_prompt_logprobs += count
+    return LogprobArrays(values.token_ids[skip:], values.logprobs[skip:], values.ranks[skip:])

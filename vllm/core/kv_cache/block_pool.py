@@ -109,7 +109,9 @@ class BlockPool:
         assert DUMMY_BLOCK not in self._free and self._references[DUMMY_BLOCK] == 0
         for group, known in enumerate(self._known):
             for content, block in known.items():
-                assert self._content[block] == (group, content), f"block {block} holds something else"
+                assert self._content[block] == (group, content), (
+                    f"block {block} holds something else"
+                )
         assert sum(c is not None for c in self._content) == self.num_known
 
     def _forget(self, block: BlockId) -> None:

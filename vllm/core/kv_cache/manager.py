@@ -165,7 +165,9 @@ class KVCacheManager:
         deltas = []
         for rule, blocks in zip(self.rules, request.blocks, strict=True):
             self.pool.share(blocks)
-            deltas += [BlockDelta(rule.index, i, b) for i, b in enumerate(blocks) if b != DUMMY_BLOCK]
+            deltas += [
+                BlockDelta(rule.index, i, b) for i, b in enumerate(blocks) if b != DUMMY_BLOCK
+            ]
         return deltas
 
     def reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:

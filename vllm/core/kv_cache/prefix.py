@@ -19,7 +19,9 @@ def root_hash(request: Request) -> bytes:
     Requests with different salts never share blocks. LoRA names and image hashes join here.
     """
     salt = request.source.cache_salt
-    return blake2b(b"" if salt is None else b"salt:" + salt.encode(), digest_size=DIGEST_BYTES).digest()
+    return blake2b(
+        b"" if salt is None else b"salt:" + salt.encode(), digest_size=DIGEST_BYTES
+    ).digest()
 
 
 def extend_hashes(request: Request, block_size: int) -> None:

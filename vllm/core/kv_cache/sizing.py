@@ -110,7 +110,11 @@ def _too_small(
 
 
 def _explain(
-    config: VllmConfig, groups: Sequence[KVGroup], num_blocks: int, bytes_per_block: int, reason: str
+    config: VllmConfig,
+    groups: Sequence[KVGroup],
+    num_blocks: int,
+    bytes_per_block: int,
+    reason: str,
 ) -> None:
     block_size = groups[0].spec.block_size
     num_tokens = (num_blocks - 1) * block_size // len(groups)

@@ -27,7 +27,12 @@ class FullAttention(KVCacheSpec, frozen=True):
     dtype_bytes: int
 
     def bytes_per_block(self) -> int:
-        return self.block_size * self.num_kv_heads * (self.head_dim + self.value_dim) * self.dtype_bytes
+        return (
+            self.block_size
+            * self.num_kv_heads
+            * (self.head_dim + self.value_dim)
+            * self.dtype_bytes
+        )
 
 
 class SlidingWindow(FullAttention, frozen=True):

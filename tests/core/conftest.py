@@ -1,0 +1,108 @@
+"""Builders for scheduler tests."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+from tests.core.device_model import DeviceModel, next_token
+from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
+from vllm.core.plan import StepPlan, StepResult
+from vllm.core.scheduler import Scheduler
+from vllm.engine.messages import EngineRequest, FinishReason, RequestUpdate
+from vllm.sampling_params import SamplingParams
+
+BLOCK = 4
+
+
+def layout(num_blocks: int = 64, window: int | None = None, hybrid: bool = False) -> KVCacheLayout:
+    sizes: dict[str, int] = dict(block_size=BLOCK, num_kv_heads=1, head_dim=8, value_dim=8, dtype_bytes=4)
+    groups = []
+    if window is None or hybrid:
+        groups.append(KVGroup(FullAttention(**sizes), ("full",)))
+    if window is not None:
+        groups.append(KVGroup(SlidingWindow(**sizes, window_tokens=window), ("sliding",)))
+    return KVCacheLayout(num_blocks, tuple(groups))
+
+
+def make_config(**changes: Any) -> Any:
+    """Only what a scheduler reads of a VllmConfig."""
+    scheduler = dict(
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        enable_chunked_prefill=True,
+        policy="fcfs",
+        pipeline_depth=1,
+        long_prefill_token_threshold=0,
+        max_num_partial_prefills=1,
+        max_long_partial_prefills=1,
+    )
+    enable_prefix_caching = changes.pop("enable_prefix_caching", True)
+    max_model_len = changes.pop("max_model_len", 128)
+    eos = changes.pop("eos_token_ids", frozenset())
+    scheduler.update(changes)
+    return SimpleNamespace(
+        scheduler=SimpleNamespace(**scheduler),
+        cache=SimpleNamespace(enable_prefix_caching=enable_prefix_caching),
+        model=SimpleNamespace(max_model_len=max_model_len, eos_token_ids=eos),
+    )
+
+
+class Engine:
+    """A scheduler and a device model, `pipeline_depth` steps apart."""
+
+    def __init__(self, kv: KVCacheLayout | None = None, **changes: Any) -> None:
+        self.config = make_config(**changes)
+        self.layout = kv or layout()
+        self.scheduler = Scheduler(self.config, self.layout)
+        self.device = DeviceModel(self.layout, self.config.model.max_model_len)
+        self.inflight: deque[tuple[StepPlan, StepResult]] = deque()
+        self.outputs: dict[str, list[int]] = {}
+        self.reasons: dict[str, FinishReason] = {}
+        self.plans: list[StepPlan] = []
+
+    def add(self, request_id: str, prompt: list[int], priority: int = 0, **params: Any) -> None:
+        params.setdefault("max_tokens", 8)
+        params.setdefault("seed", 0)
+        salt = params.pop("cache_salt", None)
+        source = EngineRequest(request_id, prompt, SamplingParams(**params), 0.0, priority, salt)
+        self.scheduler.add(source)
+        self.outputs[request_id] = []
+
+    def step(self) -> list[RequestUpdate]:
+        depth = self.config.scheduler.pipeline_depth
+        while len(self.inflight) < depth and (plan := self.scheduler.schedule()):
+            self.plans.append(plan)
+            assert plan.num_tokens <= self.config.scheduler.max_num_batched_tokens
+            # The device runs ahead of the host: it has executed before the host looks at results.
+            self.inflight.append((plan, self.device.execute(plan)))
+        if self.inflight:
+            updates = self.scheduler.commit(*self.inflight.popleft())
+        else:
+            updates = self.scheduler.take_updates()
+            assert updates or not self.scheduler.has_requests, "stuck"
+        for update in updates:
+            self.outputs[update.request_id] += update.token_ids
+            if update.finish_reason is not None:
+                assert update.request_id not in self.reasons, "finished twice"
+                self.reasons[update.request_id] = update.finish_reason
+        self.scheduler.kv.pool.check()
+        return updates
+
+    def run(self) -> None:
+        for _ in range(10_000):
+            if not (self.scheduler.has_requests or self.inflight or self.scheduler.updates):
+                break
+            self.step()
+        self.scheduler.check_idle()
+        assert self.scheduler.kv.pool.num_free == self.layout.num_blocks - 1
+
+
+def expected(prompt: list[int], count: int, seed: int = 0, stops: frozenset[int] = frozenset()) -> list[int]:
+    row = list(prompt)
+    for _ in range(count):
+        row.append(next_token(tuple(row), seed))
+        if row[-1] in stops:
+            break
+    return row[len(prompt) :]

@@ -1,0 +1,80 @@
+"""A model of the device: executes plans on symbolic keys and values, and checks every read.
+
+A cache entry holds the prefix it was computed from, so a row that reads a block which was freed,
+reused or shared wrongly is caught at the position where it happens.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from vllm.core.kv_cache.spec import KVCacheLayout
+from vllm.core.plan import StepPlan, StepResult
+
+VOCAB = 50
+
+
+def next_token(prefix: tuple[int, ...], seed: int) -> int:
+    """The model's "weights": a fixed function of everything before."""
+    return zlib.crc32(np.array((seed, *prefix), np.int32).tobytes()) % VOCAB
+
+
+class DeviceModel:
+    """Executes plans in the order they are submitted, as a rank does."""
+
+    def __init__(self, layout: KVCacheLayout, max_len: int) -> None:
+        self.block_size = layout.groups[0].spec.block_size
+        self.windows = [group.spec.window for group in layout.groups]
+        self.caches: list[dict[int, tuple[int, ...]]] = [{} for _ in layout.groups]
+        self.tokens: dict[int, list[int]] = {}
+        self.seeds: dict[int, int] = {}
+        self.tables: dict[int, list[dict[int, int]]] = {}
+        self.last_step = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        assert plan.step == self.last_step + 1
+        self.last_step = plan.step
+        for slot in plan.releases.tolist():
+            del self.tokens[slot], self.tables[slot], self.seeds[slot]
+        for admission in plan.admissions:
+            assert admission.slot not in self.tokens, "slot is taken"
+            self.tokens[admission.slot] = admission.token_ids.tolist()
+            self.tables[admission.slot] = [{} for _ in self.caches]
+            self.seeds[admission.slot] = admission.params.seed or 0
+        for slot, group, index, block in plan.blocks.tolist():
+            assert block != 0
+            self.tables[slot][group][index] = block
+        rows = zip(plan.slots.tolist(), plan.starts.tolist(), plan.counts.tolist(), strict=True)
+        for slot, start, count in rows:
+            for position in range(start, start + count):
+                self._compute(slot, position)
+        drawn = []
+        for slot, start, count, sample in zip(
+            plan.slots.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples, strict=True
+        ):
+            if sample:
+                row = self.tokens[slot]
+                assert len(row) == start + count, "a draw must follow all known tokens"
+                row.append(next_token(tuple(row), self.seeds[slot]))
+                drawn.append(row[-1])
+        return StepResult(plan.step, np.array(drawn, np.int32))
+
+    def _compute(self, slot: int, position: int) -> None:
+        row = self.tokens[slot]
+        for group, window in enumerate(self.windows):
+            first = 0 if window is None else max(0, position - window + 1)
+            for seen in range(first, position):
+                entry = self.caches[group].get(self._entry(slot, group, seen))
+                assert entry == tuple(row[: seen + 1]), f"position {position} read a wrong {seen}"
+        for group in range(len(self.windows)):
+            self.caches[group][self._entry(slot, group, position)] = tuple(row[: position + 1])
+            # A block belongs to one group at a time: what another group had there is overwritten.
+            for other in range(len(self.windows)):
+                if other != group:
+                    self.caches[other].pop(self._entry(slot, group, position), None)
+
+    def _entry(self, slot: int, group: int, position: int) -> int:
+        block = self.tables[slot][group][position // self.block_size]
+        return block * self.block_size + position % self.block_size

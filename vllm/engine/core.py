@@ -1,0 +1,116 @@
+"""EngineCore: the loop between scheduler and executor, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from vllm.config.vllm import VllmConfig
+from vllm.core.kv_cache.sizing import plan_kv_cache
+from vllm.core.plan import StepPlan
+from vllm.core.scheduler import Scheduler
+from vllm.engine.messages import (
+    Abort,
+    Call,
+    CallResult,
+    EngineReady,
+    EngineRequest,
+    StepUpdates,
+    ToEngine,
+)
+from vllm.executor import make_executor
+from vllm.executor.base import StepHandle
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+
+class EngineCore:
+    """One scheduler, one executor, and up to `pipeline_depth` steps in flight between them.
+
+    Depth 1 is synchronous; at depth 2 the host plans step N + 1 and handles the results of step
+    N - 1 while step N computes. Not thread-safe: one thread calls everything.
+    """
+
+    CALLS = ("reset_prefix_cache", "collective_rpc", "check_integrity")
+
+    def __init__(self, config: VllmConfig) -> None:
+        started_s = time.monotonic()
+        self.config = config
+        self.depth = config.scheduler.pipeline_depth
+        self.executor = make_executor(config)
+        try:
+            facts = self.executor.start()
+            layout = plan_kv_cache(config, facts)
+            self.executor.bind_kv_cache(layout)
+        except BaseException:
+            self.executor.stop()
+            raise
+        self.scheduler = Scheduler(config, layout)
+        self.inflight: deque[tuple[StepPlan, StepHandle]] = deque()
+        self.ready = EngineReady(
+            num_blocks=layout.num_blocks,
+            block_size=config.cache.block_size,
+            start_s=time.monotonic() - started_s,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        scheduler = self.scheduler
+        return bool(self.inflight) or scheduler.has_requests or bool(scheduler.updates)
+
+    def handle(self, message: ToEngine) -> CallResult | None:
+        """Take a message from the front end; calls are answered at once."""
+        if isinstance(message, EngineRequest):
+            self.scheduler.add(message)
+        elif isinstance(message, Abort):
+            for request_id in message.request_ids:
+                self.scheduler.abort(request_id)
+        elif isinstance(message, Call):
+            return self._call(message)
+        return None
+
+    def step(self) -> StepUpdates | None:
+        """Fill the pipeline, then commit its oldest step. None when there was nothing to do."""
+        while len(self.inflight) < self.depth and (plan := self.scheduler.schedule()):
+            self.inflight.append((plan, self.executor.submit(plan)))
+        if self.inflight:
+            plan, handle = self.inflight.popleft()
+            updates = self.scheduler.commit(plan, handle.result())
+        else:
+            updates = self.scheduler.take_updates()
+            if not updates:
+                stuck = self.scheduler.has_requests
+                assert not stuck, "requests wait, nothing is in flight, and nothing can be planned"
+                return None
+        if not self.has_work:
+            self.scheduler.check_idle()
+        return StepUpdates(updates, self.scheduler.snapshot(), time.monotonic())
+
+    def stop(self) -> None:
+        self.executor.stop()
+
+    # -- control plane ----------------------------------------------------------------------------
+
+    def _call(self, call: Call) -> CallResult:
+        if call.method not in self.CALLS:
+            return CallResult(call.call_id, error=f"the engine has no call {call.method!r}")
+        try:
+            return CallResult(call.call_id, getattr(self, call.method)(*call.args))
+        except Exception as error:  # the caller's to handle; the engine goes on
+            logger.exception("Call of %s failed", call.method)
+            return CallResult(call.call_id, error=f"{type(error).__name__}: {error}")
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False while any request holds blocks."""
+        return self.scheduler.kv.pool.forget_all()
+
+    def collective_rpc(self, method: str, *args: Any) -> list[Any]:
+        """Run a method of the Worker on every rank, after the steps submitted so far."""
+        return self.executor.call(method, *args)
+
+    def check_integrity(self) -> None:
+        """Assert that blocks, slots and requests add up."""
+        self.scheduler.kv.pool.check()
+        self.scheduler.check_idle()
