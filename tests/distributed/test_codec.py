@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
+from vllm.core.plan import Admission
 from vllm.distributed.codec import decoder, encoder
+from vllm.errors import NotAvailable
+from vllm.sampling_params import SamplingParams
 
 
 class Typed(msgspec.Struct):
@@ -54,9 +57,17 @@ def test_a_layout_with_groups_of_several_kinds_survives() -> None:
     assert decoder(KVCacheLayout).decode(encoder().encode(layout)) == layout
 
 
-def test_a_function_is_refused_with_its_type() -> None:
-    with pytest.raises(TypeError, match="function cannot be sent"):
+def test_a_function_is_refused() -> None:
+    with pytest.raises(NotAvailable, match="cannot be sent"):
         encoder().encode([lambda: None])
+
+
+def test_sampling_parameters_survive_in_an_admission() -> None:
+    params = SamplingParams(temperature=0.5, stop=["x"], logit_bias={3: 1.5}, prompt_logprobs=2)
+    admission = Admission(1, "a", np.arange(4, dtype=np.int32), 4, params)
+    back = decoder(Admission).decode(encoder().encode(admission))
+    assert back.params == params
+    np.testing.assert_array_equal(back.token_ids, admission.token_ids)
 
 
 def test_another_type_than_an_array_is_refused_where_one_is_expected() -> None:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from vllm.sampling_params import refuse_on_wire
+
 T = TypeVar("T")
 
 _NDARRAY = 1  # msgpack extension code
@@ -39,9 +41,7 @@ def _enc_hook(value: Any) -> Any:
         return _encode_array(value)
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(
-        f"{type(value).__module__}.{type(value).__qualname__} cannot be sent to another process"
-    )
+    return refuse_on_wire(value)
 
 
 def _dec_hook(expected: type, value: Any) -> Any:
@@ -57,7 +57,7 @@ def _ext_hook(code: int, data: memoryview) -> Any:
 
 
 def encoder() -> msgspec.msgpack.Encoder:
-    """Encodes messages. Raises TypeError on what cannot leave the process, functions for one."""
+    """Encodes messages. Raises NotAvailable on a function, TypeError on what else has no encoding."""
     return msgspec.msgpack.Encoder(enc_hook=_enc_hook)
 
 

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import msgspec
-
-from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout
+from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
+from vllm.worker.facts import WorkerFacts
 
-
-class WorkerFacts(msgspec.Struct, frozen=True):
-    """What a rank measured once its model was loaded."""
-
-    kv_specs: dict[str, AnySpec]  # by layer name, in layer order
-    weight_bytes: int
-    activation_bytes: int  # peak of a full step, measured or estimated
-    total_bytes: int  # of the device
-    free_bytes: int  # after loading
-    load_s: float
+__all__ = ["Executor", "ExecutorDied", "StepHandle", "WorkerFacts"]
 
 
 class ExecutorDied(RuntimeError):
@@ -46,6 +36,10 @@ class Executor(Protocol):
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Run `method` of the Worker on every rank (control plane), after the steps queued so far."""
+        ...
+
+    def check_health(self) -> None:
+        """Returns at once. Raises ExecutorDied if a rank is known to be gone."""
         ...
 
     def stop(self) -> None: ...

@@ -1,0 +1,97 @@
+"""The executor that runs one rank in the engine's own process."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from vllm.config.vllm import VllmConfig
+from vllm.core.kv_cache.spec import KVCacheLayout
+from vllm.core.plan import StepPlan, StepResult
+from vllm.distributed.groups import SINGLE
+from vllm.errors import NotAvailable
+from vllm.executor.base import StepHandle, WorkerFacts
+from vllm.worker.worker import Worker
+
+
+class InlineExecutor:
+    """Runs everything where it is called; `submit` returns when the device work is queued."""
+
+    def __init__(self, config: VllmConfig) -> None:
+        self._config = config
+
+    def start(self) -> list[WorkerFacts]:
+        self._worker = Worker(self._config, SINGLE)
+        self._worker.load()
+        return [self._worker.facts()]
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None:
+        self._worker.bind_kv_cache(layout)
+
+    def submit(self, plan: StepPlan) -> StepHandle:
+        return self._worker.execute(plan)
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        return [invoke(self._worker, method, args)]
+
+    def check_health(self) -> None:
+        """Nothing can be wrong that the caller would not have seen."""
+
+    def stop(self) -> None:
+        """Nothing runs that would have to be stopped."""
+
+
+class ThreadedExecutor:
+    """Runs the rank in a thread of its own, so that the host plans the next step meanwhile.
+
+    Native ops release the interpreter lock, which is what makes the overlap real. Everything of the
+    rank happens in that one thread, in the order of the calls.
+    """
+
+    def __init__(self, config: VllmConfig) -> None:
+        self._inline = InlineExecutor(config)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank-0")
+
+    def start(self) -> list[WorkerFacts]:
+        return self._thread.submit(self._inline.start).result()
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None:
+        self._thread.submit(self._inline.bind_kv_cache, layout).result()
+
+    def submit(self, plan: StepPlan) -> StepHandle:
+        return ThreadedStep(self._thread.submit(self._run, plan))
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        return self._thread.submit(self._inline.call, method, *args).result()
+
+    def check_health(self) -> None:
+        """A step's failure reaches the caller with its result."""
+
+    def stop(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, plan: StepPlan) -> StepHandle:
+        return self._inline.submit(plan)
+
+
+class ThreadedStep:
+    """A step queued on the rank's thread."""
+
+    def __init__(self, future: Future[StepHandle]) -> None:
+        self._future = future
+
+    def result(self) -> StepResult:
+        return self._future.result().result()
+
+
+# What `call` may reach, so that a name from a client cannot pick any attribute of the worker.
+CALLABLE = frozenset({"apply_model", "ping"})
+
+
+def invoke(worker: Worker, method: str, args: tuple[Any, ...]) -> Any:
+    """worker.method(*args). Raises NotAvailable for a method that is not one of the control plane."""
+    if method not in CALLABLE:
+        raise NotAvailable(
+            f"workers have no method {method!r} to call; they have {', '.join(sorted(CALLABLE))}"
+        )
+    return getattr(worker, method)(*args)

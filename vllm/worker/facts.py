@@ -1,0 +1,18 @@
+"""What a rank tells of itself once its model is loaded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vllm.core.kv_cache.spec import AnySpec
+
+
+class WorkerFacts(msgspec.Struct, frozen=True):
+    """What a rank measured once its model was loaded."""
+
+    kv_specs: dict[str, AnySpec]  # by layer name, in layer order
+    weight_bytes: int
+    activation_bytes: int  # peak of a full step, measured or estimated
+    total_bytes: int  # of the device
+    free_bytes: int  # after loading
+    load_s: float

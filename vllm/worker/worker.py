@@ -1,0 +1,158 @@
+"""The worker: one rank's process-level object, driven by an executor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from vllm.attention.interface import AttentionBackend
+from vllm.attention.layer import Attention
+from vllm.config.vllm import VllmConfig
+from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
+from vllm.core.plan import StepPlan
+from vllm.distributed.groups import Group
+from vllm.loader import load_model
+from vllm.models.interfaces import Model
+from vllm.ops.registry import resolve
+from vllm.platforms import current_platform
+from vllm.sample.sampler import Sampler
+from vllm.worker import memory
+from vllm.worker.facts import WorkerFacts
+from vllm.worker.model_runner import ModelRunner, RunnerParts, RunningStep
+from vllm.worker.planner import UnifiedPlanner
+from vllm.worker.slots import Slots, SlotsShape
+from vllm.worker.warmup import dummy_launch, warm_up
+
+
+class Worker:
+    """Loads the model on one device and runs plans on it.
+
+    Call order: load, facts, bind_kv_cache, then execute and RPC methods in any number.
+    """
+
+    def __init__(self, config: VllmConfig, group: Group) -> None:
+        self.config = config
+        self.group = group
+        self.platform = current_platform(config)
+        self.platform.prepare_process(config, group.rank)
+        self.device = self.platform.device(group.rank)
+        self.ops = resolve(self.platform.ops())
+
+    def load(self) -> None:
+        """Build the model and read its weights. Raises LoadError."""
+        started = time.monotonic()
+        self.model: Model = load_model(self.config, self.platform, self.device.torch_device)
+        self.layers: dict[str, Attention] = self.model.attention_layers()
+        self.load_s = time.monotonic() - started
+
+    def facts(self) -> WorkerFacts:
+        """Measure memory; runs the model on a few tokens."""
+        specs = {name: layer.kv_spec() for name, layer in self.layers.items()}
+        activation_bytes = self._measure_activations(specs)
+        device_memory = self.device.memory()
+        return WorkerFacts(
+            kv_specs=specs,
+            weight_bytes=memory.weight_bytes(self.model),
+            activation_bytes=activation_bytes,
+            total_bytes=device_memory.total_bytes,
+            free_bytes=device_memory.free_bytes,
+            load_s=self.load_s,
+        )
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None:
+        """Allocate the cache, build the runner, warm up."""
+        self._bind_caches(layout)
+        scheduler = self.config.scheduler
+        self.runner = self._make_runner(layout.groups, scheduler.max_num_seqs)
+        warm_up(
+            self.runner.rehearse,
+            max_rows=scheduler.max_num_seqs,
+            max_tokens=scheduler.max_num_batched_tokens,
+            max_row_tokens=self.config.model.max_model_len,
+            block_size=self.config.cache.block_size,
+        )
+        self.device.synchronize()
+
+    def execute(self, plan: StepPlan) -> RunningStep:
+        return self.runner.execute(plan)
+
+    def ping(self) -> int:
+        """This rank's number; the way to see that it answers."""
+        return self.group.rank
+
+    def apply_model(self, function: Callable[[Model], Any]) -> Any:
+        """function(model): for inspection, in-process executors only."""
+        with torch.inference_mode():
+            return function(self.model)
+
+    def _measure_activations(self, specs: Mapping[str, AnySpec]) -> int:
+        """Peak bytes of a full step, measured on one-block caches that only the dummy slot uses."""
+        groups = tuple(
+            KVGroup(spec, tuple(name for name, other in specs.items() if other == spec))
+            for spec in dict.fromkeys(specs.values())
+        )
+        self._bind_caches(KVCacheLayout(num_blocks=1, groups=groups))
+        runner = self._make_runner(groups, max_num_seqs=1)
+        config = self.config
+
+        def run(num_tokens: int) -> None:
+            runner.rehearse(
+                dummy_launch(num_tokens, config.model.max_model_len, config.cache.block_size)
+            )
+
+        return memory.activation_bytes(
+            run,
+            num_tokens=config.scheduler.max_num_batched_tokens,
+            num_rows=config.scheduler.max_num_seqs,
+            vocab_size=config.model.vocab_size,
+        )
+
+    def _bind_caches(self, layout: KVCacheLayout) -> None:
+        """Allocate the layout's tensors and give every layer its view of one."""
+        for i in range(layout.num_tensors):
+            users = [
+                (group_idx, group.layers[i], group.spec)
+                for group_idx, group in enumerate(layout.groups)
+                if i < len(group.layers)
+            ]
+            sizes = {spec.bytes_per_block() for _, _, spec in users}
+            assert len(sizes) == 1, f"layers sharing cache tensor {i} differ in block size: {users}"
+            pool = torch.zeros(
+                layout.num_blocks * sizes.pop(),
+                dtype=torch.uint8,
+                device=self.device.torch_device,
+            )
+            for group_idx, name, spec in users:
+                layer = self.layers[name]
+                shape = layer.backend.kv_shape(spec, layout.num_blocks)
+                layer.bind(pool.view(layer.spec.dtype).view(shape), group_idx)
+
+    def _make_runner(self, groups: tuple[KVGroup, ...], max_num_seqs: int) -> ModelRunner:
+        config, device = self.config, self.device
+        shape = SlotsShape(
+            max_num_seqs=max_num_seqs,
+            max_model_len=config.model.max_model_len,
+            pipeline_depth=config.scheduler.pipeline_depth,
+            vocab_size=config.model.vocab_size,
+            block_sizes=tuple(group.spec.block_size for group in groups),
+        )
+        return ModelRunner(
+            RunnerParts(
+                model=self.model,
+                device=device,
+                planner=UnifiedPlanner(config.cache.block_size),
+                slots=Slots(shape, device, self.ops),
+                backends=[self._backend_of(group) for group in groups],
+                graphs=self.platform.graph_runner(config),
+                sampler=Sampler(self.ops, config.model.vocab_size, device.torch_device),
+            )
+        )
+
+    def _backend_of(self, group: KVGroup) -> AttentionBackend:
+        backends = [self.layers[name].backend for name in group.layers]
+        kinds = {type(backend) for backend in backends}
+        assert len(kinds) == 1, f"layers of one KV group need one attention backend, got {kinds}"
+        return backends[0]
