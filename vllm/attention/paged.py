@@ -1,0 +1,78 @@
+"""Attention backends over the paged cache of vllm.ops.cache, for devices that take any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from vllm.attention.interface import AttentionBackend, AttentionSpec
+from vllm.attention.metadata import PagedMeta
+from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention, KVCacheSpec
+from vllm.errors import NotAvailable
+
+if TYPE_CHECKING:
+    from vllm.platforms.base import Capabilities
+    from vllm.worker.planner import Launch
+    from vllm.worker.slots import Slots
+
+WriteKV = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+WriteLatent = Callable[[Tensor, Tensor, Tensor], None]
+Attend = Callable[[Tensor, Tensor, PagedMeta, AttentionSpec], Tensor]
+
+
+class PagedAttention(AttentionBackend):
+    """Exact-shape launches, prefill and decode rows mixed. A subclass names its four ops."""
+
+    write_kv: ClassVar[WriteKV]
+    write_latent: ClassVar[WriteLatent]
+    paged_attention: ClassVar[Attend]
+    mla_attention: ClassVar[Attend]
+
+    @classmethod
+    def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
+        if spec.dtype not in caps.dtypes:
+            return f"dtype {spec.dtype} is not one of {', '.join(map(str, caps.dtypes))}"
+        if spec.num_heads % spec.num_kv_heads:
+            return f"{spec.num_heads} query heads do not divide over {spec.num_kv_heads} KV heads"
+        return None
+
+    def kv_shape(self, spec: KVCacheSpec, num_blocks: int) -> tuple[int, ...]:
+        if isinstance(spec, MLA):
+            return num_blocks, spec.block_size, spec.latent_dim + spec.rope_dim
+        if isinstance(spec, CrossAttention) or not isinstance(spec, FullAttention):
+            raise NotAvailable(f"the {self.name} attention backend has no {type(spec).__name__}")
+        width = spec.block_size * (spec.head_dim + spec.value_dim)
+        return num_blocks, spec.num_kv_heads, width
+
+    def plan(self, launch: Launch, slots: Slots, group: int) -> PagedMeta:
+        block_size = slots.shape.block_sizes[group]
+        table = slots.block_tables_np[group]
+        positions, counts = launch.positions_np, launch.counts_np
+        seq_lens = launch.starts_np + counts
+        max_seq_len = int(seq_lens.max())
+        # Only the columns in use are gathered: tables are as wide as the longest possible request.
+        block_table = table[launch.slots_np, : -(-max_seq_len // block_size)]
+        column, offset = np.divmod(positions, np.int32(block_size))
+        slot_mapping = block_table[launch.token_rows_np, column] * np.int64(block_size) + offset
+        upload = slots.device.upload
+        return PagedMeta(
+            query_start=upload(launch.query_start_np),
+            seq_lens=upload(seq_lens),
+            block_table=upload(block_table),
+            slot_mapping=upload(slot_mapping),
+            max_query_len=int(counts.max()),
+            max_seq_len=max_seq_len,
+        )
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, meta: PagedMeta, spec: AttentionSpec
+    ) -> Tensor:
+        ops = type(self)
+        if spec.latent_dim > 0:
+            ops.write_latent(k.flatten(1), cache, meta.slot_mapping)
+            return ops.mla_attention(q, cache, meta, spec)
+        ops.write_kv(k, v, cache, meta.slot_mapping)
+        return ops.paged_attention(q, cache, meta, spec)

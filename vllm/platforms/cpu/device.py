@@ -1,0 +1,100 @@
+"""Host memory as a device."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm.platforms.base import Device, MemoryInfo
+
+_CGROUP = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+
+
+class FinishedCopy:
+    """A copy that was complete when it was asked for."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def wait(self) -> np.ndarray:
+        return self._array
+
+
+class CpuDevice(Device):
+    """Uploads share memory with the array where they can; downloads never share."""
+
+    torch_device = torch.device("cpu")
+
+    def memory(self) -> MemoryInfo:
+        return read_memory(_PROC, _CGROUP)
+
+    def upload(self, array: np.ndarray, out: Tensor | None = None) -> Tensor:
+        """A view of `array` (a copy if it is read-only), or `out`'s prefix along dimension 0."""
+        if out is None:
+            return torch.from_numpy(array if array.flags.writeable else array.copy())
+        # Through NumPy, as torch warns of read-only arrays although it would only read this one.
+        view = out[: len(array)]
+        np.copyto(view.numpy(), array, casting="same_kind")
+        return view
+
+    def download(self, tensor: Tensor) -> FinishedCopy:
+        # A copy, because the next step may overwrite the tensor before anybody reads the result.
+        return FinishedCopy(tensor.numpy().copy())
+
+    def synchronize(self) -> None:
+        """Everything has happened already."""
+
+
+def read_memory(proc: Path, cgroup: Path) -> MemoryInfo:
+    """Memory of the machine, bounded by every control group (v1 or v2) this process is in."""
+    fields = dict(re.findall(r"(\w+):\s+(\d+)", (proc / "meminfo").read_text()))
+    total = int(fields["MemTotal"]) * 1024
+    free = int(fields["MemAvailable"]) * 1024
+    for limit, used in _cgroup_limits(proc, cgroup):
+        total = min(total, limit)
+        free = min(free, max(0, limit - used))
+    resident = re.search(r"VmRSS:\s+(\d+)", (proc / "self/status").read_text())
+    reserved = int(resident.group(1)) * 1024 if resident else 0
+    return MemoryInfo(total_bytes=total, free_bytes=free, reserved_bytes=reserved)
+
+
+def _cgroup_limits(proc: Path, cgroup: Path) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of the groups from this process's own up to the root."""
+    found = []
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = cgroup, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = cgroup / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # In a container the path may be the host's, which is not mounted; the root is ours then.
+        own = root / path.lstrip("/")
+        for directory in (own, *own.parents):
+            limits = _read_group(directory, *names)
+            if limits is not None:
+                found.append(limits)
+            if directory == root:
+                break
+    return found
+
+
+def _read_group(directory: Path, limit: str, used: str, cache: str) -> tuple[int, int] | None:
+    """(limit, used) of one group, page cache that can be dropped not counted; None: no limit."""
+    try:
+        limit_text = (directory / limit).read_text().strip()
+        used_bytes = int((directory / used).read_text())
+        stat = (directory / "memory.stat").read_text()
+    except OSError:
+        return None
+    if limit_text == "max":
+        return None
+    droppable = re.search(rf"^{cache} (\d+)", stat, re.MULTILINE)
+    return int(limit_text), used_bytes - (int(droppable.group(1)) if droppable else 0)

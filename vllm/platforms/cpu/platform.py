@@ -1,0 +1,56 @@
+"""The CPU platform."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm.attention.interface import AttentionBackend
+from vllm.platforms.base import Capabilities, Device, Platform
+from vllm.platforms.cpu.attention import TorchAttention
+from vllm.platforms.cpu.device import CpuDevice
+from vllm.platforms.cpu.threads import plan_threads
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
+    from vllm.worker.graphs import GraphRunner
+
+
+class CpuPlatform(Platform):
+    name = "cpu"
+    capabilities = Capabilities(
+        dtypes=(torch.float32, torch.bfloat16, torch.float16), default_dtype=torch.float32
+    )
+
+    def resolve(self, config: VllmConfig) -> VllmConfig:
+        return config
+
+    def device(self, index: int) -> Device:
+        return CpuDevice()
+
+    def prepare_process(self, config: VllmConfig, rank: int) -> None:
+        from vllm import envs
+
+        plan = plan_threads(
+            envs.VLLM_CPU_OMP_THREADS_BIND,
+            rank,
+            config.parallel.world_size,
+            torch.get_num_threads(),  # OMP_NUM_THREADS where set, else the number of cores
+        )
+        if plan.cpus:
+            os.sched_setaffinity(0, plan.cpus)
+        torch.set_num_threads(plan.num_threads)
+
+    def graph_runner(self, config: VllmConfig) -> GraphRunner:
+        from vllm.worker.graphs import EagerRunner
+
+        return EagerRunner()
+
+    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
+        return (TorchAttention,)
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        return {}
