@@ -1,0 +1,99 @@
+"""Runs a model without an engine: plays scheduler and slots, builds the attention metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from vllm.attention.metadata import PagedMeta
+from vllm.models.interfaces import ForwardInputs, Model
+
+BLOCK_SIZE = 8
+
+
+def config_for(
+    path: Path, load_format: str = "auto", max_model_len: int = 256, **model: object
+) -> SimpleNamespace:
+    hf_config = AutoConfig.from_pretrained(path)
+    fields = {
+        "model": str(path),
+        "path": path,
+        "hf_config": hf_config,
+        "architecture": hf_config.architectures[0],
+        "vocab_size": hf_config.vocab_size,
+        "dtype": torch.float32,
+        "max_model_len": max_model_len,
+        "model_impl": "auto",
+        "trust_remote_code": False,
+        "seed": 0,
+        **model,
+    }
+    return SimpleNamespace(
+        model=SimpleNamespace(**fields),
+        cache=SimpleNamespace(block_size=BLOCK_SIZE, cache_dtype=fields["dtype"]),
+        load=SimpleNamespace(load_format=load_format, ignore_patterns=(), use_tqdm_on_load=False),
+    )
+
+
+class Harness:
+    """Sequences in a paged cache; blocks of a sequence are scattered, one KV group per spec."""
+
+    def __init__(self, model: Model, num_sequences: int, max_tokens: int = 128) -> None:
+        self.model = model
+        self.tokens: list[list[int]] = [[] for _ in range(num_sequences)]
+        self.computed = [0] * num_sequences
+        width = -(-max_tokens // BLOCK_SIZE)
+        num_blocks = 1 + num_sequences * width
+        order = torch.randperm(num_blocks - 1, generator=torch.Generator().manual_seed(0)) + 1
+        layers = model.attention_layers().values()
+        specs = list(dict.fromkeys(layer.kv_spec() for layer in layers))
+        # A group reads another part of the table, so that a layer using the wrong one is noticed.
+        self.tables = [
+            order.roll(i).view(num_sequences, width).to(torch.int32) for i in range(len(specs))
+        ]
+        for layer in layers:
+            shape = layer.backend.kv_shape(layer.kv_spec(), num_blocks)
+            layer.bind(torch.full(shape, float("nan")), specs.index(layer.kv_spec()))
+
+    def add(self, row: int, tokens: Sequence[int]) -> None:
+        self.tokens[row].extend(tokens)
+
+    def step(self, counts: Sequence[int]) -> Tensor:
+        """Compute the next counts[r] tokens of each row, 0 for none; hidden states [T, H]."""
+        rows = [r for r, count in enumerate(counts) if count]
+        ids, positions = [], []
+        for r in rows:
+            span = range(self.computed[r], self.computed[r] + counts[r])
+            ids += [self.tokens[r][i] for i in span]
+            positions += span
+            self.computed[r] += counts[r]
+        inputs = ForwardInputs(
+            torch.tensor(ids, dtype=torch.int32), torch.tensor(positions, dtype=torch.int32)
+        )
+        metas = [self._meta(rows, counts, positions, table) for table in self.tables]
+        with torch.no_grad():
+            return self.model(inputs, metas)
+
+    def _meta(
+        self, rows: list[int], counts: Sequence[int], positions: list[int], table: Tensor
+    ) -> PagedMeta:
+        lengths = torch.tensor([counts[r] for r in rows], dtype=torch.int32)
+        starts = torch.zeros(len(rows) + 1, dtype=torch.int32)
+        starts[1:] = lengths.cumsum(0)
+        owners = torch.repeat_interleave(torch.tensor(rows), lengths)
+        where = torch.tensor(positions)
+        blocks = table[owners, where // BLOCK_SIZE].long()
+        seq_lens = torch.tensor([self.computed[r] for r in rows], dtype=torch.int32)
+        return PagedMeta(
+            query_start=starts,
+            seq_lens=seq_lens,
+            block_table=table[rows],
+            slot_mapping=blocks * BLOCK_SIZE + where % BLOCK_SIZE,
+            max_query_len=int(lengths.max()),
+            max_seq_len=int(seq_lens.max()),
+        )

@@ -1,0 +1,84 @@
+"""What a model is built with: passed down explicitly, so that layers hold no globals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vllm.attention.interface import AttentionBackend, AttentionSpec
+from vllm.attention.layer import Attention
+from vllm.errors import ConfigError
+from vllm.layers.linear import LinearMethod, ShardInfo, Unquantized
+from vllm.logger import init_logger
+from vllm.ops.registry import Ops, resolve
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
+    from vllm.platforms.base import Platform
+
+logger = init_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelContext:
+    """Everything a layer may depend on at construction. Shared by all layers of one rank."""
+
+    config: VllmConfig
+    platform: Platform
+    device: torch.device
+    dtype: torch.dtype
+    ops: Ops
+    shard: ShardInfo = ShardInfo()  # this rank's place in the tensor-parallel group
+    _backends: dict[type[AttentionBackend], AttentionBackend] = field(default_factory=dict)
+    _logged: set[str] = field(default_factory=set)
+
+    @classmethod
+    def create(cls, config: VllmConfig, platform: Platform, device: torch.device) -> ModelContext:
+        return cls(config, platform, device, config.model.dtype, resolve(platform.ops()))
+
+    @property
+    def hf_config(self) -> Any:
+        """The model's own configuration: attributes as its `config.json` names them."""
+        return self.config.model.hf_config
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self.config.cache.cache_dtype
+
+    @property
+    def linear_method(self) -> LinearMethod:
+        return Unquantized()
+
+    def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """An uninitialised parameter on the device; the loader fills it."""
+        data = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        return nn.Parameter(data, requires_grad=False)
+
+    def attention(self, spec: AttentionSpec) -> Attention:
+        """An attention layer over the first backend of the platform that can serve `spec`.
+
+        Raises ConfigError with every backend's reason if none can.
+        """
+        return Attention(spec, self.attention_backend(spec), self.config.cache.block_size)
+
+    def attention_backend(self, spec: AttentionSpec) -> AttentionBackend:
+        reasons: list[str] = []
+        for kind in self.platform.attention_backends():
+            reason = kind.rejects(spec, self.platform.capabilities)
+            if reason is None:
+                self._log_choice(kind.name, reasons)
+                return self._backends.setdefault(kind, kind())
+            reasons.append(f"{kind.name}: {reason}")
+        raise ConfigError(
+            f"no attention backend of platform {self.platform.name!r} can run this model "
+            f"({'; '.join(reasons)}). Choose another --dtype or --device."
+        )
+
+    def _log_choice(self, name: str, reasons: list[str]) -> None:
+        line = f"attention backend: {name}" + "".join(f"; not {reason}" for reason in reasons)
+        if line not in self._logged:
+            self._logged.add(line)
+            logger.info("%s", line)

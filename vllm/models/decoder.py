@@ -1,0 +1,157 @@
+"""The decoder that most families are: what they share, so that each states only what differs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vllm.attention.interface import AttentionMetas
+from vllm.layers.attention import AttentionShape, SelfAttention
+from vllm.layers.context import ModelContext
+from vllm.layers.embedding import Embedding, Head, TiedHead
+from vllm.layers.logits import LogitsTransform
+from vllm.layers.norm import Norm, RMSNorm
+from vllm.layers.rope import NoRope, Rope, RopeParameters, Rotary
+from vllm.layers.weights import Rule
+from vllm.models.interfaces import ForwardInputs, Model
+
+
+def attention_weights(layer: str = "model.layers.{layer}.self_attn") -> tuple[Rule, ...]:
+    """Separate q, k, v and o projections, as Llama names them."""
+    ours = "layers.{layer}.attention"
+    qkv = (Rule(f"{layer}.{p}_proj.{{w}}", f"{ours}.qkv.{{w}}", (p,)) for p in "qkv")
+    return (*qkv, Rule(f"{layer}.o_proj.{{w}}", f"{ours}.out.{{w}}"))
+
+
+def gated_mlp_weights(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """gate, up and down projections, as Llama names them."""
+    return (
+        Rule(f"{theirs}.gate_proj.{{w}}", f"{ours}.gate_up.{{w}}", ("gate",)),
+        Rule(f"{theirs}.up_proj.{{w}}", f"{ours}.gate_up.{{w}}", ("up",)),
+        Rule(f"{theirs}.down_proj.{{w}}", f"{ours}.down.{{w}}"),
+    )
+
+
+MLP_WEIGHTS = gated_mlp_weights("model.layers.{layer}.mlp", "layers.{layer}.mlp")
+OUTER_WEIGHTS = (
+    Rule("model.embed_tokens.weight", "embed.weight"),
+    Rule("model.norm.weight", "norm.weight"),
+    Rule("lm_head.weight", "head.weight"),
+)
+NORM_WEIGHTS = (
+    Rule("model.layers.{layer}.input_layernorm.weight", "layers.{layer}.norm.weight"),
+    Rule("model.layers.{layer}.post_attention_layernorm.weight", "layers.{layer}.mlp_norm.weight"),
+)
+DECODER_WEIGHTS = (*OUTER_WEIGHTS, *NORM_WEIGHTS, *attention_weights(), *MLP_WEIGHTS)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each normalised before and added to the residual after.
+
+    x [T, H] is the output of the block before, not yet added to residual [T, H]. With
+    `residual_scale` s, the blocks' outputs are multiplied by s before they are added.
+    """
+
+    def __init__(
+        self,
+        norm: Norm,
+        attention: nn.Module,
+        mlp_norm: Norm,
+        mlp: nn.Module,
+        residual_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+        self.residual_scale = residual_scale
+
+    def forward(
+        self, x: Tensor, residual: Tensor, rope: Rope, metas: AttentionMetas
+    ) -> tuple[Tensor, Tensor]:
+        x, residual = self.norm.add(x, residual)
+        x = self.scaled(self.attention(x, rope, metas))
+        x, residual = self.mlp_norm.add(x, residual)
+        return self.scaled(self.mlp(x)), residual
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x if self.residual_scale == 1.0 else x * self.residual_scale
+
+
+class Decoder(Model):
+    """Embedding, layers, final norm and head of a decoder-only model."""
+
+    weights: ClassVar[tuple[Rule, ...]] = DECODER_WEIGHTS
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__(context)
+        self.context = context
+        self.hf_config: Any = context.hf_config
+        self.hidden: int = self.hf_config.hidden_size
+        self.embed = Embedding(self.hf_config.vocab_size, self.hidden, context)
+        self.rope = self.make_rope()
+        num_layers = self.hf_config.num_hidden_layers
+        self.layers = nn.ModuleList(self.layer(i) for i in range(num_layers))
+        self.norm = self.make_norm()
+        self.head = self.make_head()
+        self.transform = self.logits_transform()
+
+    @abstractmethod
+    def layer(self, i: int) -> nn.Module:
+        """Layer i: called as DecoderLayer is."""
+
+    @property
+    def head_dim(self) -> int:
+        stated = self.hf_config.to_dict().get("head_dim")
+        return int(stated or self.hidden // self.hf_config.num_attention_heads)
+
+    def make_rope(self) -> Rotary | NoRope:
+        return Rotary(RopeParameters.from_config(self.hf_config, self.head_dim), self.context)
+
+    def make_norm(self) -> Norm:
+        return RMSNorm(self.hidden, self.hf_config.rms_norm_eps, self.context)
+
+    def make_head(self) -> Head | TiedHead:
+        if self.hf_config.tie_word_embeddings:
+            return TiedHead(self.embed)
+        return Head(self.hf_config.vocab_size, self.hidden, self.context)
+
+    def ignored_weights(self) -> tuple[str, ...]:
+        return (r"lm_head\.weight",) if self.hf_config.tie_word_embeddings else ()
+
+    def logits_transform(self) -> LogitsTransform:
+        return LogitsTransform()
+
+    def attention_shape(self, **differences: Any) -> AttentionShape:
+        """Self-attention as the config's usual fields describe it, with `differences` applied."""
+        hf = self.hf_config
+        shape = {
+            "hidden": self.hidden,
+            "num_heads": hf.num_attention_heads,
+            "num_kv_heads": hf.num_key_value_heads,
+            "head_dim": self.head_dim,
+        }
+        return AttentionShape(**{**shape, **differences})
+
+    def self_attention(self, **differences: Any) -> SelfAttention:
+        assert isinstance(self.rope, Rotary)
+        return SelfAttention(self.attention_shape(**differences), self.rope, self.context)
+
+    def embed_inputs(self, inputs: ForwardInputs) -> Tensor:
+        """[T, H], what the first layer reads."""
+        return self.embed(inputs.token_ids)
+
+    def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
+        residual = self.embed_inputs(inputs)
+        x = torch.zeros_like(residual)
+        rope = self.rope(inputs.positions)
+        for layer in self.layers:
+            x, residual = layer(x, residual, rope, metas)
+        return self.norm.add(x, residual)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.transform(self.head(hidden))

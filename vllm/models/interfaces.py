@@ -1,0 +1,48 @@
+"""What the engine asks of a model, and what the loader does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from vllm.attention.interface import AttentionMetas
+from vllm.attention.layer import Attention
+from vllm.layers.context import ModelContext
+from vllm.layers.weights import Rule
+
+
+class ForwardInputs(NamedTuple):
+    """The tokens of one launch."""
+
+    token_ids: Tensor  # [T] int32
+    positions: Tensor  # [T] int32
+
+
+class Model(nn.Module, ABC):
+    """A causal language model over flat tokens."""
+
+    # Checkpoint names this model reads; the first rule that matches a name decides.
+    weights: ClassVar[tuple[Rule, ...]] = ()
+
+    def __init__(self, context: ModelContext) -> None:
+        """Build on `context.device`, weights uninitialised. Raises ConfigError if it cannot run."""
+        super().__init__()
+
+    def ignored_weights(self) -> tuple[str, ...]:
+        """Regular expressions of checkpoint names that are rightly not read."""
+        return ()
+
+    @abstractmethod
+    def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
+        """Hidden states after the final norm, [T, H]. Writes the tokens' keys and values."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[S, H] -> [S, V] float32."""
+
+    def attention_layers(self) -> Mapping[str, Attention]:
+        """Every layer that has a KV cache, by name, in layer order."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, Attention)}
