@@ -1,0 +1,93 @@
+"""A worker without a model: draws token = 100 * step + row, and misbehaves on request."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout
+from vllm.core.plan import StepPlan, StepResult
+from vllm.distributed.groups import Group
+from vllm.errors import LoadError
+from vllm.worker.facts import WorkerFacts
+
+SPEC = FullAttention(block_size=16, num_kv_heads=2, head_dim=8, value_dim=8, dtype_bytes=4)
+
+# Steps that do not draw tokens.
+STEP_RAISES, STEP_KILLED, STEP_EXITS, STEP_SLOW, STEP_HANGS_ON_RANK_0 = 901, 902, 903, 904, 905
+
+
+class FinishedStep:
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def result(self) -> StepResult:
+        return self._result
+
+
+class FakeWorker:
+    def __init__(self, config: Any, group: Group) -> None:
+        self.config = config
+        self.group = group
+        self.num_blocks = 0
+
+    def load(self) -> None:
+        if self.config.load_error:
+            raise LoadError(self.config.load_error)
+        if self.config.dies_loading:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def facts(self) -> WorkerFacts:
+        return WorkerFacts({"layer.0": SPEC}, 1, 2, 3, 100 + self.group.rank, 0.5)
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None:
+        self.num_blocks = layout.num_blocks
+
+    def execute(self, plan: StepPlan) -> FinishedStep:
+        if plan.step == STEP_RAISES:
+            raise MemoryError("no memory for this step")
+        if plan.step == STEP_KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if plan.step == STEP_EXITS:
+            os._exit(3)
+        if plan.step == STEP_SLOW or (plan.step == STEP_HANGS_ON_RANK_0 and self.group.rank == 0):
+            time.sleep(60)
+        if plan.step == STEP_HANGS_ON_RANK_0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        token_ids = 100 * plan.step + np.flatnonzero(plan.samples).astype(np.int32)
+        return FinishedStep(StepResult(plan.step, token_ids))
+
+    def ping(self) -> int:
+        return self.group.rank
+
+    def apply_model(self, function: Any) -> Any:
+        return self.num_blocks
+
+
+def fake_config(
+    depth: int = 1, load_error: str = "", dies_loading: bool = False
+) -> SimpleNamespace:
+    return SimpleNamespace(
+        scheduler=SimpleNamespace(pipeline_depth=depth),
+        load_error=load_error,
+        dies_loading=dies_loading,
+    )
+
+
+def fake_plan(step: int, num_rows: int = 2) -> StepPlan:
+    rows = np.arange(num_rows, dtype=np.int32)
+    return StepPlan(
+        step=step,
+        slots=rows + 1,
+        starts=rows,
+        counts=np.ones(num_rows, np.int32),
+        samples=np.ones(num_rows, bool),
+        releases=np.empty(0, np.int32),
+        admissions=(),
+        blocks=np.empty((0, 4), np.int32),
+    )

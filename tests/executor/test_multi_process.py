@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.executor import fake_worker as fake
+from tests.executor.fake_worker import FakeWorker, fake_config, fake_plan
+from vllm.core.kv_cache.spec import KVCacheLayout, KVGroup
+from vllm.errors import LoadError, NotAvailable
+from vllm.executor.base import ExecutorDied
+from vllm.executor.messages import RankError, failure, revive
+from vllm.executor.multi_process import MultiProcessExecutor
+
+
+def make(num_ranks: int = 1, **config: Any) -> MultiProcessExecutor:
+    return MultiProcessExecutor(fake_config(**config), num_ranks, FakeWorker)  # type: ignore[arg-type]
+
+
+def process_is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid: int, limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    while process_is_alive(pid):
+        assert time.monotonic() < end, f"process {pid} outlived its parent by {limit_s} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(params=[1, 2], ids=["depth1", "depth2"])
+def executor(request: pytest.FixtureRequest) -> Iterator[MultiProcessExecutor]:
+    executor = make(depth=request.param)
+    executor.start()
+    yield executor
+    executor.stop()
+
+
+def test_ranks_report_facts_bind_the_cache_and_run_steps_in_order(
+    executor: MultiProcessExecutor,
+) -> None:
+    layout = KVCacheLayout(9, (KVGroup(fake.SPEC, ("layer.0",)),))
+    executor.bind_kv_cache(layout)
+    handles = [executor.submit(fake_plan(step, num_rows=3)) for step in range(5)]
+    for step in reversed(range(5)):
+        np.testing.assert_array_equal(handles[step].result().token_ids, 100 * step + np.arange(3))
+    assert handles[2].result().step == 2
+
+
+def test_calls_are_answered_after_the_steps_queued_before_them(
+    executor: MultiProcessExecutor,
+) -> None:
+    handle = executor.submit(fake_plan(7))
+    assert executor.call("ping") == [0]
+    assert handle.result().step == 7
+
+
+def test_an_unknown_method_and_a_function_are_refused_and_the_rank_goes_on(
+    executor: MultiProcessExecutor,
+) -> None:
+    with pytest.raises(NotAvailable, match="no method '__init__'"):
+        executor.call("__init__")
+    with pytest.raises(NotAvailable, match="distributed-executor-backend uni"):
+        executor.call("apply_model", print)
+    assert executor.call("ping") == [0]
+
+
+def test_an_error_of_a_step_keeps_its_type_and_shows_where_it_came_from(
+    executor: MultiProcessExecutor,
+) -> None:
+    failing, following = (executor.submit(fake_plan(s)) for s in (fake.STEP_RAISES, 3))
+    with pytest.raises(MemoryError, match="no memory for this step") as caught:
+        failing.result()
+    assert "fake_worker.py" in str(caught.value.__cause__)
+    assert following.result().step == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [(fake.STEP_KILLED, "killed by SIGKILL"), (fake.STEP_EXITS, "exit code 3")],
+    ids=["killed", "exited"],
+)
+def test_a_dead_rank_fails_every_step_at_once_and_says_why(
+    executor: MultiProcessExecutor, step: int, reason: str
+) -> None:
+    handles = [executor.submit(fake_plan(s)) for s in (step, 1)]
+    started = time.monotonic()
+    for handle in handles:
+        with pytest.raises(ExecutorDied, match=reason):
+            handle.result()
+    assert time.monotonic() - started < 2
+    for use in (lambda: executor.submit(fake_plan(2)), executor.check_health):
+        with pytest.raises(ExecutorDied, match=reason):
+            use()
+
+
+def test_health_notices_a_rank_that_dies_while_idle(executor: MultiProcessExecutor) -> None:
+    executor.check_health()
+    os.kill(executor._processes[0].pid or 0, signal.SIGKILL)
+    executor._processes[0].join(5)
+    with pytest.raises(ExecutorDied, match="SIGKILL"):
+        executor.check_health()
+
+
+def test_several_ranks_get_every_plan_and_answer_by_rank() -> None:
+    executor = make(num_ranks=3)
+    try:
+        assert [f.free_bytes for f in executor.start()] == [100, 101, 102]
+        assert executor.submit(fake_plan(4)).result().step == 4
+        assert executor.call("ping") == [0, 1, 2]
+    finally:
+        executor.stop()
+
+
+def test_the_death_of_one_rank_is_noticed_while_another_never_answers() -> None:
+    executor = make(num_ranks=2)
+    executor.start()
+    handle = executor.submit(fake_plan(fake.STEP_HANGS_ON_RANK_0))
+    started = time.monotonic()
+    with pytest.raises(ExecutorDied, match="rank 1"):
+        handle.result()
+    assert time.monotonic() - started < 3
+    executor._processes[0].kill()
+    executor.stop()
+
+
+def test_a_model_that_does_not_load_raises_its_own_error_at_start() -> None:
+    executor = make(load_error="model.safetensors: truncated")
+    with pytest.raises(LoadError, match="truncated"):
+        executor.start()
+    executor.stop()
+
+
+def test_a_rank_killed_while_loading_is_reported_at_start() -> None:
+    executor = make(dies_loading=True)
+    with pytest.raises(ExecutorDied, match="SIGKILL"):
+        executor.start()
+    executor.stop()
+
+
+def test_stop_ends_ranks_returns_descriptors_and_may_be_repeated() -> None:
+    make_one = make()
+    make_one.start()  # starts the spawn context's own helper process, which stays
+    make_one.stop()
+    before = len(os.listdir("/proc/self/fd"))
+    segments = set(os.listdir("/dev/shm"))
+    executor = make(num_ranks=2, depth=2)
+    executor.start()
+    executor.submit(fake_plan(1))
+    pids = [process.pid or 0 for process in executor._processes]
+    executor.stop()
+    executor.stop()
+    assert not any(map(process_is_alive, pids))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/dev/shm")) == segments
+    with pytest.raises(ExecutorDied, match="stopped"):
+        executor.submit(fake_plan(2))
+
+
+def run_engine(pids: Any, step: int) -> None:
+    executor = make()
+    executor.start()
+    pids.put(executor._processes[0].pid)
+    executor.submit(fake_plan(step)).result()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("step", [1, fake.STEP_SLOW], ids=["idle", "in-a-step"])
+def test_ranks_die_with_an_engine_that_was_killed(step: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    pids = context.Queue()
+    engine = context.Process(target=run_engine, args=(pids, step))
+    engine.start()
+    rank_pid = pids.get(timeout=60)
+    time.sleep(0.2)
+    engine.kill()
+    engine.join()
+    wait_until_gone(rank_pid, limit_s=3)
+
+
+def test_an_error_of_unknown_type_is_named() -> None:
+    class Odd(Exception):
+        pass
+
+    for odd in (Odd("strange"), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")):
+        try:
+            raise odd
+        except Exception as error:
+            revived = revive(failure(error), rank=2)
+        assert isinstance(revived, RankError)
+        assert str(revived).startswith("rank 2: ") and type(odd).__name__ in str(revived)

@@ -1,0 +1,90 @@
+"""What an executor and a rank in another process say to each other."""
+
+from __future__ import annotations
+
+import builtins
+import traceback
+from typing import Any
+
+import msgspec
+
+import vllm.errors
+from vllm.core.kv_cache.spec import KVCacheLayout
+from vllm.core.plan import StepPlan, StepResult
+from vllm.worker.facts import WorkerFacts
+
+
+class RunStep(msgspec.Struct, frozen=True, tag=True):
+    plan: StepPlan
+
+
+class BindKVCache(msgspec.Struct, frozen=True, tag=True):
+    layout: KVCacheLayout
+
+
+class Invoke(msgspec.Struct, frozen=True, tag=True):
+    method: str
+    args: list[Any]
+
+
+ToRank = RunStep | BindKVCache | Invoke
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The first message of a rank, unless it failed."""
+
+    facts: WorkerFacts
+
+
+class StepDone(msgspec.Struct, frozen=True, tag=True):
+    result: StepResult
+
+
+class Returned(msgspec.Struct, frozen=True, tag=True):
+    value: Any
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The request could not be served; the rank goes on."""
+
+    module: str
+    name: str
+    message: str
+    traceback: str
+
+
+FromRank = Loaded | StepDone | Returned | Failed
+
+
+class RankError(RuntimeError):
+    """An error of a rank whose type this process cannot make again."""
+
+
+class RankTraceback(Exception):
+    """Where in the rank an error came from; the cause of the error raised here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def failure(error: BaseException) -> Failed:
+    """`error` in a form that travels."""
+    kind = type(error)
+    text = "".join(traceback.format_exception(error))
+    return Failed(kind.__module__, kind.__qualname__, str(error), text)
+
+
+def revive(failed: Failed, rank: int) -> Exception:
+    """The error again, of its type if that is ours or built in, with the rank's traceback."""
+    namespace = {"vllm.errors": vars(vllm.errors), "builtins": vars(builtins)}
+    kind = namespace.get(failed.module, {}).get(failed.name)
+    error: Exception
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        try:
+            error = kind(failed.message)
+        except TypeError:  # a type that needs more than a message, as UnicodeDecodeError does
+            error = RankError(f"rank {rank}: {failed.name}: {failed.message}")
+    else:
+        error = RankError(f"rank {rank}: {failed.module}.{failed.name}: {failed.message}")
+    error.__cause__ = RankTraceback(failed.traceback)
+    return error

@@ -1,0 +1,137 @@
+"""The process of one rank: reads requests, serves them in order, replies in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from vllm.config.vllm import VllmConfig
+from vllm.distributed.codec import decoder, encoder
+from vllm.distributed.groups import Group
+from vllm.distributed.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed
+from vllm.executor.base import StepHandle
+from vllm.executor.in_process import invoke
+from vllm.executor.messages import (
+    BindKVCache,
+    Failed,
+    FromRank,
+    Invoke,
+    Loaded,
+    Returned,
+    RunStep,
+    StepDone,
+    ToRank,
+    failure,
+)
+from vllm.worker.worker import Worker
+
+
+def rank_main(
+    worker_type: type[Worker],
+    config: VllmConfig,
+    group: Group,
+    requests: BroadcastReader,
+    replies: BroadcastWriter,
+) -> None:
+    """Serve until the engine closes its end, then return."""
+    # Ctrl-C reaches the whole terminal group; the engine is who decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    sender = _Sender(replies, threaded=config.scheduler.pipeline_depth > 1)
+    try:
+        worker = _load(worker_type, config, group, sender)
+        if worker is not None:
+            _serve(worker, requests, sender)
+    except QueueClosed:
+        return
+    finally:
+        sender.stop()
+
+
+def _die_with_parent() -> None:
+    """End this process when the engine's is gone, even in the middle of a step."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class _Sender:
+    """Sends replies in the order of `send`.
+
+    With steps in flight, waiting for the tokens of one must not keep the next from being started,
+    so a thread does the waiting; without, handing over would only cost time.
+    """
+
+    def __init__(self, replies: BroadcastWriter, threaded: bool) -> None:
+        self._replies = replies
+        self._encode: Callable[[FromRank], bytes] = encoder().encode
+        self._thread = ThreadPoolExecutor(1, "replies") if threaded else None
+
+    def send(self, make: Callable[[], FromRank]) -> None:
+        """Reply with make(), or with the error it raises."""
+        if self._thread is None:
+            self._send(make)
+        else:
+            self._thread.submit(self._send, make)
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _send(self, make: Callable[[], FromRank]) -> None:
+        try:
+            message = self._encode(make())
+        except Exception as error:
+            message = self._encode(failure(error))
+        self._replies.put(message)
+
+
+def _load(
+    worker_type: type[Worker], config: VllmConfig, group: Group, sender: _Sender
+) -> Worker | None:
+    """A worker with its model loaded, reported to the engine; None if that failed."""
+    try:
+        worker = worker_type(config, group)
+        worker.load()
+        facts = worker.facts()
+    except Exception as error:
+        failed = failure(error)
+        sender.send(lambda: failed)
+        return None
+    sender.send(lambda: Loaded(facts))
+    return worker
+
+
+def _serve(worker: Worker, requests: BroadcastReader, sender: _Sender) -> None:
+    decode: msgspec.msgpack.Decoder[ToRank] = decoder(ToRank)
+    while True:
+        raw = requests.get()
+        assert raw is not None
+        try:
+            sender.send(_perform(worker, decode.decode(raw)))
+        except QueueClosed:
+            raise
+        except Exception as error:
+            failed: Failed = failure(error)
+            sender.send(lambda failed=failed: failed)  # type: ignore[misc]
+
+
+def _perform(worker: Worker, request: ToRank) -> Callable[[], FromRank]:
+    """Start what is asked for; the answer is complete once the returned function has returned."""
+    match request:
+        case RunStep(plan):
+            step: StepHandle = worker.execute(plan)
+            return lambda: StepDone(step.result())
+        case BindKVCache(layout):
+            worker.bind_kv_cache(layout)
+            return lambda: Returned(None)
+        case Invoke(method, args):
+            value = invoke(worker, method, tuple(args))
+            return lambda: Returned(value)
