@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
+from vllm.entrypoints.openai.api_server import build_app
+from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.serving.context import ServingContext
+from vllm.metrics.logging import LoggingStats
+from vllm.metrics.prometheus import PrometheusStats
+
+
+def make_context(engine: FakeEngine, **options: Any) -> ServingContext:
+    model = SimpleNamespace(
+        model="/models/fake",
+        served_model_name=("fake", "alias"),
+        max_model_len=4096,
+        vocab_size=256,
+        default_sampling_params={},
+    )
+    config = SimpleNamespace(model=model, observability=SimpleNamespace(enable_log_requests=False))
+    return ServingContext(
+        engine=engine,
+        tokenizer=engine.tokenizer,
+        config=config,
+        options=ServerOptions(max_log_len=None, **options),
+        chat_template=None,
+    )
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(byte_tokenizer())
+
+
+@pytest.fixture
+def make_app(engine: FakeEngine) -> Callable[..., Any]:
+    def make(**options: Any) -> Any:
+        metrics = PrometheusStats("fake", 4096, {"block_size": "16"})
+        return build_app(make_context(engine, **options), metrics, LoggingStats(10.0))
+
+    return make
+
+
+@pytest_asyncio.fixture
+async def client(make_app: Callable[..., Any]) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=make_app(), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client

@@ -1,0 +1,125 @@
+"""An engine that answers at once and exactly, to test the server's own behaviour."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from vllm.errors import EngineDeadError
+from vllm.inputs import TokensPrompt
+from vllm.outputs import CompletionOutput, Logprob, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+@dataclass
+class FakeEngine:
+    """Every sequence is `text`, a token per character, cut at max_tokens; `gap_s` between tokens."""
+
+    tokenizer: PreTrainedTokenizerFast
+    text: str = "and they lived happily."
+    gap_s: float = 0.0
+    dies_after: int = 1_000_000  # tokens
+    raises: Exception | None = None
+    running: set[str] = field(default_factory=set)
+    aborted: list[str] = field(default_factory=list)
+    seen: list[tuple[TokensPrompt, SamplingParams, int]] = field(default_factory=list)
+    is_dead: bool = False
+
+    async def check_health(self) -> None:
+        if self.is_dead:
+            raise EngineDeadError("the engine core is gone")
+
+    async def generate(
+        self,
+        prompt: TokensPrompt,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        assert request_id not in self.running
+        self.seen.append((prompt, sampling_params, priority))
+        if self.raises is not None:
+            raise self.raises
+        self.running.add(request_id)
+        try:
+            async for output in self._outputs(prompt, sampling_params, request_id):
+                yield output
+        except GeneratorExit:
+            self.aborted.append(request_id)
+            raise
+        except asyncio.CancelledError:
+            self.aborted.append(request_id)
+            raise
+        finally:
+            self.running.discard(request_id)
+
+    async def _outputs(
+        self, prompt: TokensPrompt, params: SamplingParams, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        ids = self.tokenizer.encode(self.text)[: params.max_tokens]
+        reason = "length" if len(ids) == params.max_tokens else "stop"
+        delta = params.output_kind is RequestOutputKind.DELTA
+        for i in range(len(ids)):
+            await asyncio.sleep(self.gap_s)
+            if i >= self.dies_after:
+                self.is_dead = True
+                raise EngineDeadError("the engine core is gone")
+            last = i == len(ids) - 1
+            if not delta and not last:
+                continue
+            new = ids[i : i + 1] if delta else ids
+            yield RequestOutput(
+                request_id=request_id,
+                prompt=prompt.get("prompt"),
+                prompt_token_ids=prompt["prompt_token_ids"],
+                prompt_logprobs=self._prompt_logprobs(prompt, params) if i == 0 or last else None,
+                outputs=[
+                    CompletionOutput(
+                        index=sequence,
+                        text=self.tokenizer.decode(new),
+                        token_ids=new,
+                        cumulative_logprob=None,
+                        logprobs=None if params.logprobs is None else list(map(self._top2, new)),
+                        finish_reason=reason if last else None,
+                        stop_reason=None,
+                    )
+                    for sequence in range(params.n)
+                ],
+                finished=last,
+                num_cached_tokens=2,
+            )
+
+    def _top2(self, token_id: int) -> dict[int, Logprob]:
+        """The token and the next one, which is impossible."""
+        other = (token_id + 1) % 256
+        return {
+            token_id: Logprob(-0.5, 1, self.tokenizer.decode([token_id])),
+            other: Logprob(float("-inf"), 2, self.tokenizer.decode([other])),
+        }
+
+    def _prompt_logprobs(
+        self, prompt: TokensPrompt, params: SamplingParams
+    ) -> list[dict[int, Logprob] | None] | None:
+        if params.prompt_logprobs is None:
+            return None
+        return [None, *map(self._top2, prompt["prompt_token_ids"][1:])]

@@ -1,0 +1,1 @@
+"""`vllm bench`: how fast an engine or a server is."""

@@ -1,0 +1,28 @@
+"""`vllm serve MODEL`"""
+
+from __future__ import annotations
+
+import argparse
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.cli_args import add_server_flags
+from vllm.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "vllm serve MODEL [flags]"
+    parser.add_argument("model_tag", nargs="?", metavar="MODEL", help="a directory or a hub name")
+    add_server_flags(parser)
+    AsyncEngineArgs.add_cli_args(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.model_tag is not None:
+        given = vars(args).get("model")
+        if given is not None and given != args.model_tag:
+            raise ConfigError(f"--model {given} and MODEL {args.model_tag} differ; give one.")
+        args.model = args.model_tag
+    # The server's imports take a second, which a wrong flag need not cost.
+    from vllm.entrypoints.openai.launcher import run_server
+
+    run_server(args)

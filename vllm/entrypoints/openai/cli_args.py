@@ -1,0 +1,120 @@
+"""The settings of the server itself; the engine's are in vllm.config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vllm.config.kinds import INT, OBJECT, TEXTS
+from vllm.config.option import Setting, option, settings_of
+from vllm.errors import ConfigError
+
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    host: str = option("0.0.0.0", help="Address to listen on.")  # noqa: S104
+    port: int = option(8000, low=0, high=65535, help="Port to listen on; 0: any free one.")
+    uvicorn_log_level: str = option(
+        "warning", choices=LOG_LEVELS, help="How much the HTTP server says."
+    )
+    disable_uvicorn_access_log: bool = option(
+        False, help="No line per request at --uvicorn-log-level info."
+    )
+    api_key: tuple[str, ...] = option(
+        (),
+        kind=TEXTS,
+        help="Keys of which a client must send one, as 'Authorization: Bearer KEY'. "
+        "Without any, everybody may use the server. Also VLLM_API_KEY.",
+    )
+    allow_credentials: bool = option(False, help="CORS: let browsers send credentials.")
+    allowed_origins: tuple[str, ...] = option(
+        ("*",), kind=TEXTS, help="CORS: origins whose pages may use the server."
+    )
+    allowed_methods: tuple[str, ...] = option(("*",), kind=TEXTS, help="CORS: methods allowed.")
+    allowed_headers: tuple[str, ...] = option(("*",), kind=TEXTS, help="CORS: headers allowed.")
+    root_path: str = option("", help="Path under which a proxy shows this server.")
+    chat_template: str = option(
+        "",
+        help="Chat template to use instead of the tokenizer's: a Jinja file, or the template.",
+    )
+    chat_template_content_format: str = option(
+        "auto",
+        choices=("auto", "string", "openai"),
+        help="How the template reads a message's content: as text, or as a list of parts.",
+    )
+    trust_request_chat_template: bool = option(
+        False, help="Run chat templates that come with a request."
+    )
+    response_role: str = option("assistant", help="Role of the messages the server answers with.")
+    return_tokens_as_token_ids: bool = option(
+        False, help="Write the tokens of log-probabilities as 'token_id:N'."
+    )
+    enable_force_include_usage: bool = option(
+        False, help="End every stream with its usage, asked for or not."
+    )
+    enable_prompt_tokens_details: bool = option(
+        False, help="Say in the usage how many prompt tokens came from the prefix cache."
+    )
+    enable_request_id_headers: bool = option(
+        False, help="Answer with the X-Request-Id of the request, or a new one."
+    )
+    max_log_len: int = option(
+        None,
+        kind=INT,
+        low=0,
+        auto="no limit",
+        help="Most characters and token ids of a prompt in the log of requests.",
+    )
+    disable_fastapi_docs: bool = option(False, help="No /docs, /redoc and /openapi.json.")
+    shutdown_timeout: int = option(
+        5, low=0, help="Seconds that open requests have to end when the server is stopped."
+    )
+
+
+def server_settings() -> Iterator[Setting]:
+    return settings_of(ServerOptions)
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    for setting in server_settings():
+        default = f"default: {setting.auto or _shown(setting.default)}"
+        text = f"{setting.help} ({default})".replace("%", "%%")
+        flags = (setting.flag, *setting.aliases)
+        common = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text}
+        if setting.default is False:
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction, **common)
+        elif setting.kind.many:
+            # Old clients of the flag give a JSON list.
+            group.add_argument(*flags, nargs="+", metavar="WORD", **common)
+        else:
+            choices = "{" + ",".join(map(str, setting.choices)) + "}" if setting.choices else None
+            group.add_argument(*flags, metavar=choices or setting.name.upper(), **common)
+
+
+def server_options(args: argparse.Namespace) -> ServerOptions:
+    """Raises ConfigError naming flag, value and remedy."""
+    values = {}
+    for setting in server_settings():
+        value = vars(args).get(setting.name, setting.default)
+        if setting.kind.many and len(value) == 1 and value[0].startswith("["):
+            value = _json_words(setting, value[0])
+        values[setting.attribute] = setting.check(value)
+    return ServerOptions(**values)
+
+
+def _json_words(setting: Setting, text: str) -> tuple[str, ...]:
+    try:
+        words = OBJECT.parse(f'{{"words": {text}}}')["words"]
+    except ValueError:
+        raise ConfigError(f"{setting.flag} {text}: neither words nor a JSON list.") from None
+    return tuple(words)
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "none"
+    return str(default) if default != "" else "none"

@@ -1,0 +1,71 @@
+"""What wraps every route. Plain ASGI: a wrapper around responses would hide disconnects."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm.entrypoints.openai.errors import json_response
+from vllm.entrypoints.openai.protocol.common import ErrorDetail, ErrorResponse, random_id
+
+# What monitors and browsers must reach without a key; none of it shows or costs anything.
+OPEN_PATHS = frozenset(
+    {"/health", "/ping", "/version", "/metrics", "/docs", "/redoc", "/openapi.json"}
+)
+
+
+class ApiKeyGuard:
+    """Answers 401 unless the request bears one of the keys; takes the same time for any wrong one."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self.app = app
+        self.digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or self._may_pass(scope):
+            await self.app(scope, receive, send)
+            return
+        error = ErrorDetail(
+            "a valid key is required: send 'Authorization: Bearer KEY'",
+            "AuthenticationError",
+            None,
+            401,
+        )
+        headers = {"www-authenticate": "Bearer"}
+        await json_response(ErrorResponse(error), 401, headers)(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in OPEN_PATHS:
+            return True
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = _digest(key.strip())
+        matches = [secrets.compare_digest(given, digest) for digest in self.digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class RequestIdHeader:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get("x-request-id") or random_id()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+def _digest(key: str) -> bytes:
+    # Digests have one length, whatever was sent; comparing keys would tell theirs.
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,213 @@
+"""What requests of several endpoints share. Requests are pydantic models, so that they are checked
+field by field and described in the OpenAPI schema; responses are msgspec structs, since a stream
+encodes one per token."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict
+
+from vllm.errors import NotAvailable
+from vllm.logger import init_logger
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+logger = init_logger(__name__)
+_warned_fields: set[tuple[str, str]] = set()
+
+# Fields of SamplingParams that requests carry under the same name.
+SAMPLING_FIELDS = (
+    "n",
+    "best_of",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+    "truncate_prompt_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+)
+
+TEXT_FORMATS = (None, "text")
+
+
+class RequestModel(BaseModel):
+    """A request body. Unknown fields are kept, and logged once each."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    def warn_about_unknown_fields(self) -> None:
+        for name in self.model_extra or ():
+            key = (type(self).__name__, name)
+            if key not in _warned_fields and len(_warned_fields) < 1000:
+                _warned_fields.add(key)
+                logger.warning("%s: unknown field %r is ignored", *key)
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+
+
+class GenerationRequest(RequestModel):
+    """Fields of every endpoint that generates. None means the default of the model or the engine."""
+
+    # Per endpoint: fields that no engine of ours serves yet, by the remedy to offer.
+    unavailable: ClassVar[Mapping[str, str]] = {
+        "use_beam_search": "leave it out and sample with best_of, or use LLM.beam_search",
+        "length_penalty": "leave it out: it ranks beams, and there is no beam search here",
+        "structured_outputs": "leave it out",
+        "guided_json": "leave it out",
+        "guided_regex": "leave it out",
+        "guided_choice": "leave it out",
+        "guided_grammar": "leave it out",
+        "guided_decoding_backend": "leave it out",
+        "guided_whitespace_pattern": "leave it out",
+        "structural_tag": "leave it out",
+        "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
+        "kv_transfer_params": "leave it out",
+        "vllm_xargs": "leave it out",
+    }
+
+    model: str | None = None
+    n: int | None = None
+    best_of: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    user: str | None = None
+    response_format: ResponseFormat | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    length_penalty: float | None = None
+    use_beam_search: bool | None = False
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    prompt_logprobs: int | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+
+    priority: int | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_decoding_backend: str | None = None
+    guided_whitespace_pattern: str | None = None
+    structural_tag: str | None = None
+    logits_processors: list[Any] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    vllm_xargs: dict[str, Any] | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        return self.wants_usage and bool(self.stream_options.continuous_usage_stats)  # type: ignore[union-attr]
+
+    def refuse_what_is_unavailable(self) -> None:
+        """Raises NotAvailable for a field whose value would have to be ignored."""
+        for name, remedy in self.unavailable.items():
+            value = getattr(self, name)
+            if value not in (None, False) and not (name == "length_penalty" and value == 1.0):
+                raise NotAvailable(f"{name} is not available on this server; {remedy}", name)
+        if self.response_format is not None and self.response_format.type != "text":
+            raise NotAvailable(
+                f"response_format of type {self.response_format.type!r} is not available on this "
+                "server; leave it out or ask for 'text'",
+                "response_format",
+            )
+
+    def sampling_params(self, defaults: Mapping[str, Any], **values: Any) -> SamplingParams:
+        """`values` and the request's own fields, over `defaults` (of the model's generation config)."""
+        merged = {name: defaults[name] for name in SAMPLING_FIELDS if name in defaults}
+        for name in SAMPLING_FIELDS:
+            value = getattr(self, name)
+            if value is not None:
+                merged[name] = value
+        kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
+        return SamplingParams.from_optional(**merged, **values, output_kind=kind)
+
+
+class PromptTokensDetails(msgspec.Struct):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class ErrorDetail(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None = None
+    code: int | None = None
+
+
+class ErrorResponse(msgspec.Struct):
+    error: ErrorDetail
+
+
+class PromptLogprob(msgspec.Struct):
+    logprob: float
+    rank: int | None
+    decoded_token: str | None
+
+
+# One entry per prompt position, the alternatives by token id; None at the first.
+PromptLogprobsField = list[dict[str, PromptLogprob] | None]
+
+
+def random_id() -> str:
+    return uuid.uuid4().hex
+
+
+def now_s() -> int:
+    return int(time.time())

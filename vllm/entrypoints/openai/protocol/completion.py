@@ -1,0 +1,67 @@
+"""/v1/completions"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import Field, StrictInt, StrictStr
+
+from vllm.entrypoints.openai.protocol.common import (
+    GenerationRequest,
+    PromptLogprobsField,
+    Usage,
+)
+
+DEFAULT_MAX_TOKENS = 16
+CompletionPrompt = Annotated[
+    StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]],
+    Field(union_mode="left_to_right"),
+]
+
+
+class CompletionRequest(GenerationRequest):
+    unavailable: ClassVar = {
+        **GenerationRequest.unavailable,
+        "suffix": "leave it out: no model served here fills in the middle",
+    }
+
+    prompt: CompletionPrompt
+    suffix: str | None = None
+    echo: bool | None = False
+    logprobs: int | None = None
+    add_special_tokens: bool = True
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Parallel lists, one entry per token; offsets count characters of the choice's text."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(msgspec.Struct):
+    """Of a response, and of a chunk of a stream."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobsField | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionResponse(msgspec.Struct):
+    """Of a whole answer, and of a chunk of a stream (where most have no usage)."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType = UNSET
+    object: str = "text_completion"

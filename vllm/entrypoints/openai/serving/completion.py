@@ -1,0 +1,191 @@
+"""/v1/completions: prompts in, continuations out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from msgspec import UNSET
+
+from vllm.entrypoints.openai.logprobs import (
+    CompletionLogprobsBuilder,
+    prompt_logprobs,
+    token_namer,
+)
+from vllm.entrypoints.openai.protocol.common import now_s
+from vllm.entrypoints.openai.protocol.completion import (
+    DEFAULT_MAX_TOKENS,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    CompletionResponse,
+)
+from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
+from vllm.entrypoints.openai.streaming import events
+from vllm.errors import BadRequest
+from vllm.inputs import TokensPrompt
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import SamplingParams
+
+
+class ServingCompletion:
+    def __init__(self, context: ServingContext) -> None:
+        self.context = context
+
+    async def stream(
+        self, request: CompletionRequest, header_id: str | None
+    ) -> AsyncGenerator[bytes, None]:
+        answer, prompts, params = await self._prepare(request, header_id)
+        return events(self.context.generate(prompts, params, answer.id, request), answer)
+
+    async def create(self, request: CompletionRequest, header_id: str | None) -> CompletionResponse:
+        answer, prompts, params = await self._prepare(request, header_id)
+        choices: list[CompletionChoice] = []
+        async for prompt_idx, output in self.context.generate(prompts, params, answer.id, request):
+            choices.extend(answer.choices(prompt_idx, output))
+        choices.sort(key=lambda choice: choice.index)
+        response = answer.response(choices)
+        response.usage = answer.meter.usage()
+        return response
+
+    async def _prepare(
+        self, request: CompletionRequest, header_id: str | None
+    ) -> tuple[CompletionAnswer, list[TokensPrompt], SamplingParams]:
+        model = self.context.admit(request)
+        params = self._sampling_params(request)
+        prompts = await self._prompts(request)
+        response_id = self.context.response_id("cmpl", request, header_id)
+        return CompletionAnswer(self.context, request, model, response_id), prompts, params
+
+    def _sampling_params(self, request: CompletionRequest) -> SamplingParams:
+        defaults = self.context.model.default_sampling_params
+        max_tokens = request.max_tokens
+        if "max_tokens" not in request.model_fields_set:
+            max_tokens = defaults.get("max_tokens", DEFAULT_MAX_TOKENS)
+        # Scoring a prompt: its log-probabilities and no continuation. One token is the least that
+        # the engine generates; the answer leaves it out.
+        prompt_only = request.echo and max_tokens == 0
+        logprobs = request.prompt_logprobs
+        if request.echo and request.logprobs is not None and logprobs is None:
+            logprobs = request.logprobs
+        return request.sampling_params(
+            defaults,
+            max_tokens=1 if prompt_only else max_tokens,
+            logprobs=request.logprobs,
+            prompt_logprobs=logprobs,
+        )
+
+    async def _prompts(self, request: CompletionRequest) -> list[TokensPrompt]:
+        prompt = request.prompt
+        if not prompt:
+            raise BadRequest("prompt is empty; it needs at least one token", "prompt")
+        items: Sequence[str | list[int]]
+        if isinstance(prompt, str):
+            items = [prompt]
+        elif isinstance(prompt[0], int):
+            items = [prompt]  # type: ignore[list-item]
+        else:
+            items = prompt  # type: ignore[assignment]
+        return await asyncio.gather(*(self._prompt(item, request) for item in items))
+
+    async def _prompt(self, item: str | list[int], request: CompletionRequest) -> TokensPrompt:
+        if isinstance(item, str):
+            ids = await self.context.encode(item, request.add_special_tokens, "prompt")
+            return text_prompt(ids, item, request)
+        return text_prompt(item, None, request)
+
+
+class CompletionAnswer:
+    """Makes the choices of one HTTP request from engine outputs, whole or in pieces.
+
+    A choice is one sequence of one prompt: index = prompt_idx * n + sequence.
+    """
+
+    def __init__(
+        self, context: ServingContext, request: CompletionRequest, model: str, response_id: str
+    ) -> None:
+        self.context = context
+        self.request = request
+        self.model = model
+        self.id = response_id
+        self.created = now_s()
+        self.meter = context.usage_meter()
+        self.name = token_namer(
+            context.decode_token,
+            bool(request.return_tokens_as_token_ids or context.options.return_tokens_as_token_ids),
+        )
+        self.prompt_only = bool(request.echo) and request.max_tokens == 0
+        self.num_sequences = request.n or 1
+        self.logprobs: dict[int, CompletionLogprobsBuilder] = {}
+        self.started: set[int] = set()
+
+    def response(self, choices: list[CompletionChoice]) -> CompletionResponse:
+        return CompletionResponse(self.id, self.created, self.model, choices)
+
+    def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[CompletionResponse]:
+        choices = self.choices(prompt_idx, output)
+        chunks = [self.response([choice]) for choice in choices]
+        if chunks and self.request.wants_continuous_usage:
+            chunks[-1].usage = self.meter.usage()
+        return chunks
+
+    def finish(self) -> Sequence[CompletionResponse]:
+        if not (self.request.wants_usage or self.context.options.enable_force_include_usage):
+            return ()
+        chunk = self.response([])
+        chunk.usage = self.meter.usage()
+        return (chunk,)
+
+    def choices(self, prompt_idx: int, output: RequestOutput) -> list[CompletionChoice]:
+        """One per sequence of `output`, which holds what is new since this prompt's last one."""
+        self.meter.push(prompt_idx, output)
+        if self.prompt_only:
+            self.meter.num_output_tokens = 0
+        return [
+            self._choice(prompt_idx * self.num_sequences + sequence.index, sequence, output)
+            for sequence in output.outputs
+        ]
+
+    def _choice(
+        self, index: int, sequence: CompletionOutput, output: RequestOutput
+    ) -> CompletionChoice:
+        request = self.request
+        is_first = index not in self.started
+        self.started.add(index)
+        echo = is_first and bool(request.echo)
+        choice = CompletionChoice(
+            index=index,
+            text="" if self.prompt_only else sequence.text,
+            logprobs=self._logprobs(index, sequence, output if echo else None),
+            finish_reason="length" if self.prompt_only else sequence.finish_reason,
+            stop_reason=None if self.prompt_only else sequence.stop_reason,
+        )
+        if echo:
+            choice.text = self._prompt_text(output) + choice.text
+        if request.prompt_logprobs is not None and output.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(self.name, output.prompt_logprobs)
+        if request.return_token_ids:
+            choice.token_ids = list(sequence.token_ids)
+            choice.prompt_token_ids = list(output.prompt_token_ids or ()) if is_first else UNSET
+        return choice
+
+    def _prompt_text(self, output: RequestOutput) -> str:
+        if output.prompt is not None:
+            return output.prompt
+        return self.context.tokenizer.decode(output.prompt_token_ids or [])
+
+    def _logprobs(
+        self, index: int, sequence: CompletionOutput, echoed: RequestOutput | None
+    ) -> CompletionLogprobs | None:
+        if self.request.logprobs is None:
+            return None
+        token_ids = [] if self.prompt_only else list(sequence.token_ids)
+        logprobs = [] if self.prompt_only else list(sequence.logprobs or ())
+        if echoed is not None:
+            token_ids = [*(echoed.prompt_token_ids or ()), *token_ids]
+            logprobs = [*(echoed.prompt_logprobs or ()), *logprobs]
+        builder = self.logprobs.get(index)
+        if builder is None:
+            builder = CompletionLogprobsBuilder(self.name, self.request.logprobs)
+            self.logprobs[index] = builder
+        return builder.push(token_ids, logprobs)

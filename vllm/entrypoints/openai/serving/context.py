@@ -1,0 +1,197 @@
+"""What every endpoint needs: the engine, its tokenizer, and the checks and steps all requests share."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vllm.entrypoints.chat_utils import render_chat
+from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.errors import UnknownModel
+from vllm.entrypoints.openai.protocol.chat import ChatRenderRequest
+from vllm.entrypoints.openai.protocol.common import GenerationRequest, random_id
+from vllm.entrypoints.openai.streaming import UsageMeter, merged
+from vllm.errors import BadRequest
+from vllm.inputs import TokensPrompt
+from vllm.logger import init_logger
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vllm.config.model import ModelConfig
+    from vllm.config.vllm import VllmConfig
+
+logger = init_logger(__name__)
+# Texts below this are encoded on the event loop: handing them to a thread costs more.
+INLINE_ENCODE_CHARS = 4096
+
+
+class ServingEngine(Protocol):
+    """What the server calls of AsyncLLM."""
+
+    def generate(
+        self,
+        prompt: TokensPrompt,
+        sampling_params: SamplingParams,
+        request_id: str,
+        *,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]: ...
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError."""
+        ...
+
+
+@dataclass(slots=True)
+class ServingContext:
+    """Owns the thread that tokenizes, and the count of requests being served."""
+
+    engine: ServingEngine
+    tokenizer: PreTrainedTokenizerBase
+    config: VllmConfig
+    options: ServerOptions
+    chat_template: str | None  # None: the tokenizer's own
+    num_in_flight: int = 0
+    _encoder: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+    )
+    _serial: itertools.count[int] = field(default_factory=itertools.count)
+
+    def close(self) -> None:
+        self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.config.model
+
+    @property
+    def model_name(self) -> str:
+        return self.model.served_model_name[0]
+
+    def resolve_model(self, name: str | None) -> str:
+        """The name to answer with. Raises UnknownModel."""
+        if name is None or name == "":
+            return self.model_name
+        if name not in self.model.served_model_name:
+            served = ", ".join(repr(served) for served in self.model.served_model_name)
+            raise UnknownModel(f"model {name!r} is not served here; served: {served}", "model")
+        return name
+
+    def admit(self, request: GenerationRequest) -> str:
+        """Check what is the same for all endpoints that generate; returns the model's name."""
+        request.warn_about_unknown_fields()
+        model = self.resolve_model(request.model)
+        request.refuse_what_is_unavailable()
+        if request.stream_options is not None and not request.stream:
+            raise BadRequest("stream_options needs stream=true", "stream_options")
+        if request.stream and request.prompt_logprobs is not None:
+            raise BadRequest("prompt_logprobs cannot be streamed; drop one", "prompt_logprobs")
+        return model
+
+    def usage_meter(self) -> UsageMeter:
+        return UsageMeter(self.options.enable_prompt_tokens_details)
+
+    async def encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
+        if not text:
+            raise BadRequest(f"{param} is empty; it needs at least one character", param)
+        if len(text) < INLINE_ENCODE_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._encoder,
+            lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens),
+        )
+
+    def decode_token(self, token_id: int) -> str:
+        return self.tokenizer.decode([token_id])
+
+    async def render(self, request: ChatRenderRequest) -> tuple[str, list[int]]:
+        """The prompt of a conversation, as text and as tokens."""
+        if request.chat_template is not None and not self.options.trust_request_chat_template:
+            raise BadRequest(
+                "this server does not run templates that come with a request; leave it out, or "
+                "start the server with --trust-request-chat-template",
+                "chat_template",
+            )
+        kwargs: dict[str, Any] = dict(request.chat_template_kwargs or {})
+        if request.documents is not None:
+            kwargs["documents"] = request.documents
+        prompt = render_chat(
+            self.tokenizer,
+            [message.model_dump(exclude_none=True) for message in request.messages],
+            chat_template=request.chat_template or self.chat_template,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            tools=request.tools,
+            chat_template_kwargs=kwargs,
+            content_format=self.options.chat_template_content_format,
+        )
+        if not isinstance(prompt, str):
+            return self.tokenizer.decode(prompt), prompt
+        return prompt, await self.encode(prompt, request.add_special_tokens, "messages")
+
+    def response_id(self, prefix: str, request: GenerationRequest, header: str | None) -> str:
+        return f"{prefix}-{request.request_id or header or random_id()}"
+
+    async def generate(
+        self,
+        prompts: Sequence[TokensPrompt],
+        params: SamplingParams,
+        response_id: str,
+        request: GenerationRequest,
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """Outputs of all prompts as they come, with the index of theirs.
+
+        Closing it aborts what still runs.
+        """
+        streams = [
+            self.engine.generate(
+                prompt,
+                params.clone() if i else params,
+                # Clients may repeat their ids; the engine's are unique.
+                f"{response_id}-{next(self._serial)}",
+                priority=request.priority or 0,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+        if self.config.observability.enable_log_requests:
+            for prompt in prompts:
+                self._log(response_id, prompt, params)
+        self.num_in_flight += 1
+        outputs = merged(streams)
+        try:
+            async for item in outputs:
+                yield item
+        finally:
+            self.num_in_flight -= 1
+            await outputs.aclose()
+
+    def _log(self, response_id: str, prompt: TokensPrompt, params: SamplingParams) -> None:
+        limit = self.options.max_log_len
+        text, ids = prompt.get("prompt"), prompt["prompt_token_ids"]
+        logger.info(
+            "request %s: prompt %r, token ids %s, %s",
+            response_id,
+            None if text is None else text[:limit],
+            ids[:limit],
+            params,
+        )
+
+
+def text_prompt(ids: list[int], text: str | None, request: GenerationRequest) -> TokensPrompt:
+    """A prompt for the engine; `text` is what an output repeats as its prompt."""
+    prompt = TokensPrompt(prompt_token_ids=ids)
+    if text is not None:
+        prompt["prompt"] = text
+    if request.cache_salt is not None:
+        if not request.cache_salt:
+            raise BadRequest("cache_salt must not be empty; leave it out", "cache_salt")
+        prompt["cache_salt"] = request.cache_salt
+    return prompt

@@ -1,0 +1,48 @@
+"""/tokenize and /detokenize, exactly as generation would."""
+
+from __future__ import annotations
+
+from vllm.entrypoints.openai.protocol.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from vllm.entrypoints.openai.serving.context import ServingContext
+from vllm.errors import BadRequest
+
+
+class ServingTokenize:
+    def __init__(self, context: ServingContext) -> None:
+        self.context = context
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
+        request.warn_about_unknown_fields()
+        self.context.resolve_model(request.model)
+        if (request.prompt is None) == (request.messages is None):
+            raise BadRequest("give either prompt or messages", "prompt")
+        ids = await self._encode(request)
+        response = TokenizeResponse(len(ids), self.context.model.max_model_len, ids)
+        if request.return_token_strs:
+            response.token_strs = self.context.tokenizer.convert_ids_to_tokens(ids)
+        return response
+
+    async def _encode(self, request: TokenizeRequest) -> list[int]:
+        special = request.add_special_tokens
+        if request.prompt is not None:
+            if not request.prompt:
+                return []
+            return await self.context.encode(request.prompt, special in (None, True), "prompt")
+        request.add_special_tokens = bool(special)
+        return (await self.context.render(request))[1]
+
+    async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
+        request.warn_about_unknown_fields()
+        self.context.resolve_model(request.model)
+        size = self.context.model.vocab_size
+        wrong = [token for token in request.tokens if not 0 <= token < size]
+        if wrong:
+            raise BadRequest(
+                f"tokens has ids {wrong[:8]}; the model's are 0 to {size - 1}", "tokens"
+            )
+        return DetokenizeResponse(self.context.tokenizer.decode(request.tokens))

@@ -1,0 +1,160 @@
+"""Prometheus metrics under the names that dashboards for vLLM read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from vllm.engine.messages import EngineStats, FinishReason
+from vllm.metrics.stats import FinishedRequest, IterationStats
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+ENGINE_LABELS = ("model_name", "engine")
+
+
+def series_1_2_5(low: float, high: float) -> list[float]:
+    """Bucket bounds 1, 2, 5, 10, 20 … from `low`, a power of ten, to the last one up to `high`."""
+    bounds: list[float] = []
+    scale = low
+    while True:
+        for step in (1, 2, 5):
+            bound = float(f"{step * scale:.6g}")
+            if bound > high:
+                return bounds
+            bounds.append(bound)
+        scale *= 10
+
+
+# Seconds: a tiny model on a CPU answers within milliseconds, a full queue within an hour.
+SECONDS = series_1_2_5(0.001, 2000.0)
+STEP_TOKENS = [float(2**i) for i in range(15)]
+
+# name, help, field of FinishedRequest
+FINISHED_SECONDS = (
+    ("vllm:e2e_request_latency_seconds", "Arrival to last token", "e2e_s"),
+    ("vllm:request_queue_time_seconds", "Arrival to first scheduled", "queue_s"),
+    ("vllm:request_prefill_time_seconds", "First scheduled to first token", "prefill_s"),
+    ("vllm:request_decode_time_seconds", "First token to last token", "decode_s"),
+)
+FINISHED_TOKENS = (
+    ("vllm:request_prompt_tokens", "Prompt tokens of a request", "num_prompt_tokens"),
+    ("vllm:request_generation_tokens", "Generated tokens of a request", "num_generation_tokens"),
+    ("vllm:request_params_max_tokens", "max_tokens of a request", "max_tokens"),
+)
+# name, help, field of EngineStats
+GAUGES = (
+    ("vllm:num_requests_running", "Requests in the running batch", "num_running"),
+    ("vllm:num_requests_waiting", "Requests waiting to run", "num_waiting"),
+    ("vllm:kv_cache_usage_perc", "Share of KV blocks in use; 1 is all", "kv_usage"),
+)
+COUNTERS = (
+    ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", "prefix_queries"),
+    ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", "prefix_hits"),
+    ("vllm:num_preemptions", "Requests preempted", "num_preemptions"),
+)
+
+
+class PrometheusStats:
+    """A StatLogger. Owns its registry, so that several engines can live in one process."""
+
+    def __init__(self, model_name: str, max_model_len: int, cache_info: dict[str, str]) -> None:
+        self.registry = CollectorRegistry()
+        self.labels = (model_name, "0")
+        disable_created_metrics()
+        tokens = series_1_2_5(1.0, float(max(max_model_len, 1)))
+        self.gauges = [(self._gauge(name, text), field) for name, text, field in GAUGES]
+        self.counters = [(self._counter(name, text), field) for name, text, field in COUNTERS]
+        self.totals = dict.fromkeys((field for _, _, field in COUNTERS), 0)
+        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of requests")
+        self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
+        self.time_to_first_token = self._histogram(
+            "vllm:time_to_first_token_seconds", "Arrival to first token", SECONDS
+        )
+        self.inter_token = [
+            self._histogram(name, "Between two tokens of a request", SECONDS)
+            for name in (
+                "vllm:inter_token_latency_seconds",
+                "vllm:time_per_output_token_seconds",
+            )
+        ]
+        self.request_time_per_token = self._histogram(
+            "vllm:request_time_per_output_token_seconds", "Mean of a request", SECONDS
+        )
+        self.inference_time = self._histogram(
+            "vllm:request_inference_time_seconds", "First scheduled to last token", SECONDS
+        )
+        self.iteration_tokens = self._histogram(
+            "vllm:iteration_tokens_total", "Tokens computed by a step", STEP_TOKENS
+        )
+        self.finished_histograms = [
+            (self._histogram(name, text, SECONDS), field) for name, text, field in FINISHED_SECONDS
+        ] + [(self._histogram(name, text, tokens), field) for name, text, field in FINISHED_TOKENS]
+        success = Counter(
+            "vllm:request_success",
+            "Requests ended, by reason",
+            (*ENGINE_LABELS, "finished_reason"),
+            registry=self.registry,
+        )
+        self.success = {
+            reason: success.labels(*self.labels, str(reason)) for reason in FinishReason
+        }
+        self._cache_info(cache_info)
+
+    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
+        for gauge, field in self.gauges:
+            gauge.set(getattr(engine, field))
+        for counter, field in self.counters:
+            total = getattr(engine, field)
+            counter.inc(max(0, total - self.totals[field]))
+            self.totals[field] = total
+        self.prompt_tokens.inc(iteration.num_prompt_tokens)
+        self.generation_tokens.inc(iteration.num_generation_tokens)
+        if num_tokens := iteration.num_prompt_tokens + iteration.num_generation_tokens:
+            self.iteration_tokens.observe(num_tokens)
+        for seconds in iteration.time_to_first_token_s:
+            self.time_to_first_token.observe(seconds)
+        for seconds in iteration.inter_token_s:
+            for histogram in self.inter_token:
+                histogram.observe(seconds)
+        for finished in iteration.finished:
+            self._record_finished(finished)
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _record_finished(self, finished: FinishedRequest) -> None:
+        self.success[finished.reason].inc()
+        for histogram, field in self.finished_histograms:
+            histogram.observe(getattr(finished, field))
+        self.inference_time.observe(finished.prefill_s + finished.decode_s)
+        if finished.num_generation_tokens > 1:
+            self.request_time_per_token.observe(
+                finished.decode_s / (finished.num_generation_tokens - 1)
+            )
+
+    def _cache_info(self, cache_info: dict[str, str]) -> None:
+        names = ("engine", *cache_info)
+        gauge = Gauge(
+            "vllm:cache_config_info", "Settings of the KV cache", names, registry=self.registry
+        )
+        gauge.labels("0", *cache_info.values()).set(1)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, ENGINE_LABELS, registry=self.registry).labels(*self.labels)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ENGINE_LABELS, registry=self.registry).labels(*self.labels)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, ENGINE_LABELS, registry=self.registry, buckets=buckets).labels(
+            *self.labels
+        )
