@@ -21,6 +21,17 @@ class SampleRows(NamedTuple):
     tokens: Tensor  # [num_slots, max_tokens] int32: the slot table's token rows
     state: SamplingState  # parameters per slot
 
+    def at(self, index_np: np.ndarray, index: Tensor) -> SampleRows:
+        """The rows `index_np` int64; `index` is the same on the device."""
+        return SampleRows(
+            self.slots_np[index_np],
+            self.positions_np[index_np],
+            self.slots.index_select(0, index),
+            self.positions.index_select(0, index),
+            self.tokens,
+            self.state,
+        )
+
 
 class LogprobTensors(NamedTuple):
     """Device twin of core.plan.LogprobArrays."""

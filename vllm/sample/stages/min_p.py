@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from vllm.sample.interface import SampleRows
+from vllm.sample.stages.base import FlagStage
+from vllm.sample.state import Want
+
+
+class MinP(FlagStage):
+    """Only tokens at least min_p times as probable as the most probable one."""
+
+    want = Want.MIN_P
+
+    def apply(self, logits: Tensor, rows: SampleRows) -> Tensor:
+        # Ratios of probabilities are differences of logits, so no softmax is needed.
+        bound = logits.amax(dim=-1) + rows.state.log_min_p.index_select(0, rows.slots)
+        return logits.masked_fill_(logits < bound.unsqueeze(1), -math.inf)

@@ -1,0 +1,155 @@
+"""Sampling parameters of every slot, on the device, and what they make a launch do."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from vllm.ops.registry import Ops
+from vllm.sample.ragged import SlotLists, SlotWords
+from vllm.sampling_params import LogitsProcessor, SamplingParams
+
+NO_LOGPROBS = -1
+
+
+class Want(enum.IntFlag):
+    """What the request in a slot needs done. No flag: its most likely token, and nothing else."""
+
+    ALLOWED_TOKENS = enum.auto()
+    BAD_WORDS = enum.auto()
+    MIN_TOKENS = enum.auto()
+    LOGIT_BIAS = enum.auto()
+    PENALTIES = enum.auto()
+    PROCESSORS = enum.auto()
+    TEMPERATURE = enum.auto()
+    MIN_P = enum.auto()
+    TOP_K_TOP_P = enum.auto()
+    DRAW = enum.auto()
+    LOGPROBS = enum.auto()
+
+
+class _Column(enum.IntEnum):
+    TEMPERATURE = 0
+    LOG_MIN_P = 1
+    TOP_P = 2
+    PRESENCE = 3
+    FREQUENCY = 4
+    REPETITION = 5
+
+
+class SamplingState:
+    """One entry per slot, written once, when a request is admitted; owned by the slot table.
+
+    Host arrays (`*_np`) choose which stages run on which rows; device tensors are what they compute
+    with. A slot that was never admitted, or was released, takes the most likely token.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        vocab_size: int,
+        max_tokens: int,
+        device: torch.device,
+        ops: Ops,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.max_tokens = max_tokens
+        self.ops = ops
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.wants_np = np.zeros(num_slots, np.int32)  # of Want
+        self.num_prompt_tokens_np = np.zeros(num_slots, np.int32)
+        self.min_tokens_np = np.zeros(num_slots, np.int32)
+        self.top_k_np = np.full(num_slots, vocab_size, np.int32)  # vocab_size: off
+        self.top_p_np = np.ones(num_slots, np.float32)
+        self.num_logprobs_np = np.full(num_slots, NO_LOGPROBS, np.int32)
+        self.processors: dict[int, Sequence[LogitsProcessor]] = {}
+        self.num_prompt_tokens = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self.top_k = torch.full((num_slots,), vocab_size, dtype=torch.int32, device=device)
+        self.seeds = torch.zeros((num_slots, 2), dtype=torch.int32, device=device)  # low, high
+        self._reals = torch.ones((num_slots, len(_Column)), device=device)
+        self.temperature = self._reals[:, _Column.TEMPERATURE]
+        self.log_min_p = self._reals[:, _Column.LOG_MIN_P]
+        self.top_p = self._reals[:, _Column.TOP_P]
+        self.presence_penalty = self._reals[:, _Column.PRESENCE]
+        self.frequency_penalty = self._reals[:, _Column.FREQUENCY]
+        self.repetition_penalty = self._reals[:, _Column.REPETITION]
+        self.allowed_ids = SlotLists(num_slots, device, torch.int32)
+        self.stop_ids = SlotLists(num_slots, device, torch.int32)
+        self.bias_ids = SlotLists(num_slots, device, torch.int32)
+        self.bias_values = SlotLists(num_slots, device, torch.float32)
+        self.bad_words = SlotWords(num_slots, device)
+
+    def admit(self, slot: int, params: SamplingParams, num_prompt_tokens: int) -> None:
+        """Give `slot` to a request. Its seed must be set, unless it is greedy."""
+        self.num_prompt_tokens_np[slot] = num_prompt_tokens
+        self.num_prompt_tokens[slot] = num_prompt_tokens
+        wants = self._admit_lists(slot, params)
+        wants |= self._admit_penalties(slot, params)
+        if not params.is_greedy:
+            wants |= self._admit_draw(slot, params)
+        if params.logprobs is not None:
+            wants |= Want.LOGPROBS
+            k = params.logprobs
+            self.num_logprobs_np[slot] = self.vocab_size if k == -1 else min(k, self.vocab_size)
+        self.wants_np[slot] = wants
+
+    def release(self, slot: int) -> None:
+        self.wants_np[slot] = 0
+        self.num_logprobs_np[slot] = NO_LOGPROBS
+        self.processors.pop(slot, None)
+
+    def _admit_lists(self, slot: int, params: SamplingParams) -> Want:
+        wants = Want(0)
+        if params.allowed_token_ids:
+            self.allowed_ids.put(slot, params.allowed_token_ids)
+            wants |= Want.ALLOWED_TOKENS
+        words = [word for word in params.bad_words_token_ids or () if word]
+        if words:
+            self.bad_words.put(slot, words)
+            wants |= Want.BAD_WORDS
+        stops = set(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            stops |= self.eos_token_ids
+        if params.min_tokens > 0 and stops:
+            self.min_tokens_np[slot] = params.min_tokens
+            self.stop_ids.put(slot, sorted(stops))
+            wants |= Want.MIN_TOKENS
+        if params.logit_bias:
+            # The list's padding repeats the first entry, and biases add up: keep that one neutral.
+            self.bias_ids.put(slot, [0, *params.logit_bias])
+            self.bias_values.put(slot, [0.0, *params.logit_bias.values()])
+            wants |= Want.LOGIT_BIAS
+        if params.logits_processors:
+            self.processors[slot] = tuple(params.logits_processors)
+            wants |= Want.PROCESSORS
+        return wants
+
+    def _admit_penalties(self, slot: int, params: SamplingParams) -> Want:
+        penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
+        if penalties == (0.0, 0.0, 1.0):
+            return Want(0)
+        self._reals[slot, _Column.PRESENCE :] = torch.tensor(penalties)
+        return Want.PENALTIES
+
+    def _admit_draw(self, slot: int, params: SamplingParams) -> Want:
+        assert params.seed is not None, "the front end resolves seeds"
+        wants = Want.DRAW
+        words = np.array([params.seed], np.int64).view(np.uint32).view(np.int32)  # little-endian
+        self.seeds[slot] = torch.from_numpy(words.copy())
+        draw = (params.temperature, float(np.log(params.min_p or 1.0)), params.top_p)
+        self._reals[slot, : _Column.PRESENCE] = torch.tensor(draw)
+        if params.temperature != 1.0:
+            wants |= Want.TEMPERATURE
+        if params.min_p > 0.0:
+            wants |= Want.MIN_P
+        top_k = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
+        self.top_k_np[slot] = top_k
+        self.top_k[slot] = top_k
+        self.top_p_np[slot] = params.top_p
+        if top_k < self.vocab_size or params.top_p < 1.0:
+            wants |= Want.TOP_K_TOP_P
+        return wants
