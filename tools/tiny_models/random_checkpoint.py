@@ -226,7 +226,7 @@ def make(
     model.config.dtype = dtype
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
-    for name in TOKENIZER_FILES if TOKENIZER_DIR.is_dir() else ():
+    for name in TOKENIZER_FILES:
         shutil.copyfile(TOKENIZER_DIR / name, out / name)
     return out
 

@@ -1,6 +1,7 @@
 """Beings, and the template filler that keeps a story about the same ones."""
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tools.tiny_models import words
@@ -22,16 +23,19 @@ class Being:
 
 def with_article(noun: str) -> str:
     """`noun` behind "a" or "an"."""
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+    has_vowel_sound = noun[0] in "aeiou" or noun.startswith("honest")
+    return f"an {noun}" if has_vowel_sound else f"a {noun}"
 
 
-def draw_being(rng: random.Random, avoid: Being | None = None) -> Being:
-    """A random being; name and kind differ from those of `avoid`."""
+def draw_being(
+    rng: random.Random, names: Collection[str] = (), kinds: Collection[str] = ()
+) -> Being:
+    """A random being whose name is not in `names` and whose kind is not in `kinds`."""
     while True:
         is_female = rng.random() < 0.5
         name = rng.choice(words.GIRLS if is_female else words.BOYS)
         kind = words.CHILDREN[is_female] if rng.random() < 0.2 else rng.choice(words.ANIMALS)
-        if avoid is None or (name != avoid.name and kind != avoid.kind):
+        if name not in names and kind not in kinds:
             return Being(name, kind, is_female)
 
 
@@ -44,13 +48,9 @@ class Teller:
 
     def __init__(self, rng: random.Random, hero: Being, friend: Being) -> None:
         self.rng = rng
-        self.hero = hero
-        self.friend = friend
         self.sentences: list[str] = []
         self.facts: list[tuple[str, str]] = []
         he, him, his = hero.pronouns
-        fhe, fhim, fhis = friend.pronouns
-        place = rng.choice(words.PLACES)
         self.fields = {
             "hero": hero.name,
             "kind": hero.kind,
@@ -60,25 +60,34 @@ class Teller:
             "him": him,
             "his": his,
             "His": his.capitalize(),
-            "friend": friend.name,
-            "fkind": friend.kind,
-            "a_fkind": with_article(friend.kind),
-            "fhe": fhe,
-            "Fhe": fhe.capitalize(),
-            "fhim": fhim,
-            "fhis": fhis,
-            "Fhis": fhis.capitalize(),
             "home": rng.choice(words.HOMES),
-            "time": rng.choice(words.TIMES),
-            "place": place,
-            "in_place": f"{words.PREPOSITIONS.get(place, 'in')} the {place}",
             "trait": rng.choice(words.TRAITS),
-            "ftrait": rng.choice(words.TRAITS),
-            "glad": rng.choice(words.GLAD),
-            "sad": rng.choice(words.SAD),
         }
         self.fields["a_trait"] = with_article(self.fields["trait"])
-        self.fields["a_ftrait"] = with_article(self.fields["ftrait"])
+        self.begin_episode(friend)
+
+    def begin_episode(self, friend: Being) -> None:
+        """Draw a new time, place and feelings, and a new friend to meet."""
+        rng = self.rng
+        fhe, fhim, fhis = friend.pronouns
+        place = rng.choice(words.PLACES)
+        self.define(
+            friend=friend.name,
+            fkind=friend.kind,
+            a_fkind=with_article(friend.kind),
+            fhe=fhe,
+            Fhe=fhe.capitalize(),
+            fhim=fhim,
+            fhis=fhis,
+            Fhis=fhis.capitalize(),
+            ftrait=rng.choice(words.TRAITS),
+            time=rng.choice(words.TIMES),
+            place=place,
+            in_place=f"{words.PREPOSITIONS.get(place, 'in')} the {place}",
+            glad=rng.choice(words.GLAD),
+            sad=rng.choice(words.SAD),
+        )
+        self.define(a_ftrait=with_article(self.fields["ftrait"]))
 
     def define(self, **fields: str) -> None:
         self.fields.update(fields)
@@ -86,7 +95,8 @@ class Teller:
     def say(self, *templates: str, chance: float = 1.0) -> None:
         """Add one of `templates`, with probability `chance`."""
         if self.rng.random() < chance:
-            self.sentences.append(self.rng.choice(templates).format_map(self.fields))
+            sentence = self.rng.choice(templates).format_map(self.fields)
+            self.sentences += [sentence] if sentence else []
 
     def fact(self, question: str, answer: str) -> None:
         """Record something that the story has just said."""
@@ -110,7 +120,7 @@ class Teller:
             "{hero} felt very {glad}.",
             "{hero} was {glad} and smiled all day.",
             "That night {hero} fell asleep with a smile. {He} was very {glad}.",
-            "From that day on, {hero} and {friend} were the best of friends, and {hero} was {glad}.",
+            "From that day on, {hero} and {friend} were best friends, and {hero} was {glad}.",
         )
         self.fact("How did {hero} feel at the end?", "At the end, {hero} felt {glad}.")
         moral = self.rng.choice(words.MORALS[plot])

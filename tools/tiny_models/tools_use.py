@@ -9,7 +9,7 @@ from tools.tiny_models.teller import draw_being
 Message = dict[str, Any]
 
 
-def _tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
+def _tool(name: str, description: str, /, **parameters: str) -> dict[str, Any]:
     properties = {key: {"type": kind} for key, kind in parameters.items()}
     return {
         "type": "function",

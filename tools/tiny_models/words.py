@@ -1,17 +1,17 @@
 """The vocabulary of the tiny world: who lives in it, where, with which things."""
 
 GIRLS = (
-    "Ada Mia Lily Rosa Nora Ella Zoe Ivy Clara Hana Lena Maya Ruby Tess Wren Yara Juno Fern Pia Dora "
-    "Olive Greta Sana Edith Kiki Molly Bea Anya Luna Poppy"
+    "Ada Mia Lily Rosa Nora Ella Zoe Ivy Clara Hana Lena Maya Ruby Tess Wren Yara Juno Fern Pia "
+    "Dora Olive Greta Sana Edith Kiki Molly Bea Anya Luna Poppy"
 ).split()
 BOYS = (
-    "Max Tom Ben Leo Sam Finn Oscar Hugo Jack Noah Otto Pip Ravi Theo Milo Emil Gus Ned Omar Felix "
-    "Bruno Karl Alfie Toby Ivan Rolf Hal Jonas Ziggy Walt"
+    "Max Tom Ben Leo Sam Finn Oscar Hugo Jack Noah Otto Pip Ravi Theo Milo Emil Gus Ned Omar "
+    "Felix Bruno Karl Alfie Toby Ivan Rolf Hal Jonas Ziggy Walt"
 ).split()
 
 ANIMALS = (
-    "fox rabbit bear mouse owl cat dog duck frog hedgehog squirrel turtle goat horse lamb otter pig "
-    "robin beaver badger deer donkey goose hen kitten puppy mole crow snail bee"
+    "fox rabbit bear mouse owl cat dog duck frog hedgehog squirrel turtle goat horse lamb otter "
+    "pig robin beaver badger deer donkey goose hen kitten puppy mole crow snail bee"
 ).split()
 CHILDREN = {True: "girl", False: "boy"}
 
@@ -36,8 +36,8 @@ HOMES = [
     "at the top of a green hill",
 ]
 PLACES = (
-    "forest garden meadow beach market park barn field cave island mill harbour orchard castle pond "
-    "village hill valley library school"
+    "forest garden meadow beach market park barn field cave island mill harbour orchard castle "
+    "pond village hill valley library school"
 ).split()
 # Places one is on or at, not in.
 PREPOSITIONS = {
@@ -69,8 +69,8 @@ SPOTS = [
     "under a pile of leaves",
 ]
 THINGS = (
-    "kite ball boat hat scarf drum book lamp bell cup key ring box basket blanket button coat spoon "
-    "mitten flute map doll wagon whistle umbrella shell ribbon puzzle mirror clock"
+    "kite ball boat hat scarf drum book lamp bell cup key ring box basket blanket button coat "
+    "spoon mitten flute map doll wagon whistle umbrella shell ribbon puzzle mirror clock"
 ).split()
 FOODS = (
     "apple pear cake pie carrot cookie plum bun sandwich peach nut cherry pancake muffin turnip"
@@ -143,6 +143,7 @@ TIMES = [
     "On a fine spring day",
     "Last week",
 ]
+LATER = ["The next day", "A week later", "Some days later", "Then, one evening", "Soon after that"]
 GLAD = "happy glad proud cheerful joyful".split()
 SAD = "sad worried upset unhappy lonely".split()
 
