@@ -9,7 +9,9 @@ from vllm.core.plan import StepPlan
 from vllm.worker.planner import Phase, UnifiedPlanner
 
 ROWS = st.lists(
-    st.tuples(st.integers(1, 40), st.integers(0, 500), st.integers(1, 70)), min_size=1, max_size=20
+    st.tuples(st.integers(1, 40), st.integers(0, 500), st.integers(1, 70)),
+    min_size=1,
+    max_size=20,
 )
 
 
@@ -46,7 +48,8 @@ def test_a_launch_lists_every_token_of_every_row_in_order(
 
 
 @pytest.mark.parametrize(
-    ("counts", "phase"), [([1, 1, 1], Phase.DECODE), ([1, 5], Phase.MIXED), ([1], Phase.DECODE)]
+    ("counts", "phase"),
+    [([1, 1, 1], Phase.DECODE), ([1, 5], Phase.MIXED), ([1], Phase.DECODE)],
 )
 def test_a_launch_of_single_tokens_is_a_decode(counts: list[int], phase: Phase) -> None:
     rows = [(i + 1, 10 * i, count) for i, count in enumerate(counts)]

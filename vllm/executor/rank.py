@@ -88,7 +88,7 @@ class _Sender:
     def _send(self, make: Callable[[], FromRank]) -> None:
         try:
             message = self._encode(make())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - all of them travel to the engine
             message = self._encode(failure(error))
         self._replies.put(message)
 
@@ -101,7 +101,7 @@ def _load(
         worker = worker_type(config, group)
         worker.load()
         facts = worker.facts()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - all of them travel to the engine
         failed = failure(error)
         sender.send(lambda: failed)
         return None
@@ -118,7 +118,7 @@ def _serve(worker: Worker, requests: BroadcastReader, sender: _Sender) -> None:
             sender.send(_perform(worker, decode.decode(raw)))
         except QueueClosed:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - all of them travel to the engine
             failed: Failed = failure(error)
             sender.send(lambda failed=failed: failed)  # type: ignore[misc]
 

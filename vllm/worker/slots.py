@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vllm.core.plan import Admission, Int32Array, StepPlan
-from vllm.ops.registry import Ops
 from vllm.platforms.base import Device
 from vllm.sample.state import SamplingState
 
@@ -64,18 +63,19 @@ class Slots:
     Changed by `apply` (deltas of a plan) and by `write_drawn` (sampled tokens) and by nothing else.
     """
 
-    def __init__(self, shape: SlotsShape, device: Device, ops: Ops) -> None:
+    def __init__(self, shape: SlotsShape, device: Device, sampling: SamplingState) -> None:
         self.shape = shape
         self.device = device
+        self.sampling = sampling
         num_slots, max_tokens = shape.num_slots, shape.max_tokens
-        torch_device = device.torch_device
-        self.tokens = torch.zeros((num_slots, max_tokens), dtype=torch.int32, device=torch_device)
+        self.tokens = torch.zeros(
+            (num_slots, max_tokens), dtype=torch.int32, device=device.torch_device
+        )
         self._flat_tokens = self.tokens.view(-1)
         self._tables = [
             BlockTable(num_slots, -(-max_tokens // block_size), device)
             for block_size in shape.block_sizes
         ]
-        self.sampling = SamplingState(num_slots, shape.vocab_size, max_tokens, torch_device, ops)
         self.num_prompt_tokens_np = np.zeros(num_slots, np.int32)
         self.prompt_logprobs_np = np.full(num_slots, _NOT_WANTED, np.int32)  # k, per slot
 

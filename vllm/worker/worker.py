@@ -19,6 +19,7 @@ from vllm.models.interfaces import Model
 from vllm.ops.registry import resolve
 from vllm.platforms import current_platform
 from vllm.sample.sampler import Sampler
+from vllm.sample.state import SamplingState
 from vllm.worker import memory
 from vllm.worker.facts import WorkerFacts
 from vllm.worker.model_runner import ModelRunner, RunnerParts, RunningStep
@@ -45,7 +46,7 @@ class Worker:
         """Build the model and read its weights. Raises LoadError."""
         started = time.monotonic()
         self.model: Model = load_model(self.config, self.platform, self.device.torch_device)
-        self.layers: dict[str, Attention] = self.model.attention_layers()
+        self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started
 
     def facts(self) -> WorkerFacts:
@@ -139,15 +140,28 @@ class Worker:
             vocab_size=config.model.vocab_size,
             block_sizes=tuple(group.spec.block_size for group in groups),
         )
+        sampling = SamplingState(
+            shape.num_slots,
+            shape.vocab_size,
+            shape.max_tokens,
+            device.torch_device,
+            self.ops,
+            config.model.eos_token_ids,
+        )
         return ModelRunner(
             RunnerParts(
                 model=self.model,
                 device=device,
                 planner=UnifiedPlanner(config.cache.block_size),
-                slots=Slots(shape, device, self.ops),
+                slots=Slots(shape, device, sampling),
                 backends=[self._backend_of(group) for group in groups],
                 graphs=self.platform.graph_runner(config),
-                sampler=Sampler(self.ops, config.model.vocab_size, device.torch_device),
+                sampler=Sampler(
+                    self.ops,
+                    config.model.vocab_size,
+                    device.torch_device,
+                    config.model.logprobs_mode,
+                ),
             )
         )
 
