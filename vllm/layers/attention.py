@@ -10,7 +10,7 @@ from vllm.attention.interface import AttentionMetas, AttentionSpec
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
 from vllm.layers.norm import RMSNorm
-from vllm.layers.rope.table import Rope, Rotary
+from vllm.layers.rope.table import NoRope, Rope, Rotary
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,9 @@ class AttentionShape:
 class SelfAttention(nn.Module):
     """x [T, H] -> [T, H]: project, rotate, attend, project back."""
 
-    def __init__(self, shape: AttentionShape, rotary: Rotary, context: ModelContext) -> None:
+    def __init__(
+        self, shape: AttentionShape, rotary: Rotary | NoRope, context: ModelContext
+    ) -> None:
         super().__init__()
         unit = shape.head_dim
         widths = (shape.num_heads * unit, shape.num_kv_heads * unit)

@@ -52,7 +52,7 @@ def load_model(config: VllmConfig, platform: Platform, device: torch.device) -> 
 def finish(model: nn.Module) -> None:
     """Let every layer prepare its weights for use. Call once, after filling."""
     model.requires_grad_(False).eval()
-    for module in model.modules():
+    for module in list(model.modules()):  # layers may drop parts that they absorbed
         if isinstance(module, Loadable):
             module.finish()
 

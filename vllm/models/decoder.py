@@ -13,6 +13,7 @@ from vllm.layers.attention import AttentionShape, SelfAttention
 from vllm.layers.context import ModelContext
 from vllm.layers.embedding import Embedding, Head, TiedHead
 from vllm.layers.logits import LogitsTransform
+from vllm.layers.mlp import GatedMLP
 from vllm.layers.norm import Norm, RMSNorm
 from vllm.layers.rope import NoRope, Rope, RopeParameters, Rotary
 from vllm.layers.weights import Rule
@@ -35,6 +36,19 @@ def gated_mlp_weights(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
+def experts_weights(theirs: str, ours: str, names: tuple[str, str, str]) -> tuple[Rule, ...]:
+    """Experts one by one, with `names` for gate, up and down, or all in one tensor."""
+    gate, up, down = (f"{theirs}.{{expert}}.{name}.weight" for name in names)
+    return (
+        Rule(gate, f"{ours}.w13", ("gate",)),
+        Rule(up, f"{ours}.w13", ("up",)),
+        Rule(down, f"{ours}.w2"),
+        Rule(f"{theirs}.gate_up_proj", f"{ours}.w13", ("gate", "up"), all_experts=True),
+        Rule(f"{theirs}.down_proj", f"{ours}.w2", all_experts=True),
+    )
+
+
+GATED_NAMES = ("gate_proj", "up_proj", "down_proj")
 MLP_WEIGHTS = gated_mlp_weights("model.layers.{layer}.mlp", "layers.{layer}.mlp")
 OUTER_WEIGHTS = (
     Rule("model.embed_tokens.weight", "embed.weight"),
@@ -100,9 +114,23 @@ class Decoder(Model):
         self.head = self.make_head()
         self.transform = self.logits_transform()
 
-    @abstractmethod
     def layer(self, i: int) -> nn.Module:
         """Layer i: called as DecoderLayer is."""
+        return DecoderLayer(
+            norm=self.make_norm(),
+            attention=self.attention(i),
+            mlp_norm=self.make_norm(),
+            mlp=self.mlp(i),
+        )
+
+    @abstractmethod
+    def attention(self, i: int) -> nn.Module:
+        """(x [T, H], rope, metas) -> [T, H] of layer i."""
+
+    def mlp(self, i: int) -> nn.Module:
+        """[T, H] -> [T, H] of layer i."""
+        hf = self.hf_config
+        return GatedMLP(self.hidden, hf.intermediate_size, hf.hidden_act, self.context)
 
     @property
     def head_dim(self) -> int:
@@ -138,8 +166,12 @@ class Decoder(Model):
         return AttentionShape(**{**shape, **differences})
 
     def self_attention(self, **differences: Any) -> SelfAttention:
-        assert isinstance(self.rope, Rotary)
         return SelfAttention(self.attention_shape(**differences), self.rope, self.context)
+
+    def window(self, i: int) -> int | None:
+        """Sliding window of layer i, for configs that list the type of every layer."""
+        sliding = self.hf_config.layer_types[i] == "sliding_attention"
+        return self.hf_config.sliding_window if sliding else None
 
     def embed_inputs(self, inputs: ForwardInputs) -> Tensor:
         """[T, H], what the first layer reads."""

@@ -21,8 +21,18 @@ FALLBACK = "vllm.models.transformers_fallback:TransformersModel"
 
 # Architecture, as `config.json` names it -> module here that registers it.
 _MODULES: dict[str, str] = {
-    "LlamaForCausalLM": "llama",
+    "DeepseekV2ForCausalLM": "deepseek",
+    "DeepseekV3ForCausalLM": "deepseek",
+    "GPTBigCodeForCausalLM": "gpt_bigcode",
+    "Gemma2ForCausalLM": "gemma2",
+    "GraniteForCausalLM": "granite",
     "LLaMAForCausalLM": "llama",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }
 # Filled by `register` on import, and by users: a class or "module:Class".
 _CLASSES: dict[str, type[Model] | str] = {}

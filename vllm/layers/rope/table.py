@@ -56,6 +56,9 @@ class NoRope(nn.Module):
         empty = positions.new_empty(0, dtype=torch.float32)
         return Rope(empty, empty)
 
+    def apply(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return q, k
+
 
 def tabulate(parameters: RopeParameters, max_model_len: int) -> tuple[Tensor, Tensor]:
     """cos and sin, [max_model_len, R/2] float32 on the host."""
