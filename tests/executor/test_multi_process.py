@@ -20,7 +20,7 @@ from vllm.executor.multi_process import MultiProcessExecutor
 
 
 def make(num_ranks: int = 1, **config: Any) -> MultiProcessExecutor:
-    return MultiProcessExecutor(fake_config(**config), num_ranks, FakeWorker)  # type: ignore[arg-type]
+    return MultiProcessExecutor(fake_config(**config), num_ranks, FakeWorker)
 
 
 def process_is_alive(pid: int) -> bool:
@@ -38,9 +38,17 @@ def wait_until_gone(pid: int, limit_s: float) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(params=[1, 2], ids=["depth1", "depth2"])
+@pytest.fixture(params=[1, 2], ids=["depth1", "depth2"], scope="module")
 def executor(request: pytest.FixtureRequest) -> Iterator[MultiProcessExecutor]:
     executor = make(depth=request.param)
+    executor.start()
+    yield executor
+    executor.stop()
+
+
+@pytest.fixture
+def doomed() -> Iterator[MultiProcessExecutor]:
+    executor = make(depth=2)
     executor.start()
     yield executor
     executor.stop()
@@ -91,25 +99,25 @@ def test_an_error_of_a_step_keeps_its_type_and_shows_where_it_came_from(
     ids=["killed", "exited"],
 )
 def test_a_dead_rank_fails_every_step_at_once_and_says_why(
-    executor: MultiProcessExecutor, step: int, reason: str
+    doomed: MultiProcessExecutor, step: int, reason: str
 ) -> None:
-    handles = [executor.submit(fake_plan(s)) for s in (step, 1)]
+    handles = [doomed.submit(fake_plan(s)) for s in (step, 1)]
     started = time.monotonic()
     for handle in handles:
         with pytest.raises(ExecutorDied, match=reason):
             handle.result()
     assert time.monotonic() - started < 2
-    for use in (lambda: executor.submit(fake_plan(2)), executor.check_health):
+    for use in (lambda: doomed.submit(fake_plan(2)), doomed.check_health):
         with pytest.raises(ExecutorDied, match=reason):
             use()
 
 
-def test_health_notices_a_rank_that_dies_while_idle(executor: MultiProcessExecutor) -> None:
-    executor.check_health()
-    os.kill(executor._processes[0].pid or 0, signal.SIGKILL)
-    executor._processes[0].join(5)
+def test_health_notices_a_rank_that_dies_while_idle(doomed: MultiProcessExecutor) -> None:
+    doomed.check_health()
+    os.kill(doomed._processes[0].pid or 0, signal.SIGKILL)
+    doomed._processes[0].join(5)
     with pytest.raises(ExecutorDied, match="SIGKILL"):
-        executor.check_health()
+        doomed.check_health()
 
 
 def test_several_ranks_get_every_plan_and_answer_by_rank() -> None:
@@ -195,7 +203,7 @@ def test_an_error_of_unknown_type_is_named() -> None:
     for odd in (Odd("strange"), UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")):
         try:
             raise odd
-        except Exception as error:
+        except (Odd, UnicodeDecodeError) as error:
             revived = revive(failure(error), rank=2)
         assert isinstance(revived, RankError)
         assert str(revived).startswith("rank 2: ") and type(odd).__name__ in str(revived)

@@ -21,6 +21,7 @@ from vllm.executor.base import Executor
 from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
 from vllm.executor.multi_process import MultiProcessExecutor
 from vllm.sampling_params import SamplingParams
+from vllm.worker.worker import Worker
 
 PROMPT_LENGTHS = (1, 2, 7, 8, 9, 16, 31, 40)
 NUM_TOKENS = 12
@@ -111,7 +112,7 @@ def test_tokens_do_not_depend_on_executor_depth_or_chunks(
     config = make_config(checkpoint("llama"), depth)
     executor: Executor
     if kind == "processes":
-        executor = MultiProcessExecutor(config, num_ranks=1)
+        executor = MultiProcessExecutor(config, 1, Worker)
     else:
         executor = (InlineExecutor if kind == "inline" else ThreadedExecutor)(config)
     assert [s.tokens for s in run(executor, mixed_params(), depth, chunk)] == expected_mixed()

@@ -9,8 +9,9 @@ from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.groups import SINGLE
-from vllm.errors import NotAvailable
-from vllm.executor.base import StepHandle, WorkerFacts
+from vllm.executor.base import StepHandle
+from vllm.executor.control import invoke
+from vllm.worker.facts import WorkerFacts
 from vllm.worker.worker import Worker
 
 
@@ -82,16 +83,3 @@ class ThreadedStep:
 
     def result(self) -> StepResult:
         return self._future.result().result()
-
-
-# What `call` may reach, so that a name from a client cannot pick any attribute of the worker.
-CALLABLE = frozenset({"apply_model", "ping"})
-
-
-def invoke(worker: Worker, method: str, args: tuple[Any, ...]) -> Any:
-    """worker.method(*args). Raises NotAvailable for a method that is not one of the control plane."""
-    if method not in CALLABLE:
-        raise NotAvailable(
-            f"workers have no method {method!r} to call; they have {', '.join(sorted(CALLABLE))}"
-        )
-    return getattr(worker, method)(*args)

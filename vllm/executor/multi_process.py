@@ -8,11 +8,10 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.codec import decoder, encoder
@@ -20,6 +19,7 @@ from vllm.distributed.groups import Group
 from vllm.distributed.shm_queue import BroadcastReader, QueueClosed, broadcast_queue
 from vllm.errors import NotAvailable
 from vllm.executor.base import ExecutorDied, StepHandle
+from vllm.executor.control import WorkerType
 from vllm.executor.messages import (
     BindKVCache,
     Failed,
@@ -34,7 +34,9 @@ from vllm.executor.messages import (
 )
 from vllm.executor.rank import rank_main
 from vllm.worker.facts import WorkerFacts
-from vllm.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
 
 _PATIENCE_S = 5.0  # for a rank to end by itself before it is terminated, and then killed
 
@@ -77,9 +79,7 @@ class MultiProcessExecutor:
     The process that starts ranks must not be daemonic: Python forbids such a process children.
     """
 
-    def __init__(
-        self, config: VllmConfig, num_ranks: int, worker_type: type[Worker] = Worker
-    ) -> None:
+    def __init__(self, config: VllmConfig, num_ranks: int, worker_type: WorkerType) -> None:
         self._config = config
         self._num_ranks = num_ranks
         self._worker_type = worker_type

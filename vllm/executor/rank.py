@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from vllm.config.vllm import VllmConfig
 from vllm.distributed.codec import decoder, encoder
 from vllm.distributed.groups import Group
 from vllm.distributed.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed
-from vllm.executor.base import StepHandle
-from vllm.executor.in_process import invoke
+from vllm.executor.control import RankWorker, WorkerType, invoke
 from vllm.executor.messages import (
     BindKVCache,
-    Failed,
     FromRank,
     Invoke,
     Loaded,
@@ -29,11 +28,13 @@ from vllm.executor.messages import (
     ToRank,
     failure,
 )
-from vllm.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
 
 
 def rank_main(
-    worker_type: type[Worker],
+    worker_type: WorkerType,
     config: VllmConfig,
     group: Group,
     requests: BroadcastReader,
@@ -94,22 +95,21 @@ class _Sender:
 
 
 def _load(
-    worker_type: type[Worker], config: VllmConfig, group: Group, sender: _Sender
-) -> Worker | None:
+    worker_type: WorkerType, config: VllmConfig, group: Group, sender: _Sender
+) -> RankWorker | None:
     """A worker with its model loaded, reported to the engine; None if that failed."""
     try:
         worker = worker_type(config, group)
         worker.load()
         facts = worker.facts()
     except Exception as error:  # noqa: BLE001 - all of them travel to the engine
-        failed = failure(error)
-        sender.send(lambda: failed)
+        sender.send(functools.partial(_same, failure(error)))
         return None
     sender.send(lambda: Loaded(facts))
     return worker
 
 
-def _serve(worker: Worker, requests: BroadcastReader, sender: _Sender) -> None:
+def _serve(worker: RankWorker, requests: BroadcastReader, sender: _Sender) -> None:
     decode: msgspec.msgpack.Decoder[ToRank] = decoder(ToRank)
     while True:
         raw = requests.get()
@@ -119,15 +119,18 @@ def _serve(worker: Worker, requests: BroadcastReader, sender: _Sender) -> None:
         except QueueClosed:
             raise
         except Exception as error:  # noqa: BLE001 - all of them travel to the engine
-            failed: Failed = failure(error)
-            sender.send(lambda failed=failed: failed)  # type: ignore[misc]
+            sender.send(functools.partial(_same, failure(error)))
 
 
-def _perform(worker: Worker, request: ToRank) -> Callable[[], FromRank]:
+def _same(reply: FromRank) -> FromRank:
+    return reply
+
+
+def _perform(worker: RankWorker, request: ToRank) -> Callable[[], FromRank]:
     """Start what is asked for; the answer is complete once the returned function has returned."""
     match request:
         case RunStep(plan):
-            step: StepHandle = worker.execute(plan)
+            step = worker.execute(plan)
             return lambda: StepDone(step.result())
         case BindKVCache(layout):
             worker.bind_kv_cache(layout)

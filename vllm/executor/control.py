@@ -1,0 +1,46 @@
+"""What executors ask of a rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vllm.core.kv_cache.spec import KVCacheLayout
+from vllm.core.plan import StepPlan
+from vllm.distributed.groups import Group
+from vllm.errors import NotAvailable
+from vllm.executor.base import StepHandle
+from vllm.worker.facts import WorkerFacts
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
+
+
+class RankWorker(Protocol):
+    """A rank's worker; see vllm.worker.worker for the one there is."""
+
+    def load(self) -> None: ...
+
+    def facts(self) -> WorkerFacts: ...
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None: ...
+
+    def execute(self, plan: StepPlan) -> StepHandle: ...
+
+
+class WorkerType(Protocol):
+    """Makes a rank's worker in the rank's process; a class, so that it can be named to another."""
+
+    def __call__(self, config: VllmConfig, group: Group) -> RankWorker: ...
+
+
+# What `call` may reach, so that a name from a client cannot pick any attribute of the worker.
+CALLABLE = frozenset({"apply_model", "ping"})
+
+
+def invoke(worker: RankWorker, method: str, args: tuple[Any, ...]) -> Any:
+    """worker.method(*args). Raises NotAvailable for a method that is not one of the control plane."""
+    if method not in CALLABLE:
+        raise NotAvailable(
+            f"workers have no method {method!r} to call; they have {', '.join(sorted(CALLABLE))}"
+        )
+    return getattr(worker, method)(*args)
