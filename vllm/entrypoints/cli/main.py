@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from vllm.errors import BadRequest, ConfigError, LoadError
 
-# name: (module with add_arguments(parser) and run(args), what it does)
+# name: (module with add_arguments(parser, words) and run(args), what it does)
 COMMANDS = {
     "serve": ("vllm.entrypoints.cli.serve", "Serve a model over HTTP, in the OpenAI API."),
     "chat": ("vllm.entrypoints.cli.chat", "Talk to a running server."),
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code. A user's mistake is one message and code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
-    parser = build_parser(command if command in COMMANDS else None)
+    parser = build_parser(command if command in COMMANDS else None, words)
     if not words:
         parser.print_help()
         return 0
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def build_parser(command: str | None) -> argparse.ArgumentParser:
+def build_parser(command: str | None, words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser, with the arguments of `command` only: those of others take imports."""
     parser = argparse.ArgumentParser(prog="vllm", description="Serve and run language models.")
     parser.add_argument("-v", "--version", action=ShowVersion)
@@ -47,7 +47,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(name, help=text, description=text)
         if name == command:
             implementation = importlib.import_module(module)
-            implementation.add_arguments(subparser)
+            implementation.add_arguments(subparser, words)
             subparser.set_defaults(run=implementation.run)
     return parser
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.cli_args import add_server_flags
 from vllm.errors import ConfigError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.usage = "vllm serve MODEL [flags]"
     parser.add_argument("model_tag", nargs="?", metavar="MODEL", help="a directory or a hub name")
     add_server_flags(parser)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vllm import envs
 from vllm.config.kinds import INT, OBJECT, TEXTS
 from vllm.config.option import Setting, option, settings_of
 from vllm.errors import ConfigError
@@ -103,6 +104,8 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
         if setting.kind.many and len(value) == 1 and value[0].startswith("["):
             value = _json_words(setting, value[0])
         values[setting.attribute] = setting.check(value)
+    if not values["api_key"] and envs.VLLM_API_KEY:
+        values["api_key"] = (envs.VLLM_API_KEY,)
     return ServerOptions(**values)
 
 

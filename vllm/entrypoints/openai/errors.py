@@ -14,9 +14,6 @@ from starlette.responses import Response
 
 from vllm.entrypoints.openai.protocol.common import ErrorDetail, ErrorResponse
 from vllm.errors import BadRequest, EngineDeadError
-from vllm.logger import init_logger
-
-logger = init_logger(__name__)
 
 
 class UnknownModel(BadRequest):
@@ -28,14 +25,16 @@ class ClientGone(Exception):
 
 
 def error_of(error: Exception) -> ErrorResponse:
-    """What a client is told of an exception raised while its request was served."""
+    """What a client is told of an exception raised while its request was served.
+
+    Nothing of one that is our mistake: its text may hold another client's data.
+    """
     if isinstance(error, UnknownModel):
         return _response(HTTPStatus.NOT_FOUND, str(error), "NotFoundError", error.param)
     if isinstance(error, BadRequest):
         return _response(HTTPStatus.BAD_REQUEST, str(error), "BadRequestError", error.param)
     if isinstance(error, EngineDeadError):
         return _response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "EngineDeadError")
-    logger.error("request failed", exc_info=error)
     return _response(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         f"{type(error).__name__} while serving the request; the server's log has the details",
@@ -74,6 +73,8 @@ def install_error_handlers(app: FastAPI) -> None:
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the access log does
 
+    # The framework raises it again once answered, and the HTTP server logs it.
+    app.add_exception_handler(Exception, typed)
     app.add_exception_handler(BadRequest, typed)
     app.add_exception_handler(EngineDeadError, typed)
     app.add_exception_handler(RequestValidationError, invalid)

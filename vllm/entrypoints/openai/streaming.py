@@ -14,8 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from vllm.entrypoints.openai.errors import ClientGone, error_of
 from vllm.entrypoints.openai.protocol.common import PromptTokensDetails, Usage
+from vllm.logger import init_logger
 from vllm.outputs import RequestOutput
 
+logger = init_logger(__name__)
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 encoder = msgspec.json.Encoder()
@@ -174,7 +176,9 @@ class EventStream(Response):
         try:
             async for data in self.rest:
                 await send(_body(data))
-        except Exception as error:  # noqa: BLE001  the status is sent: only an event can tell
+        except Exception as error:
+            # The status is sent: only an event can tell the client.
+            logger.exception("a stream ended with an error")
             await send(_body(event(error_of(error)) + DONE))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -1,0 +1,124 @@
+import pytest
+
+from tests.entrypoints.openai.sse import stream
+
+PATH = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Hi"}]
+pytestmark = pytest.mark.asyncio
+
+
+async def post(client, **body):
+    response = await client.post(PATH, json={"messages": HELLO, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_answer_is_an_assistant_message(client, engine):
+    answer = await post(client, max_tokens=3)
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert answer["choices"][0]["message"]["content"] == "and"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    prompt = "<user>Hi<assistant>"
+    assert engine.seen[0][0]["prompt"] == prompt
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
+
+
+async def test_streamed_content_is_the_content_of_the_whole_answer(client):
+    whole = await post(client, n=2)
+    pieces = await stream(client, PATH, {"messages": HELLO, "n": 2})
+    for i in range(2):
+        choices = [piece["choices"][0] for piece in pieces if piece["choices"][0]["index"] == i]
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+        text = "".join(choice["delta"].get("content", "") for choice in choices)
+        assert text == whole["choices"][i]["message"]["content"]
+        assert [c["finish_reason"] for c in choices if c["finish_reason"]] == ["stop"]
+    assert {piece["object"] for piece in pieces} == {"chat.completion.chunk"}
+
+
+async def test_max_completion_tokens_wins_over_max_tokens(client, engine):
+    await post(client, max_tokens=9, max_completion_tokens=2)
+    await post(client)
+    assert [params.max_tokens for _, params, _ in engine.seen] == [2, None]
+
+
+async def test_logprobs_list_alternatives_best_first_with_their_bytes(client):
+    answer = await post(client, max_tokens=1, logprobs=True, top_logprobs=2)
+    (token,) = answer["choices"][0]["logprobs"]["content"]
+    assert (token["token"], token["logprob"], token["bytes"]) == ("a", -0.5, [97])
+    assert [top["token"] for top in token["top_logprobs"]] == ["a", "b"]
+    assert token["top_logprobs"][1]["logprob"] == -9999.0
+    assert (await post(client, max_tokens=1))["choices"][0]["logprobs"] is None
+
+
+async def test_final_message_can_be_continued(client, engine):
+    messages = [*HELLO, {"role": "assistant", "content": "Well"}]
+    answer = await post(
+        client,
+        messages=messages,
+        add_generation_prompt=False,
+        continue_final_message=True,
+        echo=True,
+        max_tokens=3,
+    )
+    assert engine.seen[0][0]["prompt"] == "<user>Hi<assistant>Well"
+    assert answer["choices"][0]["message"]["content"] == "Welland"
+
+
+async def test_response_role_is_the_servers_choice(make_app, engine):
+    import httpx
+
+    transport = httpx.ASGITransport(app=make_app(response_role="narrator"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        answer = await post(client, max_tokens=1)
+    assert answer["choices"][0]["message"]["role"] == "narrator"
+
+
+async def test_tools_that_must_not_be_called_reach_the_template(client):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    assert (await post(client, tools=[tool], tool_choice="none"))["choices"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"guided_regex": "a+"}, "guided_regex"),
+        ({"structured_outputs": {"json": {}}}, "structured_outputs"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
+        ({"messages": []}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+        ),
+    ],
+)
+async def test_what_is_not_available_is_refused_by_name(client, engine, body, param):
+    response = await client.post(PATH, json={"messages": HELLO, **body})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+    assert not engine.seen
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"response_format": {"type": "text"}},
+        {"parallel_tool_calls": True},
+        {"use_beam_search": False},
+        {"length_penalty": 1.0},
+        {"user": "me"},
+        {"modalities": ["text"]},
+        {"no_such_field": 1},
+    ],
+)
+async def test_fields_that_change_nothing_are_accepted(client, body):
+    assert await post(client, **body)
