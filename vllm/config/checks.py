@@ -1,0 +1,58 @@
+"""Settings that contradict each other."""
+
+from __future__ import annotations
+
+from vllm.config.vllm import VllmConfig
+from vllm.errors import ConfigError
+
+
+def cross_check(config: VllmConfig) -> None:
+    """Raises ConfigError naming the flags to change."""
+    _check_parallel(config)
+    _check_steps(config)
+    _check_long_prompts(config)
+
+
+def _check_parallel(config: VllmConfig) -> None:
+    parallel = config.parallel
+    for flag, size in (
+        ("--tensor-parallel-size", parallel.tensor_parallel_size),
+        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
+        ("--data-parallel-size", parallel.data_parallel_size),
+    ):
+        if size > 1:
+            raise ConfigError(
+                f"{flag} {size}: running one model over several devices is not available yet in this "
+                f"build. Leave {flag} out."
+            )
+
+
+def _check_steps(config: VllmConfig) -> None:
+    scheduler, longest = config.scheduler, config.model.max_model_len
+    tokens = scheduler.max_num_batched_tokens
+    if tokens < scheduler.max_num_seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {scheduler.max_num_seqs}: "
+            "every running sequence takes one token of a step. Raise the first or lower the second."
+        )
+    if not scheduler.enable_chunked_prefill and tokens < longest:
+        raise ConfigError(
+            f"--max-num-batched-tokens {tokens} is less than --max-model-len {longest}: without "
+            "chunked prefill a prompt is computed in one step. Raise the first, lower the second, or "
+            "leave --no-enable-chunked-prefill out."
+        )
+
+
+def _check_long_prompts(config: VllmConfig) -> None:
+    scheduler = config.scheduler
+    if scheduler.max_long_partial_prefills > scheduler.max_num_partial_prefills:
+        raise ConfigError(
+            f"--max-long-partial-prefills {scheduler.max_long_partial_prefills} is more than "
+            f"--max-num-partial-prefills {scheduler.max_num_partial_prefills}, of which they are a "
+            "part. Raise the second or lower the first."
+        )
+    if not scheduler.enable_chunked_prefill and scheduler.long_prefill_token_threshold:
+        raise ConfigError(
+            f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} needs chunked "
+            "prefill. Leave it out, or leave --no-enable-chunked-prefill out."
+        )

@@ -1,0 +1,294 @@
+"""Old flags and variables that mean a setting of today, or nothing any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm.config.kinds import BOOL, FLOAT, INT, OBJECT, TEXT, TEXTS, Kind
+from vllm.envs import Environment
+from vllm.errors import ConfigError
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+UNBOUNDED: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class DepthBound:
+    """Pipeline depths an old flag leaves open."""
+
+    low: int = 1
+    high: int = UNBOUNDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Legacy:
+    """An old flag. `to` is the setting it changes; none: it is accepted without effect.
+
+    `via` makes the new value of the old one: of `pipeline_depth` a DepthBound, of `hf_overrides` the
+    keys to set, else the value. `neutral`: the old default, which asks for nothing.
+    """
+
+    name: str
+    kind: Kind
+    neutral: Any = None
+    to: str = ""
+    via: Callable[[Any], Any] = lambda value: value
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """An environment variable that sets what a flag did not. `device`: only there ("": anywhere)."""
+
+    name: str
+    to: str
+    via: Callable[[Any], Any] = lambda value: value
+    device: str = ""
+
+
+def _at_least_two(on: bool) -> DepthBound:
+    return DepthBound(low=2) if on else DepthBound(high=1)
+
+
+def _exactly(depth: int) -> DepthBound:
+    return DepthBound(low=depth, high=depth)
+
+
+def _synchronous(on: bool) -> DepthBound:
+    return DepthBound(high=1) if on else DepthBound()
+
+
+LEGACY: Final[tuple[Legacy, ...]] = (
+    Legacy(
+        name="async_scheduling",
+        kind=BOOL,
+        to="pipeline_depth",
+        via=_at_least_two,
+        help="--pipeline-depth of at least 2; --no-async-scheduling: of 1.",
+    ),
+    Legacy(
+        name="disable_async_output_proc",
+        kind=BOOL,
+        neutral=False,
+        to="pipeline_depth",
+        via=_synchronous,
+        help="--pipeline-depth 1.",
+    ),
+    Legacy(
+        name="num_scheduler_steps",
+        kind=INT,
+        to="pipeline_depth",
+        via=_exactly,
+        help="--pipeline-depth of this many.",
+    ),
+    Legacy(
+        name="multi_step_stream_outputs",
+        kind=BOOL,
+        neutral=True,
+        to="stream_interval",
+        help="false: --stream-interval of --num-scheduler-steps.",
+    ),
+    Legacy(
+        name="rope_scaling",
+        kind=OBJECT,
+        to="hf_overrides",
+        via=lambda value: {"rope_scaling": value},
+        help='--hf-overrides {"rope_scaling": ...}.',
+    ),
+    Legacy(
+        name="rope_theta",
+        kind=FLOAT,
+        to="hf_overrides",
+        via=lambda value: {"rope_theta": value},
+        help='--hf-overrides {"rope_theta": ...}.',
+    ),
+    Legacy(
+        name="disable_log_requests",
+        kind=BOOL,
+        neutral=False,
+        help="Requests are not logged unless --enable-log-requests says so.",
+    ),
+    Legacy(
+        name="swap_space",
+        kind=FLOAT,
+        neutral=4.0,
+        help="Preempted requests are recomputed, never swapped out.",
+    ),
+    Legacy(
+        name="use_v2_block_manager",
+        kind=BOOL,
+        neutral=True,
+        help="There is one KV cache manager.",
+    ),
+    Legacy(
+        name="num_lookahead_slots",
+        kind=INT,
+        neutral=0,
+        help="Blocks for steps in flight are reserved as --pipeline-depth needs them.",
+    ),
+    Legacy(
+        name="prefix_caching_hash_algo",
+        kind=TEXT,
+        help="Blocks are always hashed with BLAKE2b: nobody can construct a collision, at any speed.",
+    ),
+    Legacy(
+        name="tokenizer_pool_size",
+        kind=INT,
+        neutral=0,
+        help="Tokenizing runs in threads of the front end.",
+    ),
+    Legacy(
+        name="tokenizer_pool_type",
+        kind=TEXT,
+        neutral="ray",
+        help="Tokenizing runs in threads of the front end.",
+    ),
+    Legacy(
+        name="tokenizer_pool_extra_config",
+        kind=OBJECT,
+        help="Tokenizing runs in threads of the front end.",
+    ),
+    Legacy(
+        name="disable_custom_all_reduce",
+        kind=BOOL,
+        neutral=False,
+        help="One device has nothing to reduce over.",
+    ),
+    Legacy(
+        name="max_parallel_loading_workers",
+        kind=INT,
+        help="Weights are mapped into memory, which needs no bound on workers.",
+    ),
+    Legacy(
+        name="max_seq_len_to_capture",
+        kind=INT,
+        neutral=8192,
+        help="What is captured is decided per device, and nothing is on the CPU.",
+    ),
+    Legacy(
+        name="cuda_graph_sizes",
+        kind=TEXTS,
+        neutral=(),
+        help="What is captured is decided per device, and nothing is on the CPU.",
+    ),
+    Legacy(
+        name="disable_cascade_attn",
+        kind=BOOL,
+        neutral=False,
+        help="There is no cascade attention to disable.",
+    ),
+    Legacy(
+        name="disable_chunked_mm_input",
+        kind=BOOL,
+        neutral=False,
+        help="Prompts are text, which may be cut anywhere.",
+    ),
+    Legacy(
+        name="show_hidden_metrics_for_version",
+        kind=TEXT,
+        help="No metric is hidden.",
+    ),
+    Legacy(
+        name="guided_decoding_disable_fallback",
+        kind=BOOL,
+        neutral=False,
+        help="Nothing falls back to another grammar library.",
+    ),
+    Legacy(
+        name="pt_load_map_location",
+        kind=TEXT,
+        neutral="cpu",
+        help="Weights pass through host memory whichever way they were saved.",
+    ),
+    Legacy(
+        name="weights_load_device",
+        kind=TEXT,
+        help="Weights go to their device one tensor at a time.",
+    ),
+)
+
+VARIABLES: Final[tuple[Variable, ...]] = (
+    Variable(name="VLLM_DELAYED_SAMPLING", to="pipeline_depth", via=_at_least_two),
+    Variable(
+        name="VLLM_CPU_KVCACHE_SPACE",
+        to="kv_cache_memory_bytes",
+        via=lambda gibibytes: int(gibibytes * 2**30),
+        device="cpu",
+    ),
+)
+
+
+def given(arguments: Mapping[str, Any]) -> dict[Legacy, Any]:
+    """The old flags that ask for something, with their checked values. Raises ConfigError."""
+    found = {}
+    for row in LEGACY:
+        value = arguments[row.name]
+        if value is None or value == row.neutral:
+            continue
+        try:
+            found[row] = row.kind.take(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{row.flag} {value!r}: must be {row.kind.name}.") from None
+    return found
+
+
+def fold(
+    values: dict[str, Any], arguments: Mapping[str, Any], env: Environment, device: str
+) -> None:
+    """Change `values` (of settings, by name) as old flags and variables say; depth: see `depth`."""
+    old = given(arguments)
+    for row, value in old.items():
+        if row.to == "hf_overrides":
+            if callable(values["hf_overrides"]):
+                raise ConfigError(
+                    f"{row.flag} and a function as hf_overrides: let the function set it."
+                )
+            values["hf_overrides"] = {**values["hf_overrides"], **row.via(value)}
+        elif row.to == "stream_interval":
+            steps = arguments["num_scheduler_steps"] or 1
+            values["stream_interval"] = max(values["stream_interval"], int(steps))
+        elif not row.to:
+            logger.warning_once("%s has no effect: %s", row.flag, row.help)
+    for row in VARIABLES:
+        applies = row.to in values and row.device in ("", device) and row.to != "pipeline_depth"
+        if applies and env.is_set(row.name) and not values[row.to]:
+            values[row.to] = row.via(getattr(env, row.name))
+    for variable in ("VLLM_USE_V1", "VLLM_HOST_IP", "VLLM_PORT"):
+        if env.is_set(variable):
+            logger.warning_once("%s has no effect: %s", variable, env.describe(variable))
+
+
+def depth(
+    asked: int | None, stages: int, arguments: Mapping[str, Any], env: Environment, default: int
+) -> int:
+    """Steps in flight: what --pipeline-depth says, else the nearest to `default` all others allow.
+
+    Raises ConfigError if no depth satisfies every flag.
+    """
+    bounds = [
+        (f"{row.flag} {value}", row.via(value))
+        for row, value in given(arguments).items()
+        if row.to == "pipeline_depth"
+    ]
+    for variable in VARIABLES:
+        if variable.to == "pipeline_depth" and env.is_set(variable.name):
+            value = getattr(env, variable.name)
+            bounds.append((f"{variable.name}={value}", variable.via(value)))
+    if asked is not None:
+        bounds.append((f"--pipeline-depth {asked}", _exactly(asked)))
+    if stages > 1:
+        bounds.append((f"--pipeline-parallel-size {stages}", DepthBound(low=stages)))
+    low = max((bound.low for _, bound in bounds), default=1)
+    high = min((bound.high for _, bound in bounds), default=UNBOUNDED)
+    if low > high:
+        said = " and ".join(text for text, _ in bounds)
+        raise ConfigError(f"{said} ask for different pipeline depths. Keep one of them.")
+    return min(max(default, low), high)

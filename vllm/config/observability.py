@@ -1,0 +1,18 @@
+"""What the engine says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.config.option import option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservabilityConfig:
+    disable_log_stats: bool = option(
+        False, help="Log no statistics (speed, queue, cache use) at intervals."
+    )
+    log_stats_interval_s: float = option(
+        10.0, low=0.1, flag="--log-stats-interval", help="Seconds between lines of statistics."
+    )
+    enable_log_requests: bool = option(False, help="Log every request that arrives.")

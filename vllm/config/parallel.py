@@ -1,0 +1,25 @@
+"""How many processes compute one model, and how they are started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.config.option import option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    tensor_parallel_size: int = option(1, low=1, help="Devices each layer is split over.")
+    pipeline_parallel_size: int = option(1, low=1, help="Stages the layers are spread over.")
+    data_parallel_size: int = option(1, low=1, help="Copies of the model that share the requests.")
+    distributed_executor_backend: str = option(
+        "",
+        choices=("uni", "mp"),
+        auto="uni for one device",
+        help="uni: the model runs in the engine's own process; mp: in worker processes.",
+    )
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that compute one copy of the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size

@@ -1,0 +1,104 @@
+"""From what the user said to a configuration in which nothing is left to be decided."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from vllm.config import legacy, unavailable
+from vllm.config.cache import CacheConfig
+from vllm.config.checks import cross_check
+from vllm.config.device import DeviceConfig
+from vllm.config.draft import Draft
+from vllm.config.load import LoadConfig
+from vllm.config.model import ModelConfig
+from vllm.config.model_facts import named_dtype, resolve_model
+from vllm.config.observability import ObservabilityConfig
+from vllm.config.parallel import ParallelConfig
+from vllm.config.scheduler import SchedulerConfig
+from vllm.config.vllm import VllmConfig, all_settings
+from vllm.envs import Environment
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms.base import Platform
+
+# A step reads all weights whatever its size. At 2048 tokens arithmetic has long taken over from
+# that on any device, and a step still ends soon enough for the requests that generate next to it.
+DEFAULT_BATCHED_TOKENS: Final = 2048
+
+
+def resolve(
+    args: EngineArgs, env: Environment | None = None, platform: Platform | None = None
+) -> VllmConfig:
+    """Defaults, model facts, platform, cross checks; in this order, once.
+
+    Raises ConfigError naming flag, value and remedy, or LoadError if the checkpoint is broken.
+    """
+    draft = _draft(args, env or Environment(), platform)
+    parallel = _parallel(draft)
+    model = resolve_model(draft)
+    config = VllmConfig(
+        model=model,
+        cache=_cache(draft, model),
+        scheduler=_scheduler(draft, model, parallel),
+        parallel=parallel,
+        device=DeviceConfig(**draft.of(DeviceConfig)),
+        load=LoadConfig(**draft.of(LoadConfig)),
+        observability=ObservabilityConfig(**draft.of(ObservabilityConfig)),
+    )
+    config = draft.platform.resolve(config)
+    cross_check(config)
+    return config
+
+
+def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Draft:
+    """Everything the user said, checked one by one, and the platform it is for."""
+    from vllm.platforms import current_platform
+
+    env.check()
+    arguments = args.values()
+    values = {s.name: s.check(arguments[s.name]) for s in all_settings()}
+    unavailable.check_all(arguments)
+    if platform is None:
+        asked = values["device"]
+        platform = current_platform(env.VLLM_TARGET_DEVICE if asked == "auto" else asked)
+    values["device"] = platform.name
+    legacy.fold(values, arguments, env, platform.name)
+    return Draft(values, arguments, env, platform)
+
+
+def _parallel(draft: Draft) -> ParallelConfig:
+    fields = draft.of(ParallelConfig)
+    fields["distributed_executor_backend"] = fields["distributed_executor_backend"] or "uni"
+    return ParallelConfig(**fields)
+
+
+def _cache(draft: Draft, model: ModelConfig) -> CacheConfig:
+    fields = draft.of(CacheConfig)
+    if fields["block_size"] is None:
+        fields["block_size"] = draft.platform.capabilities.default_block_size
+    asked = fields["cache_dtype"]
+    if asked == "auto":
+        fields["cache_dtype"] = model.dtype
+    else:
+        fields["cache_dtype"] = named_dtype("--kv-cache-dtype", asked, draft.platform)
+    return CacheConfig(**fields)
+
+
+def _scheduler(draft: Draft, model: ModelConfig, parallel: ParallelConfig) -> SchedulerConfig:
+    fields = draft.of(SchedulerConfig)
+    if fields["max_num_batched_tokens"] is None:
+        fields["max_num_batched_tokens"] = _batched_tokens(fields, model)
+    fields["pipeline_depth"] = legacy.depth(
+        fields["pipeline_depth"],
+        parallel.pipeline_parallel_size,
+        draft.arguments,
+        draft.env,
+        default=draft.platform.capabilities.default_depth,
+    )
+    return SchedulerConfig(**fields)
+
+
+def _batched_tokens(fields: dict[str, Any], model: ModelConfig) -> int:
+    tokens: int = max(DEFAULT_BATCHED_TOKENS, fields["max_num_seqs"])
+    return tokens if fields["enable_chunked_prefill"] else max(tokens, model.max_model_len)

@@ -1,0 +1,258 @@
+"""Flags whose feature this build does not have: their default is accepted, anything else refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm.config.kinds import BOOL, FLOAT, INT, OBJECT, TEXT, TEXTS, Kind
+from vllm.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unavailable:
+    """A flag of which only some values mean something here."""
+
+    name: str
+    kind: Kind
+    default: Any = None
+    allowed: tuple[Any, ...] = ()  # besides the default
+    feature: str  # what is missing, as the subject of "... is not available"
+    remedy: str = ""  # if leaving the flag out is not all there is to say
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        shown = [str(value) for value in (self.default, *self.allowed) if value is not None]
+        only = f" Only {' or '.join(shown)} is accepted." if self.allowed or shown else ""
+        return f"Not available yet: {self.feature}.{only}"
+
+    def check(self, value: Any) -> None:
+        """Raises ConfigError unless `value` asks for nothing."""
+        if value is None or value == self.default or value in self.allowed:
+            return
+        if not value and not self.default:
+            return
+        try:
+            if self.kind.take(value) in (self.default, *self.allowed):
+                return
+        except (TypeError, ValueError):
+            pass  # of the wrong kind, and refused below in any case
+        remedy = self.remedy or f"Leave {self.flag} out."
+        raise ConfigError(
+            f"{self.flag} {value}: {self.feature} is not available yet in this build. {remedy}"
+        )
+
+
+def _rows(feature: str, remedy: str = "", **flags: tuple[Kind, Any]) -> tuple[Unavailable, ...]:
+    return tuple(
+        Unavailable(name=name, kind=kind, default=default, feature=feature, remedy=remedy)
+        for name, (kind, default) in flags.items()
+    )
+
+
+UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
+    Unavailable(
+        name="task",
+        kind=TEXT,
+        default="auto",
+        allowed=("generate",),
+        feature="anything but generation (embedding, classification, scoring, transcription)",
+    ),
+    Unavailable(
+        name="runner",
+        kind=TEXT,
+        default="auto",
+        allowed=("generate",),
+        feature="anything but generation (pooling, drafting)",
+    ),
+    Unavailable(
+        name="convert",
+        kind=TEXT,
+        default="auto",
+        allowed=("none",),
+        feature="turning a model into one for pooling",
+    ),
+    Unavailable(
+        name="config_format",
+        kind=TEXT,
+        default="auto",
+        allowed=("hf",),
+        feature="a model configuration other than config.json",
+    ),
+    *_rows(
+        "the pooling of hidden states",
+        override_pooler_config=(OBJECT, None),
+        pooler_config=(OBJECT, None),
+    ),
+    *_rows(
+        "quantization",
+        "Use a checkpoint in float32, bfloat16 or float16, and leave the flag out.",
+        quantization=(TEXT, None),
+        calculate_kv_scales=(BOOL, False),
+        quantization_param_path=(TEXT, None),
+        qlora_adapter_name_or_path=(TEXT, None),
+    ),
+    *_rows(
+        "LoRA",
+        "Merge the adapter into the checkpoint, and leave the flag out.",
+        enable_lora=(BOOL, False),
+        enable_lora_bias=(BOOL, False),
+        fully_sharded_loras=(BOOL, False),
+        default_mm_loras=(OBJECT, None),
+    ),
+    *_rows(
+        "LoRA (this flag shapes it)",
+        max_loras=(INT, 1),
+        max_lora_rank=(INT, 16),
+        max_cpu_loras=(INT, None),
+        lora_extra_vocab_size=(INT, 256),
+        lora_dtype=(TEXT, "auto"),
+        long_lora_scaling_factors=(TEXTS, None),
+    ),
+    *_rows(
+        "prompt adapters",
+        enable_prompt_adapter=(BOOL, False),
+        max_prompt_adapters=(INT, 1),
+        max_prompt_adapter_token=(INT, 0),
+    ),
+    *_rows(
+        "speculative decoding",
+        speculative_config=(OBJECT, None),
+        speculative_model=(TEXT, None),
+        speculative_model_quantization=(TEXT, None),
+        num_speculative_tokens=(INT, None),
+        speculative_draft_tensor_parallel_size=(INT, None),
+        speculative_max_model_len=(INT, None),
+        speculative_disable_by_batch_size=(INT, None),
+        speculative_disable_mqa_scorer=(BOOL, False),
+        ngram_prompt_lookup_max=(INT, None),
+        ngram_prompt_lookup_min=(INT, None),
+        spec_decoding_acceptance_method=(TEXT, "rejection_sampler"),
+        typical_acceptance_sampler_posterior_threshold=(FLOAT, None),
+        typical_acceptance_sampler_posterior_alpha=(FLOAT, None),
+        disable_logprobs_during_spec_decoding=(BOOL, None),
+    ),
+    *_rows(
+        "output that follows a grammar or schema",
+        guided_decoding_backend=(TEXT, "auto"),
+        guided_decoding_disable_any_whitespace=(BOOL, False),
+        guided_decoding_disable_additional_properties=(BOOL, False),
+        structured_outputs_config=(OBJECT, None),
+        logits_processor_pattern=(TEXT, None),
+    ),
+    *_rows(
+        "the parsing of reasoning",
+        enable_reasoning=(BOOL, False),
+        reasoning_parser=(TEXT, ""),
+    ),
+    *_rows(
+        "input other than text",
+        limit_mm_per_prompt=(OBJECT, None),
+        mm_processor_kwargs=(OBJECT, None),
+        media_io_kwargs=(OBJECT, None),
+        allowed_local_media_path=(TEXT, ""),
+        interleave_mm_strings=(BOOL, False),
+        skip_mm_profiling=(BOOL, False),
+        disable_mm_preprocessor_cache=(BOOL, False),
+        mm_processor_cache_gb=(FLOAT, 4.0),
+        mm_processor_cache_type=(TEXT, "lru"),
+        mm_encoder_tp_mode=(TEXT, "weights"),
+        enable_multimodal_encoder_data_parallel=(BOOL, False),
+        video_pruning_rate=(FLOAT, None),
+        enable_prompt_embeds=(BOOL, False),
+    ),
+    *_rows(
+        "the transfer of KV cache between engines",
+        kv_transfer_config=(OBJECT, None),
+        kv_events_config=(OBJECT, None),
+        kv_sharing_fast_prefill=(BOOL, False),
+    ),
+    *_rows(
+        "running over more than one device or machine",
+        "Run one engine per device and put a proxy in front.",
+        data_parallel_size_local=(INT, None),
+        data_parallel_rank=(INT, None),
+        data_parallel_start_rank=(INT, None),
+        data_parallel_address=(TEXT, None),
+        data_parallel_rpc_port=(INT, None),
+        data_parallel_backend=(TEXT, "mp"),
+        data_parallel_hybrid_lb=(BOOL, False),
+        decode_context_parallel_size=(INT, 1),
+        enable_expert_parallel=(BOOL, False),
+        enable_eplb=(BOOL, False),
+        eplb_config=(OBJECT, None),
+        num_redundant_experts=(INT, 0),
+        eplb_window_size=(INT, 1000),
+        eplb_step_interval=(INT, 3000),
+        eplb_log_balancedness=(BOOL, False),
+        worker_use_ray=(BOOL, False),
+        engine_use_ray=(BOOL, False),
+        ray_workers_use_nsight=(BOOL, False),
+        enable_dbo=(BOOL, False),
+    ),
+    *_rows(
+        "keeping part of the weights elsewhere",
+        cpu_offload_gb=(FLOAT, 0.0),
+        enable_sleep_mode=(BOOL, False),
+    ),
+    *_rows(
+        "replacing a part of the engine by a class",
+        worker_cls=(TEXT, "auto"),
+        worker_extension_cls=(TEXT, ""),
+        scheduler_cls=(TEXT, ""),
+    ),
+    *_rows(
+        "the compilation of models",
+        compilation_config=(OBJECT, None),
+        additional_config=(OBJECT, None),
+        override_neuron_config=(OBJECT, None),
+    ),
+    *_rows(
+        "special ways of loading",
+        "Use --load-format auto, safetensors, pt or dummy.",
+        model_loader_extra_config=(OBJECT, None),
+        safetensors_load_strategy=(TEXT, "lazy"),
+    ),
+    *_rows(
+        "a cache for state-space models",
+        mamba_cache_dtype=(TEXT, "auto"),
+        mamba_ssm_cache_dtype=(TEXT, "auto"),
+    ),
+    *_rows(
+        "tracing",
+        otlp_traces_endpoint=(TEXT, None),
+        collect_detailed_traces=(TEXTS, None),
+    ),
+    *_rows(
+        "holding back prompts in favour of running requests",
+        "Prompts are computed next to running requests: limit them with --max-num-batched-tokens.",
+        scheduler_delay_factor=(FLOAT, 0.0),
+        max_num_prefill_seqs=(INT, None),
+        use_padding_aware_scheduling=(BOOL, False),
+    ),
+    *_rows(
+        "a separate projection for queries, keys and values",
+        split_qkv=(BOOL, False),
+    ),
+    *_rows(
+        "one pool of blocks per kind of attention layer",
+        disable_hybrid_kv_cache_manager=(BOOL, False),
+    ),
+    Unavailable(
+        name="preemption_mode",
+        kind=TEXT,
+        allowed=("recompute",),
+        feature="any preemption but by recomputation",
+        remedy="Use --preemption-mode recompute, or leave it out.",
+    ),
+)
+
+
+def check_all(arguments: Mapping[str, Any]) -> None:
+    for row in UNAVAILABLE:
+        row.check(arguments[row.name])

@@ -1,0 +1,102 @@
+"""EngineArgs: every setting, old flag and flag of a feature to come, generated from the tables."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from vllm.config.legacy import LEGACY
+from vllm.config.option import did_you_mean
+from vllm.config.unavailable import UNAVAILABLE
+from vllm.config.vllm import all_settings
+from vllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
+
+
+def _defaults() -> Iterator[tuple[str, Any]]:
+    for setting in all_settings():
+        yield setting.name, setting.default
+    for legacy in LEGACY:
+        yield legacy.name, legacy.neutral
+    for row in UNAVAILABLE:
+        yield row.name, row.default
+
+
+class _Arguments:
+    """Construction and conversions; the fields come from the tables."""
+
+    def __init__(self, model: str = "", **values: Any) -> None:
+        known = {f.name: f for f in dataclasses.fields(type(self))}  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"{name}={values[name]!r}: there is no such setting.{did_you_mean(name, known)} "
+                    "`vllm serve --help=all` lists them."
+                )
+        values["model"] = model
+        for name, item in known.items():
+            is_fresh = item.default is dataclasses.MISSING
+            default = item.default_factory() if is_fresh else item.default  # type: ignore[misc]
+            object.__setattr__(self, name, values.get(name, default))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = {f.name for f in dataclasses.fields(type(self))}  # type: ignore[arg-type]
+        if name not in known:
+            raise ConfigError(f"{name}: there is no such setting.{did_you_mean(name, known)}")
+        object.__setattr__(self, name, value)
+
+    def values(self) -> dict[str, Any]:
+        """All fields by name, as given."""
+        return dict(vars(self))
+
+    @classmethod
+    def add_cli_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Add a flag per field, grouped by config. What is not given is left out of the namespace."""
+        from vllm.config.flags import add_engine_flags
+
+        add_engine_flags(parser)
+        return parser
+
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace) -> Self:
+        """Takes what belongs to the engine from parsed arguments and leaves the rest."""
+        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in vars(args).items() if name in known})
+
+    def create_engine_config(self) -> VllmConfig:
+        """Resolve. Raises ConfigError or LoadError."""
+        from vllm.config.resolve import resolve
+
+        return resolve(self)
+
+
+def _fields() -> list[tuple[str, Any, Any]]:
+    found = []
+    for name, default in _defaults():
+        if isinstance(default, dict):
+            found.append((name, Any, dataclasses.field(default_factory=dict)))
+        else:
+            found.append((name, Any, dataclasses.field(default=default)))
+    return found
+
+
+if TYPE_CHECKING:
+
+    class EngineArgs(_Arguments):
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    EngineArgs = dataclasses.make_dataclass(
+        "EngineArgs", _fields(), bases=(_Arguments,), init=False, namespace={"__module__": __name__}
+    )
+    EngineArgs.__doc__ = "What a user may say about an engine: see docs/configuration.md."
+
+
+class AsyncEngineArgs(EngineArgs):
+    """The same settings under the name that servers use."""

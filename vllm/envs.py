@@ -1,0 +1,295 @@
+"""The reader of the process environment: one typed table; `envs.VLLM_X` reads, parses and checks.
+
+Values are read at every access, so a test may set a variable. Nothing on a hot path reads one:
+`resolve` folds them into the configuration once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.errors import ConfigError
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable. `parse` raises ValueError on text it does not allow."""
+
+    name: str
+    default: Any
+    parse: Callable[[str], Any]
+    allowed: str  # for people: "... must be <allowed>"
+    help: str
+    has_effect: bool = True  # False: accepted, as other engines read it; `help` says why
+
+    def read(self, environ: Mapping[str, str]) -> Any:
+        """The value in `environ`, or the default. Empty is not set. Raises ConfigError."""
+        text = environ.get(self.name, "").strip()
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError:
+            raise ConfigError(
+                f"environment variable {self.name}={text!r}: must be {self.allowed}. "
+                f"Correct it or unset it."
+            ) from None
+
+
+def _boolean(text: str) -> bool:
+    word = text.lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError(text)
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(text)
+        return text.lower()
+
+    return parse
+
+
+def _level(text: str) -> str:
+    return _one_of("debug", "info", "warning", "error", "critical")(text).upper()
+
+
+def _gibibytes(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 < value < 65536:
+        raise ValueError(text)
+    return value
+
+
+_BOOLEAN = "0 or 1"
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable(
+        "VLLM_TARGET_DEVICE",
+        "cpu",
+        _one_of("cpu", "hpu", "cuda"),
+        "cpu, hpu or cuda",
+        "Kind of device: what setup.py builds for, and what --device auto stands for.",
+    ),
+    Variable(
+        "VLLM_CPU_KVCACHE_SPACE",
+        0.0,
+        _gibibytes,
+        "a number of GiB, 0 or more",
+        "GiB of memory for the KV cache on the CPU; 0: what --gpu-memory-utilization leaves. "
+        "--kv-cache-memory-bytes wins over it.",
+    ),
+    Variable(
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "auto",
+        str,
+        "auto, nobind, or lists of cores such as 0-3|4-7",
+        "Cores the threads of each CPU rank run on, ranks separated by |.",
+    ),
+    Variable(
+        "VLLM_CPU_ISA",
+        "auto",
+        _one_of("auto", "baseline", "avx2", "avx512"),
+        "auto, baseline, avx2 or avx512",
+        "Instruction set of the CPU kernels; auto: the best this machine has.",
+    ),
+    Variable(
+        "VLLM_LOGGING_LEVEL",
+        "INFO",
+        _level,
+        "DEBUG, INFO, WARNING, ERROR or CRITICAL",
+        "Least severity that is logged.",
+    ),
+    Variable(
+        "VLLM_CONFIGURE_LOGGING",
+        True,
+        _boolean,
+        _BOOLEAN,
+        "Set up logging of the `vllm` loggers; 0: leave it to the application.",
+    ),
+    Variable(
+        "VLLM_DELAYED_SAMPLING",
+        None,
+        _boolean,
+        _BOOLEAN,
+        "1: --pipeline-depth of at least 2; 0: of 1. Unset: the device decides.",
+    ),
+    Variable(
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        False,
+        _boolean,
+        _BOOLEAN,
+        "Run the engine of the `LLM` class in a process of its own. The server always does.",
+    ),
+    Variable(
+        "VLLM_WORKER_MULTIPROC_METHOD",
+        "spawn",
+        _one_of("spawn"),
+        "spawn (a forked process inherits threads and locks in an unknown state)",
+        "How worker processes are started.",
+    ),
+    Variable(
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
+        False,
+        _boolean,
+        _BOOLEAN,
+        "Allow a --max-model-len above what the checkpoint was made for; results may be poor.",
+    ),
+    Variable(
+        "VLLM_API_KEY",
+        "",
+        str,
+        "text",
+        "Key that clients of the server must send; --api-key wins over it.",
+    ),
+    Variable(
+        "VLLM_SERVER_DEV_MODE",
+        False,
+        _boolean,
+        _BOOLEAN,
+        "Offer the server's endpoints for development, such as /reset_prefix_cache.",
+    ),
+    Variable(
+        "VLLM_HOST_IP",
+        "",
+        str,
+        "an address",
+        "Accepted without effect: processes of one engine are on one machine and use local sockets.",
+        has_effect=False,
+    ),
+    Variable(
+        "VLLM_PORT",
+        0,
+        _port,
+        "a port, 1 to 65535",
+        "Accepted without effect: processes of one engine talk over files, not ports. The server's "
+        "port is --port.",
+        has_effect=False,
+    ),
+    Variable(
+        "VLLM_USE_V1",
+        None,
+        _boolean,
+        _BOOLEAN,
+        "Accepted without effect: there is one engine.",
+        has_effect=False,
+    ),
+    Variable(
+        "VLLM_NO_USAGE_STATS",
+        False,
+        _boolean,
+        _BOOLEAN,
+        "Accepted without effect: no usage statistics are collected.",
+        has_effect=False,
+    ),
+    Variable(
+        "VLLM_DO_NOT_TRACK",
+        False,
+        _boolean,
+        _BOOLEAN,
+        "Accepted without effect: no usage statistics are collected.",
+        has_effect=False,
+    ),
+)
+
+_TABLE = {variable.name: variable for variable in VARIABLES}
+
+
+class Environment:
+    """Typed view of a set of variables, by default those of the process.
+
+    `environment.VLLM_X` as `envs.VLLM_X`; raises AttributeError for a name that is not declared.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = os.environ if environ is None else environ
+
+    def __getattr__(self, name: str) -> Any:
+        variable = _TABLE.get(name)
+        if variable is None:
+            raise AttributeError(f"no environment variable {name} is declared in vllm/envs.py")
+        return variable.read(self._environ)
+
+    def is_set(self, name: str) -> bool:
+        assert name in _TABLE, name
+        return bool(self._environ.get(name, "").strip())
+
+    def describe(self, name: str) -> str:
+        return _TABLE[name].help
+
+    def check(self) -> None:
+        """Raises ConfigError if any declared variable cannot be parsed."""
+        for variable in VARIABLES:
+            variable.read(self._environ)
+
+    def unknown(self) -> list[str]:
+        """Variables named VLLM_* that nothing declares: probably misspelt, or another engine's."""
+        return sorted(n for n in self._environ if n.startswith("VLLM_") and n not in _TABLE)
+
+
+_PROCESS = Environment()
+
+
+def is_set(name: str) -> bool:
+    return _PROCESS.is_set(name)
+
+
+def set_for_process(name: str, value: str) -> None:
+    """Set a variable for this process and those it starts: for libraries that read only those."""
+    os.environ[name] = value
+
+
+def inherited(name: str) -> str | None:
+    """A variable of another program's making (NO_COLOR, OMP_NUM_THREADS); None if not set."""
+    return os.environ.get(name)
+
+
+def environment_variables() -> tuple[Variable, ...]:
+    return VARIABLES
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        return getattr(_PROCESS, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_TABLE])
+
+
+if TYPE_CHECKING:
+    VLLM_TARGET_DEVICE: str
+    VLLM_CPU_KVCACHE_SPACE: float
+    VLLM_CPU_OMP_THREADS_BIND: str
+    VLLM_LOGGING_LEVEL: str
+    VLLM_CONFIGURE_LOGGING: bool
+    VLLM_DELAYED_SAMPLING: bool | None
+    VLLM_ENABLE_V1_MULTIPROCESSING: bool
+    VLLM_WORKER_MULTIPROC_METHOD: str
+    VLLM_ALLOW_LONG_MAX_MODEL_LEN: bool
+    VLLM_API_KEY: str
+    VLLM_SERVER_DEV_MODE: bool
+    VLLM_HOST_IP: str
+    VLLM_PORT: int
+    VLLM_USE_V1: bool | None
+    VLLM_NO_USAGE_STATS: bool
+    VLLM_DO_NOT_TRACK: bool

@@ -1,0 +1,124 @@
+"""From the name of a model to a directory on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vllm.errors import ConfigError, LoadError
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+TOKENIZER_FILES: Final = (
+    "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py",
+)  # fmt: skip
+_WEIGHTS: Final = {
+    "auto": ("*.safetensors",),
+    "safetensors": ("*.safetensors",),
+    "pt": ("*.bin", "*.pt"),
+    "dummy": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where to look for what `name` means."""
+
+    name: str
+    flag: str  # that gave the name, for errors
+    revision: str = "main"
+    download_dir: str | None = None
+    token: str | None = None
+
+
+def locate(source: Source, files: Sequence[str]) -> Path:
+    """A local directory with the files of `source.name` that match; downloaded if need be.
+
+    Raises ConfigError if the name means nothing, LoadError if it cannot be fetched.
+    """
+    if not source.name:
+        raise ConfigError(
+            f"{source.flag} is missing: give a local directory or a name on the Hugging Face hub."
+        )
+    path = Path(source.name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_file():
+        raise ConfigError(
+            f"{source.flag} {source.name}: is a file. Give the directory that holds config.json."
+        )
+    if not _is_hub_name(source.name):
+        raise ConfigError(
+            f"{source.flag} {source.name}: there is no such directory, and it is no name on the hub "
+            "(those look like organisation/model)."
+        )
+    return _from_hub(source, files)
+
+
+def weight_patterns(load_format: str) -> tuple[str, ...]:
+    return (*TOKENIZER_FILES, *_WEIGHTS[load_format])
+
+
+def _is_hub_name(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if name.startswith((".", "/", "~")):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _from_hub(source: Source, files: Sequence[str]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    where = {"revision": source.revision, "cache_dir": source.download_dir}
+    cache = source.download_dir or constants.HF_HUB_CACHE
+    try:
+        cached = Path(snapshot_download(source.name, local_files_only=True, **where))
+    except LocalEntryNotFoundError:
+        cached = None
+    if constants.HF_HUB_OFFLINE:
+        if cached is not None:
+            return cached
+        raise LoadError(
+            f"{source.flag} {source.name}: no such directory here, and not in the cache {cache} "
+            f"(revision {source.revision}); the hub was not asked because HF_HUB_OFFLINE is set. "
+            "Give a local directory, or unset HF_HUB_OFFLINE to download."
+        )
+    problem = _unreachable(source)
+    if problem is not None:
+        if cached is not None:
+            logger.warning("Using the cached %s: %s", source.name, problem)
+            return cached
+        raise LoadError(
+            f"{source.flag} {source.name}: no such directory here, and not in the cache {cache} "
+            f"(revision {source.revision}); {problem}. Give a local directory, or check the name, "
+            "the network and the login (HF_TOKEN)."
+        )
+    return Path(
+        snapshot_download(source.name, token=source.token, allow_patterns=list(files), **where)
+    )
+
+
+def _unreachable(source: Source) -> str | None:
+    """Why the hub cannot give this model, found out by one quick request; None if it can."""
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        # The client of the hub retries for minutes; one request without retries comes first.
+        httpx.head(constants.ENDPOINT, timeout=5.0)
+        HfApi(token=source.token).model_info(source.name, revision=source.revision, timeout=10.0)
+    except HfHubHTTPError as error:
+        return f"{constants.ENDPOINT} refused it: {str(error).splitlines()[0]}"
+    except (httpx.HTTPError, OSError) as error:
+        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
+    return None
