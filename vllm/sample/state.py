@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+import math
+import struct
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from vllm.ops.registry import Ops
+from vllm.sample.processors import HostProcessor
 from vllm.sample.ragged import SlotLists, SlotWords
-from vllm.sampling_params import LogitsProcessor, SamplingParams
+from vllm.sampling_params import SamplingParams
 
 NO_LOGPROBS = -1
 
@@ -31,7 +34,13 @@ class Want(enum.IntFlag):
     LOGPROBS = enum.auto()
 
 
-class _Column(enum.IntEnum):
+class _Integer(enum.IntEnum):  # columns
+    NUM_PROMPT_TOKENS = 0
+    TOP_K = 1
+    SEED = 2  # low word, then high word
+
+
+class _Real(enum.IntEnum):
     TEMPERATURE = 0
     LOG_MIN_P = 1
     TOP_P = 2
@@ -66,17 +75,18 @@ class SamplingState:
         self.top_k_np = np.full(num_slots, vocab_size, np.int32)  # vocab_size: off
         self.top_p_np = np.ones(num_slots, np.float32)
         self.num_logprobs_np = np.full(num_slots, NO_LOGPROBS, np.int32)
-        self.processors: dict[int, Sequence[LogitsProcessor]] = {}
-        self.num_prompt_tokens = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self.top_k = torch.full((num_slots,), vocab_size, dtype=torch.int32, device=device)
-        self.seeds = torch.zeros((num_slots, 2), dtype=torch.int32, device=device)  # low, high
-        self._reals = torch.ones((num_slots, len(_Column)), device=device)
-        self.temperature = self._reals[:, _Column.TEMPERATURE]
-        self.log_min_p = self._reals[:, _Column.LOG_MIN_P]
-        self.top_p = self._reals[:, _Column.TOP_P]
-        self.presence_penalty = self._reals[:, _Column.PRESENCE]
-        self.frequency_penalty = self._reals[:, _Column.FREQUENCY]
-        self.repetition_penalty = self._reals[:, _Column.REPETITION]
+        self.processors: dict[int, list[HostProcessor]] = {}
+        self._integers = torch.zeros((num_slots, 4), dtype=torch.int32, device=device)
+        self.num_prompt_tokens = self._integers[:, _Integer.NUM_PROMPT_TOKENS]
+        self.top_k = self._integers[:, _Integer.TOP_K]  # vocab_size: off
+        self.seeds = self._integers[:, _Integer.SEED :]
+        self._reals = torch.ones((num_slots, len(_Real)), device=device)
+        self.temperature = self._reals[:, _Real.TEMPERATURE]
+        self.log_min_p = self._reals[:, _Real.LOG_MIN_P]
+        self.top_p = self._reals[:, _Real.TOP_P]
+        self.presence_penalty = self._reals[:, _Real.PRESENCE]
+        self.frequency_penalty = self._reals[:, _Real.FREQUENCY]
+        self.repetition_penalty = self._reals[:, _Real.REPETITION]
         self.allowed_ids = SlotLists(num_slots, device, torch.int32)
         self.stop_ids = SlotLists(num_slots, device, torch.int32)
         self.bias_ids = SlotLists(num_slots, device, torch.int32)
@@ -85,12 +95,12 @@ class SamplingState:
 
     def admit(self, slot: int, params: SamplingParams, num_prompt_tokens: int) -> None:
         """Give `slot` to a request. Its seed must be set, unless it is greedy."""
+        assert 0 < num_prompt_tokens <= self.max_tokens, (slot, num_prompt_tokens)
+        self.release(slot)
         self.num_prompt_tokens_np[slot] = num_prompt_tokens
-        self.num_prompt_tokens[slot] = num_prompt_tokens
         wants = self._admit_lists(slot, params)
         wants |= self._admit_penalties(slot, params)
-        if not params.is_greedy:
-            wants |= self._admit_draw(slot, params)
+        wants |= self._admit_draw(slot, params)
         if params.logprobs is not None:
             wants |= Want.LOGPROBS
             k = params.logprobs
@@ -124,7 +134,7 @@ class SamplingState:
             self.bias_values.put(slot, [0.0, *params.logit_bias.values()])
             wants |= Want.LOGIT_BIAS
         if params.logits_processors:
-            self.processors[slot] = tuple(params.logits_processors)
+            self.processors[slot] = [HostProcessor(p) for p in params.logits_processors]
             wants |= Want.PROCESSORS
         return wants
 
@@ -132,24 +142,31 @@ class SamplingState:
         penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
         if penalties == (0.0, 0.0, 1.0):
             return Want(0)
-        self._reals[slot, _Column.PRESENCE :] = torch.tensor(penalties)
+        self._reals[slot, _Real.PRESENCE :] = torch.tensor(penalties)
         return Want.PENALTIES
 
     def _admit_draw(self, slot: int, params: SamplingParams) -> Want:
+        top_k = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
+        self.top_k_np[slot] = top_k
+        self.top_p_np[slot] = params.top_p
+        integers = (int(self.num_prompt_tokens_np[slot]), top_k, *_words(params.seed or 0))
+        self._integers[slot] = torch.tensor(integers, dtype=torch.int32)
+        if params.is_greedy:
+            return Want(0)
         assert params.seed is not None, "the front end resolves seeds"
+        draw = (params.temperature, math.log(params.min_p or 1.0), params.top_p)
+        self._reals[slot, : _Real.PRESENCE] = torch.tensor(draw)
         wants = Want.DRAW
-        words = np.array([params.seed], np.int64).view(np.uint32).view(np.int32)  # little-endian
-        self.seeds[slot] = torch.from_numpy(words.copy())
-        draw = (params.temperature, float(np.log(params.min_p or 1.0)), params.top_p)
-        self._reals[slot, : _Column.PRESENCE] = torch.tensor(draw)
         if params.temperature != 1.0:
             wants |= Want.TEMPERATURE
         if params.min_p > 0.0:
             wants |= Want.MIN_P
-        top_k = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
-        self.top_k_np[slot] = top_k
-        self.top_k[slot] = top_k
-        self.top_p_np[slot] = params.top_p
         if top_k < self.vocab_size or params.top_p < 1.0:
             wants |= Want.TOP_K_TOP_P
         return wants
+
+
+def _words(seed: int) -> tuple[int, int]:
+    """Low and high half of a 64-bit seed, as int32."""
+    low, high = struct.unpack("<ii", struct.pack("<q", seed))
+    return low, high

@@ -1,0 +1,70 @@
+"""A sampler with a slot table of its own, for tests of one or many requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import vllm.ops  # noqa: F401  registers the references
+from vllm.ops.registry import resolve
+from vllm.sample.interface import SamplerOutput, SampleRows
+from vllm.sample.sampler import Sampler
+from vllm.sample.state import SamplingState
+from vllm.sampling_params import SamplingParams
+
+CPU = torch.device("cpu")
+
+
+class Bench:
+    def __init__(
+        self,
+        vocab_size: int,
+        num_slots: int = 64,
+        max_tokens: int = 64,
+        eos_token_ids: Sequence[int] = (),
+        logprobs_mode: str = "raw_logprobs",
+    ) -> None:
+        ops = resolve({})
+        self.vocab_size = vocab_size
+        self.state = SamplingState(num_slots, vocab_size, max_tokens, CPU, ops, eos_token_ids)
+        self.sampler = Sampler(ops, vocab_size, CPU, logprobs_mode)
+        self.tokens = torch.zeros((num_slots, max_tokens), dtype=torch.int32)
+        self.positions_np = np.zeros(num_slots, np.int32)
+        self._next_slot = 1
+
+    def add(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int] = (1, 2, 3),
+        output: Sequence[int] = (),
+        slot: int | None = None,
+    ) -> int:
+        """Admit a request and return its slot."""
+        if slot is None:
+            slot, self._next_slot = self._next_slot, self._next_slot + 1
+        known = [*prompt, *output]
+        self.tokens[slot, : len(known)] = torch.tensor(known, dtype=torch.int32)
+        # What lies behind the known tokens is left over from others and must not matter.
+        self.tokens[slot, len(known) :] = self.vocab_size - 1
+        self.positions_np[slot] = len(known)
+        self.state.admit(slot, params, len(prompt))
+        return slot
+
+    def rows(self, slots: Sequence[int]) -> SampleRows:
+        slots_np = np.array(slots, np.int32)
+        positions_np = self.positions_np[slots_np]
+        return SampleRows(
+            slots_np,
+            positions_np,
+            torch.from_numpy(slots_np),
+            torch.from_numpy(positions_np),
+            self.tokens,
+            self.state,
+        )
+
+    def sample(self, logits: Tensor, slots: Sequence[int]) -> SamplerOutput:
+        """Leaves `logits` as they are, unlike the sampler itself."""
+        return self.sampler.sample(logits.clone(), self.rows(slots))
