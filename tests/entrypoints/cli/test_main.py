@@ -1,0 +1,90 @@
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from vllm.benchmarks import serve as serve_benchmark
+from vllm.entrypoints.cli.main import COMMANDS, main
+from vllm.entrypoints.openai.cli_args import add_server_flags, server_options, server_settings
+from vllm.errors import ConfigError
+from vllm.version import __version__
+
+
+def parse_server_flags(*words):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_server_flags(parser)
+    return server_options(parser.parse_args(words))
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+def test_version_is_shown(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_an_unknown_command_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fly"])
+    assert stop.value.code == 2
+    assert "fly" in capsys.readouterr().err
+
+
+def test_help_imports_neither_torch_nor_the_server():
+    script = (
+        "import sys; from vllm.entrypoints.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'fastapi', 'uvicorn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+
+
+def test_a_users_mistake_is_one_line_and_code_2(capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    assert main(["bench", "serve", "--port", str(port), "--num-prompts", "1"]) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("vllm bench: the server cannot be used")
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "70000"], ["--port", "x"], ["--uvicorn-log-level", "loud"]]
+)
+def test_a_wrong_server_flag_is_named(words):
+    with pytest.raises(ConfigError, match=words[0]):
+        parse_server_flags(*words)
+
+
+def test_keys_and_origins_take_words_or_a_json_list(monkeypatch):
+    assert parse_server_flags("--api-key", "a", "b").api_key == ("a", "b")
+    assert parse_server_flags("--allowed-origins", '["x", "y"]').allowed_origins == ("x", "y")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    assert parse_server_flags().api_key == ("secret",)
+    assert parse_server_flags("--api-key", "a").api_key == ("a",)
+
+
+def test_every_server_setting_has_help():
+    assert all(setting.help for setting in server_settings())
+
+
+def test_gaps_follow_the_request_rate():
+    load = serve_benchmark.Load("m", [[1]] * 4000, 1, 50.0, 1.0, 0, seed=3)
+    mean_s = sum(serve_benchmark.gaps_s(load)) / 4000
+    assert mean_s == pytest.approx(1 / 50, rel=0.1)
+    load = serve_benchmark.Load("m", [[1]] * 3, 1, float("inf"), 1.0, 0, seed=3)
+    assert list(serve_benchmark.gaps_s(load)) == [0.0, 0.0, 0.0]
