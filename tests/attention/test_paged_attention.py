@@ -46,7 +46,7 @@ def run_paged(
         k = torch.cat((rand(past, spec.num_kv_heads, spec.head_dim), new_k[own]))
         v = torch.cat((rand(past, spec.num_kv_heads, value_dim), new_v[own]))
         where = all_slots(meta, r, block_size)[:past]
-        backend.write_kv(k[:past], v[:past], cache, where)
+        attention.write_kv(k[:past], v[:past], cache, where)
         if row.count:
             expected.append(dense_attention(q[own], k, v, spec))
     out = attention.forward(q, new_k, new_v, cache, meta, spec)
@@ -55,7 +55,7 @@ def run_paged(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("block_size", [16, 32, 256])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (6, 2), (9, 1)])
 @pytest.mark.parametrize("head_dim", [1, 24, 64, 80])
 def test_mixed_rows_attend_to_their_own_blocks(
@@ -125,7 +125,7 @@ def test_latent_rows_serve_every_head(backend, heads, dtype):
         begin = int(meta.query_start[r])
         own, past = slice(begin, begin + row.count), row.length - row.count
         old = torch.randn(past, 1, latent + rope, generator=generator).to(dtype)
-        backend.write_latent(old.flatten(1), cache, all_slots(meta, r, block_size)[:past])
+        attention.write_latent(old.flatten(1), cache, all_slots(meta, r, block_size)[:past])
         if row.count:
             keys = torch.cat((old, k[own]))
             expected.append(dense_attention(q[own], keys, keys[..., :latent], spec))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -24,12 +24,13 @@ Attend = Callable[[Tensor, Tensor, PagedMeta, AttentionSpec], Tensor]
 
 
 class PagedAttention(AttentionBackend):
-    """Exact-shape launches, prefill and decode rows mixed. A subclass names its four ops."""
+    """Exact-shape launches, prefill and decode rows mixed; a subclass chooses the ops."""
 
-    write_kv: ClassVar[WriteKV]
-    write_latent: ClassVar[WriteLatent]
-    paged_attention: ClassVar[Attend]
-    mla_attention: ClassVar[Attend]
+    def __init__(self, ops: Mapping[str, Callable[..., Any]]) -> None:
+        self.write_kv: WriteKV = ops["write_kv"]
+        self.write_latent: WriteLatent = ops["write_latent"]
+        self.paged_attention: Attend = ops["paged_attention"]
+        self.mla_attention: Attend = ops["mla_attention"]
 
     @classmethod
     def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
@@ -70,9 +71,8 @@ class PagedAttention(AttentionBackend):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, meta: PagedMeta, spec: AttentionSpec
     ) -> Tensor:
-        ops = type(self)
         if spec.latent_dim > 0:
-            ops.write_latent(k.flatten(1), cache, meta.slot_mapping)
-            return ops.mla_attention(q, cache, meta, spec)
-        ops.write_kv(k, v, cache, meta.slot_mapping)
-        return ops.paged_attention(q, cache, meta, spec)
+            self.write_latent(k.flatten(1), cache, meta.slot_mapping)
+            return self.mla_attention(q, cache, meta, spec)
+        self.write_kv(k, v, cache, meta.slot_mapping)
+        return self.paged_attention(q, cache, meta, spec)

@@ -1,18 +1,37 @@
-"""Attention on the CPU: torch everywhere, C++ where it was built."""
+"""Attention on the CPU: C++ where it was built, torch everywhere."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-from vllm.attention.paged import Attend, PagedAttention, WriteKV, WriteLatent
+from vllm.attention.interface import AttentionSpec
+from vllm.attention.paged import PagedAttention
 from vllm.ops import REFERENCES
+from vllm.platforms.cpu import native
+
+if TYPE_CHECKING:
+    from vllm.platforms.base import Capabilities
 
 
 class TorchAttention(PagedAttention):
     """Reference ops; runs anywhere, slowly."""
 
     name = "torch"
-    write_kv: ClassVar[WriteKV] = staticmethod(REFERENCES["write_kv"])
-    write_latent: ClassVar[WriteLatent] = staticmethod(REFERENCES["write_latent"])
-    paged_attention: ClassVar[Attend] = staticmethod(REFERENCES["paged_attention"])
-    mla_attention: ClassVar[Attend] = staticmethod(REFERENCES["mla_attention"])
+
+    def __init__(self) -> None:
+        super().__init__(REFERENCES)
+
+
+class NativeAttention(PagedAttention):
+    """C++ kernels of csrc/cpu."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        super().__init__(native.native_ops())
+
+    @classmethod
+    def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
+        if not native.is_available():
+            return "the kernels were not built"
+        return super().rejects(spec, caps)

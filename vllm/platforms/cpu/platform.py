@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm import envs
 from vllm.attention.interface import AttentionBackend
+from vllm.errors import ConfigError
 from vllm.platforms.base import Capabilities, Device, Platform
-from vllm.platforms.cpu.attention import TorchAttention
+from vllm.platforms.cpu import native
+from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
 from vllm.platforms.cpu.device import CpuDevice
 from vllm.platforms.cpu.threads import plan_threads
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
     from vllm.worker.graphs import GraphRunner
+
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)  # what the kernels' inner loops are made for
 
 
 class CpuPlatform(Platform):
@@ -26,14 +32,18 @@ class CpuPlatform(Platform):
     )
 
     def resolve(self, config: VllmConfig) -> VllmConfig:
+        block_size = config.cache.block_size
+        if block_size not in BLOCK_SIZES:
+            raise ConfigError(
+                f"--block-size {block_size}: attention on the CPU takes {BLOCK_SIZES}; "
+                f"leave the flag out for {self.capabilities.default_block_size}"
+            )
         return config
 
     def device(self, index: int) -> Device:
         return CpuDevice()
 
     def prepare_process(self, config: VllmConfig, rank: int) -> None:
-        from vllm import envs
-
         plan = plan_threads(
             envs.VLLM_CPU_OMP_THREADS_BIND,
             rank,
@@ -50,7 +60,7 @@ class CpuPlatform(Platform):
         return EagerRunner()
 
     def attention_backends(self) -> Sequence[type[AttentionBackend]]:
-        return (TorchAttention,)
+        return NativeAttention, TorchAttention
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
-        return {}
+        return native.native_ops()

@@ -1,0 +1,50 @@
+// The one table of native ops. Python reaches them as torch.ops.vllm.<name>.
+
+#include <Python.h>
+#include <torch/library.h>
+
+#include "cpu/ops.h"
+#include "cpu/select.h"
+
+TORCH_LIBRARY(vllm, m) {
+  m.def("select_isa(str name) -> str", &vllm::cpu::select_isa);
+  m.def("available_isas() -> str[]", &vllm::cpu::available_isas);
+
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+  m.def(
+      "fused_add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> "
+      "(Tensor, Tensor)");
+  m.def("gemma_rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+  m.def("silu_and_mul(Tensor x) -> Tensor");
+  m.def("gelu_tanh_and_mul(Tensor x) -> Tensor");
+  m.def("rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, str style) -> (Tensor, Tensor)");
+  m.def("write_kv(Tensor k, Tensor v, Tensor(a!) cache, Tensor slot_mapping) -> ()");
+  m.def("write_latent(Tensor latent, Tensor(a!) cache, Tensor slot_mapping) -> ()");
+  m.def(
+      "paged_attention(Tensor q, Tensor cache, Tensor query_start, Tensor seq_lens, "
+      "Tensor block_table, int value_dim, float scale, int window, float softcap) -> Tensor");
+  m.def(
+      "mla_attention(Tensor q, Tensor cache, Tensor query_start, Tensor seq_lens, "
+      "Tensor block_table, int latent_dim, float scale, int window, float softcap) -> Tensor");
+  m.def("exponential_noise(Tensor seeds, Tensor positions, int vocab_size) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(vllm, CPU, m) {
+  m.impl("rms_norm", &vllm::cpu::rms_norm);
+  m.impl("fused_add_rms_norm", &vllm::cpu::fused_add_rms_norm);
+  m.impl("gemma_rms_norm", &vllm::cpu::gemma_rms_norm);
+  m.impl("silu_and_mul", &vllm::cpu::silu_and_mul);
+  m.impl("gelu_tanh_and_mul", &vllm::cpu::gelu_tanh_and_mul);
+  m.impl("rotary", &vllm::cpu::rotary);
+  m.impl("write_kv", &vllm::cpu::write_kv);
+  m.impl("write_latent", &vllm::cpu::write_latent);
+  m.impl("paged_attention", &vllm::cpu::paged_attention);
+  m.impl("mla_attention", &vllm::cpu::mla_attention);
+  m.impl("exponential_noise", &vllm::cpu::exponential_noise);
+}
+
+// Importing the module is what registers the ops; it has nothing else.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&definition);
+}

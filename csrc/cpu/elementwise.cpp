@@ -1,0 +1,199 @@
+// Norms, gated activations, rotary embedding and noise: rows divided over threads.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "common/check.h"
+#include "common/dispatch.h"
+#include "cpu/ops.h"
+
+namespace vllm::cpu {
+namespace {
+
+// Elements a thread should at least have: below, waking it costs more than the work.
+constexpr int64_t kGrain = 16 * 1024;
+
+int64_t rows_per_thread(int64_t width) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width));
+}
+
+// Rows [*, width] of a tensor of two or three dimensions with free outer strides.
+struct Rows {
+  explicit Rows(const at::Tensor& tensor) {
+    const int64_t rank = tensor.dim();
+    width = tensor.size(rank - 1);
+    inner = rank >= 3 ? tensor.size(rank - 2) : 1;
+    count = width == 0 ? 0 : tensor.numel() / width;
+    inner_bytes = rank >= 3 ? tensor.stride(rank - 2) * tensor.element_size() : 0;
+    outer_bytes = rank >= 2 ? tensor.stride(0) * tensor.element_size() : 0;
+    base = bytes(tensor);
+  }
+  const char* at(int64_t row) const {
+    return base + row / inner * outer_bytes + row % inner * inner_bytes;
+  }
+  const char* base;
+  int64_t width, inner, count, inner_bytes, outer_bytes;
+};
+
+// x itself if Rows can walk it, else a dense copy.
+at::Tensor walkable(const at::Tensor& x) {
+  const bool dense = x.dim() > 0 && (x.size(-1) <= 1 || x.stride(-1) == 1);
+  return dense && x.dim() <= 3 ? x : x.contiguous();
+}
+
+using NormKernel = void (*)(const RowPointers&, int64_t, float);
+
+void check_weight(const at::Tensor& x, const at::Tensor& weight) {
+  TORCH_CHECK(x.dim() >= 1, "x must have at least one dimension");
+  VLLM_CHECK_RANK(weight, 1);
+  VLLM_CHECK_SIZE(weight, 0, x.size(-1));
+  VLLM_CHECK_DTYPE(weight, x.scalar_type());
+  VLLM_CHECK_CONTIGUOUS(weight);
+}
+
+at::Tensor dense_like(const at::Tensor& x) {
+  return at::empty_like(x, at::MemoryFormat::Contiguous);
+}
+
+at::Tensor norm(const at::Tensor& x, const at::Tensor& weight, double eps, NormKernel kernel) {
+  check_weight(x, weight);
+  const at::Tensor source = walkable(x);
+  const at::Tensor out = dense_like(x);
+  const Rows rows(source);
+  const int64_t row_bytes = rows.width * x.element_size();
+  at::parallel_for(0, rows.count, rows_per_thread(rows.width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      kernel({rows.at(r), nullptr, bytes(weight), mutable_bytes(out) + r * row_bytes, nullptr},
+             rows.width, static_cast<float>(eps));
+    }
+  });
+  return out;
+}
+
+using GateKernel = void (*)(const void*, void*, int64_t);
+
+at::Tensor gate(const at::Tensor& x, GateKernel kernel) {
+  TORCH_CHECK(x.dim() >= 1 && x.size(-1) % 2 == 0,
+              "x must be even in its last dimension, has shape ", x.sizes());
+  const at::Tensor source = walkable(x);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() /= 2;
+  const at::Tensor out = at::empty(shape, x.options());
+  const Rows rows(source);
+  const int64_t width = shape.back(), row_bytes = width * x.element_size();
+  at::parallel_for(0, rows.count, rows_per_thread(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      kernel(rows.at(r), mutable_bytes(out) + r * row_bytes, width);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return norm(x, weight, eps, kernels().rms_norm[dtype_of(x, "x")]);
+}
+
+at::Tensor gemma_rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return norm(x, weight, eps, kernels().gemma_rms_norm[dtype_of(x, "x")]);
+}
+
+std::tuple<at::Tensor, at::Tensor> fused_add_rms_norm(const at::Tensor& x,
+                                                      const at::Tensor& residual,
+                                                      const at::Tensor& weight, double eps) {
+  check_weight(x, weight);
+  TORCH_CHECK(x.sizes() == residual.sizes(), "residual must have x's shape ", x.sizes(), ", has ",
+              residual.sizes());
+  VLLM_CHECK_DTYPE(residual, x.scalar_type());
+  const auto kernel = kernels().rms_norm[dtype_of(x, "x")];
+  const at::Tensor left = walkable(x), right = walkable(residual);
+  const at::Tensor out = dense_like(x), added = dense_like(x);
+  const Rows xs(left), residuals(right);
+  const int64_t row_bytes = xs.width * x.element_size();
+  at::parallel_for(0, xs.count, rows_per_thread(xs.width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      kernel({xs.at(r), residuals.at(r), bytes(weight), mutable_bytes(out) + r * row_bytes,
+              mutable_bytes(added) + r * row_bytes},
+             xs.width, static_cast<float>(eps));
+    }
+  });
+  return {out, added};
+}
+
+at::Tensor silu_and_mul(const at::Tensor& x) {
+  return gate(x, kernels().silu_and_mul[dtype_of(x, "x")]);
+}
+
+at::Tensor gelu_tanh_and_mul(const at::Tensor& x) {
+  return gate(x, kernels().gelu_tanh_and_mul[dtype_of(x, "x")]);
+}
+
+std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
+                                          const at::Tensor& cos, const at::Tensor& sin,
+                                          const std::string& style) {
+  VLLM_CHECK_RANK(q, 3);
+  VLLM_CHECK_RANK(k, 3);
+  VLLM_CHECK_RANK(cos, 2);
+  const int64_t num_tokens = q.size(0), head_dim = q.size(2), half = cos.size(1);
+  VLLM_CHECK_SIZE(k, 0, num_tokens);
+  VLLM_CHECK_SIZE(k, 2, head_dim);
+  VLLM_CHECK_SIZE(cos, 0, num_tokens);
+  TORCH_CHECK(sin.sizes() == cos.sizes(), "sin must have cos's shape ", cos.sizes(), ", has ",
+              sin.sizes());
+  TORCH_CHECK(2 * half <= head_dim, "cos rotates ", 2 * half, " dimensions, heads have ", head_dim);
+  TORCH_CHECK(style == "neox" || style == "interleaved", "style must be neox or interleaved, is ",
+              style);
+  VLLM_CHECK_DTYPE(k, q.scalar_type());
+  VLLM_CHECK_DTYPE(sin, cos.scalar_type());
+  const bool wide = cos.scalar_type() == at::kFloat;
+  if (!wide) VLLM_CHECK_DTYPE(cos, q.scalar_type());
+  const auto kernel = kernels().rotary[dtype_of(q, "q")][wide ? 1 : 0];
+  const at::Tensor queries = walkable(q), keys = walkable(k);
+  const at::Tensor c = cos.contiguous(), s = sin.contiguous();
+  const at::Tensor out_q = dense_like(q), out_k = dense_like(k);
+  const Rows from_q(queries), from_k(keys);
+  const int64_t head_bytes = head_dim * q.element_size(), angles = half * c.element_size();
+  const auto rotate = [&](const Rows& from, const at::Tensor& out, int64_t token) {
+    for (int64_t r = token * from.inner; r < (token + 1) * from.inner; ++r) {
+      kernel({from.at(r), mutable_bytes(out) + r * head_bytes, bytes(c) + token * angles,
+              bytes(s) + token * angles, static_cast<int>(half), static_cast<int>(head_dim),
+              style == "interleaved"});
+    }
+  };
+  const int64_t width = (q.size(1) + k.size(1)) * head_dim;
+  at::parallel_for(0, num_tokens, rows_per_thread(width), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      rotate(from_q, out_q, t);
+      rotate(from_k, out_k, t);
+    }
+  });
+  return {out_q, out_k};
+}
+
+at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& positions,
+                             int64_t vocab_size) {
+  VLLM_CHECK_RANK(seeds, 2);
+  VLLM_CHECK_RANK(positions, 1);
+  VLLM_CHECK_SIZE(seeds, 1, 2);
+  VLLM_CHECK_SIZE(positions, 0, seeds.size(0));
+  VLLM_CHECK_DTYPE(seeds, at::kInt);
+  VLLM_CHECK_DTYPE(positions, at::kInt);
+  const at::Tensor words = seeds.contiguous(), at = positions.contiguous();
+  const int32_t* seed = words.const_data_ptr<int32_t>();
+  const int32_t* position = at.const_data_ptr<int32_t>();
+  const at::Tensor out = at::empty({seeds.size(0), vocab_size}, seeds.options().dtype(at::kFloat));
+  float* values = out.mutable_data_ptr<float>();
+  const auto kernel = kernels().noise;
+  at::parallel_for(0, seeds.size(0), rows_per_thread(vocab_size), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      kernel(static_cast<uint32_t>(seed[2 * r]), static_cast<uint32_t>(seed[2 * r + 1]),
+             static_cast<uint32_t>(position[r]), 0, vocab_size, values + r * vocab_size);
+    }
+  });
+  // torch's own logarithm, so that the bits are the reference's.
+  return out.log1p_().neg_();
+}
+
+}  // namespace vllm::cpu

@@ -1,0 +1,14 @@
+// What each instruction set's object files contribute to its kernel table.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace vllm::cpu {
+namespace VLLM_ISA {
+
+void add_attention(KernelTable& table);
+void add_elementwise(KernelTable& table);
+void add_noise(KernelTable& table);
+
+}  // namespace VLLM_ISA
+}  // namespace vllm::cpu

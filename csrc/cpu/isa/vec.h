@@ -1,0 +1,208 @@
+// Vectors, element types and elementary functions for the instruction set being compiled for.
+//
+// Written with the compiler's generic vectors: the same source gives NEON, SSE2, AVX2 and AVX-512.
+#pragma once
+
+#include <cstdint>
+
+#ifndef VLLM_ISA
+#error "VLLM_ISA must name the namespace of this instruction set"
+#endif
+
+namespace vllm::cpu::VLLM_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+inline constexpr int kWidth = 8;
+#else
+inline constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kWidth * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t UintVec __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(kWidth * 2)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <typename To, typename From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+inline Vec splat(float x) { return x - Vec{}; }
+
+inline Vec vmax(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec vmin(Vec a, Vec b) { return a < b ? a : b; }
+
+inline Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+inline Vec load(const BFloat16* p) {
+  HalfVec half;
+  __builtin_memcpy(&half, p, sizeof(half));
+  return bit_cast<Vec>(__builtin_convertvector(half, UintVec) << 16);
+}
+
+inline Vec load(const Float16* p) {
+  HalfVec half;
+  __builtin_memcpy(&half, p, sizeof(half));
+  UintVec bits = __builtin_convertvector(half, UintVec);
+  UintVec magnitude = (bits & 0x7fffu) << 13;
+  // The product moves the exponent's bias from 15 to 127 and makes subnormals exact on the way.
+  Vec finite = bit_cast<Vec>(magnitude) * 0x1p112f;
+  UintVec special = bit_cast<UintVec>(finite) | 0x7f800000u;  // infinity and NaN
+  UintVec value = magnitude >= (0x7c00u << 13) ? special : bit_cast<UintVec>(finite);
+  return bit_cast<Vec>(value | ((bits & 0x8000u) << 16));
+}
+
+inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+inline void store(BFloat16* p, Vec v) {
+  UintVec bits = bit_cast<UintVec>(v);
+  UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  rounded = v != v ? UintVec{} + 0x7fc0u : rounded;
+  HalfVec half = __builtin_convertvector(rounded, HalfVec);
+  __builtin_memcpy(p, &half, sizeof(half));
+}
+
+inline void store(Float16* p, Vec v) {
+  UintVec bits = bit_cast<UintVec>(v);
+  UintVec magnitude = bits & 0x7fffffffu;
+  // Below 2^-14 adding 1/2 lets the adder round to multiples of 2^-24, a subnormal's unit.
+  UintVec subnormal = bit_cast<UintVec>(bit_cast<Vec>(magnitude) + 0.5f) - 0x3f000000u;
+  UintVec normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  UintVec value = magnitude < 0x38800000u ? subnormal : normal;
+  value = magnitude >= 0x47800000u ? UintVec{} + 0x7c00u : value;
+  value = magnitude > 0x7f800000u ? UintVec{} + 0x7e00u : value;
+  HalfVec half = __builtin_convertvector(value | ((bits >> 16) & 0x8000u), HalfVec);
+  __builtin_memcpy(p, &half, sizeof(half));
+}
+
+// The first n < kWidth elements; the others read as zero.
+template <typename T>
+inline Vec load_first(const T* p, int n) {
+  T buffer[kWidth] = {};
+  for (int i = 0; i < n; ++i) buffer[i] = p[i];
+  return load(buffer);
+}
+
+template <typename T>
+inline void store_first(T* p, Vec v, int n) {
+  T buffer[kWidth];
+  store(buffer, v);
+  for (int i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+// x as it reads back after being stored as T.
+template <typename T>
+inline Vec rounded_to(Vec x) {
+  T buffer[kWidth];
+  store(buffer, x);
+  return load(buffer);
+}
+
+template <>
+inline Vec rounded_to<float>(Vec x) {
+  return x;
+}
+
+template <typename T>
+inline float load_one(const T* p) {
+  return load_first(p, 1)[0];
+}
+
+template <>
+inline float load_one<float>(const float* p) {
+  return *p;
+}
+
+template <>
+inline float load_one<BFloat16>(const BFloat16* p) {
+  return bit_cast<float>(uint32_t{p->bits} << 16);
+}
+
+inline float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kWidth; ++i) total += v[i];
+  return total;
+}
+
+// Calls body(offset, count) for all of [0, width): count is kWidth but for the last.
+template <typename Body>
+inline void for_each_vector(int64_t width, Body body) {
+  int64_t i = 0;
+  for (; i + kWidth <= width; i += kWidth) body(i, kWidth);
+  if (i < width) body(i, static_cast<int>(width - i));
+}
+
+template <typename T>
+inline Vec load_n(const T* p, int n) {
+  return n == kWidth ? load(p) : load_first(p, n);
+}
+
+template <typename T>
+inline void store_n(T* p, Vec v, int n) {
+  if (n == kWidth) {
+    store(p, v);
+  } else {
+    store_first(p, v, n);
+  }
+}
+
+// exp(x) = power * (1 + tail), |tail| < 0.42: the two parts that exp and expm1 put together.
+struct ExpParts {
+  Vec tail;
+  Vec power_1;  // power = power_1 * power_2: it may itself be out of range
+  Vec power_2;
+};
+
+inline ExpParts exp_parts(Vec x) {
+  // Beyond these bounds the result is zero or infinite in float32.
+  x = vmin(vmax(x, splat(-105.0f)), splat(89.0f));
+  // Adding 1.5 * 2^23 rounds to the nearest integer.
+  Vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  // log(2) in two parts: the first has trailing zeros, so that its product with n is exact.
+  Vec r = x - n * 0x1.62e4p-1f;
+  r = r - n * 1.42860677e-6f;
+  // Taylor series to r^7 / 7!: what is left out is below 6e-9 for |r| <= log(2) / 2.
+  Vec p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r * r + r;
+  IntVec exponent = __builtin_convertvector(n, IntVec);
+  IntVec half = exponent >> 1;
+  IntVec first = (half + 127) << 23;
+  IntVec second = (exponent - half + 127) << 23;
+  return {p, bit_cast<Vec>(first), bit_cast<Vec>(second)};
+}
+
+inline Vec vexp(Vec x) {
+  ExpParts parts = exp_parts(x);
+  return ((parts.tail + 1.0f) * parts.power_1) * parts.power_2;
+}
+
+// Accurate near zero, where 1 - 2 / (exp(2x) + 1) is not.
+inline Vec vtanh(Vec x) {
+  ExpParts parts = exp_parts(vmin(vmax(2.0f * x, splat(-40.0f)), splat(40.0f)));
+  Vec power = parts.power_1 * parts.power_2;
+  Vec expm1 = power * parts.tail + (power - 1.0f);
+  return expm1 / (expm1 + 2.0f);
+}
+
+}  // namespace vllm::cpu::VLLM_ISA

@@ -1,0 +1,97 @@
+// The kernels of one instruction set, as plain functions over pointers. Nothing here knows tensors,
+// and nothing that is compiled per instruction set includes a header with inline functions: the
+// linker would be free to keep the copy that only the newest machines can run.
+#pragma once
+
+#include <cstdint>
+
+namespace vllm::cpu {
+
+inline constexpr int kMaxChunk = 256;  // tokens; block sizes divide it
+
+enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kNumDTypes = 3 };
+
+// What one call of attention has in common. Strides are in elements.
+struct AttentionShape {
+  int head_dim;  // of queries and keys
+  int value_dim;
+  int block_size;  // tokens per block
+  int chunk;       // tokens per softmax update, a multiple of block_size
+  bool latent;     // keys are token rows whose prefix is the value, not [head_dim, block_size]
+  float scale;
+  float softcap;  // 0: none
+  int window;     // 0: none
+  const void* cache;
+  int64_t block_stride;
+  int64_t head_stride;   // between KV heads of a block
+  int64_t value_offset;  // from a block's keys to its values
+  int64_t value_stride;  // between the values of two tokens
+  int64_t query_token_stride;
+  int64_t query_head_stride;
+};
+
+// Running softmax of some lines (query token, head): what attention is folded into.
+struct AttentionState {
+  float* sums;     // [lines, value_dim]: weighted values
+  float* maximum;  // [lines]
+  float* total;    // [lines]: sum of weights
+};
+
+// Lines (q, h) of one tile, heads innermost, against the tokens [kv_begin, kv_end).
+struct AttentionTile {
+  const void* query;  // of the first token and head
+  const int32_t* blocks;
+  int kv_head;
+  int num_queries;
+  int num_heads;
+  int first_position;  // of the first query
+  int kv_begin;        // a multiple of chunk, unless nothing before it is visible
+  int kv_end;
+  float* scratch;  // lines * (head_dim + chunk), and chunk * head_dim more if latent
+  AttentionState state;
+};
+
+struct RowPointers {
+  const void* in;
+  const void* residual;  // null: none
+  const void* weight;
+  void* out;
+  void* sum;  // in + residual, when there is one
+};
+
+struct RotaryHead {
+  const void* in;
+  void* out;
+  const void* cos;  // [half], of the dtype of `in` or float32
+  const void* sin;
+  int half;
+  int head_dim;
+  bool interleaved;
+};
+
+struct KernelTable {
+  // Folds the tile into its state, which the caller has reset or passed to an earlier call.
+  void (*attend[kNumDTypes])(const AttentionShape& shape, const AttentionTile& tile);
+  // out[value_dim] = sums / total of one line.
+  void (*finish_attention[kNumDTypes])(const float* sums, float total, int value_dim, void* out);
+  // Keys [D] into column `offset` of a [D, P] block, values [Dv] into its row.
+  void (*write_key[kNumDTypes])(const void* key, int head_dim, int block_size, int offset,
+                                void* block);
+
+  void (*rms_norm[kNumDTypes])(const RowPointers& row, int64_t width, float eps);
+  void (*gemma_rms_norm[kNumDTypes])(const RowPointers& row, int64_t width, float eps);
+  // [2 * width] -> [width]
+  void (*silu_and_mul[kNumDTypes])(const void* in, void* out, int64_t width);
+  void (*gelu_tanh_and_mul[kNumDTypes])(const void* in, void* out, int64_t width);
+  // Indexed by the dtype of the head and by whether cos and sin are float32.
+  void (*rotary[kNumDTypes][2])(const RotaryHead& head);
+
+  // Minus the uniform variates of tokens [begin, end) for one row.
+  void (*noise)(uint32_t seed_low, uint32_t seed_high, uint32_t position, int64_t begin,
+                int64_t end, float* out);
+};
+
+// The table in use: the best this machine runs, unless select_isa() said otherwise.
+const KernelTable& kernels();
+
+}  // namespace vllm::cpu

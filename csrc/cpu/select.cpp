@@ -1,0 +1,100 @@
+#include "cpu/select.h"
+
+#include <c10/util/Exception.h>
+#include <c10/util/StringUtil.h>
+
+#include <atomic>
+
+#include "cpu/kernels.h"
+
+// VLLM_CPU_WITH_X86 is set where the AVX variants are part of the build.
+#define VLLM_DECLARE_ISA(isa)               \
+  namespace vllm::cpu::isa {                \
+  void add_attention(KernelTable& table);   \
+  void add_elementwise(KernelTable& table); \
+  void add_noise(KernelTable& table);       \
+  }
+
+VLLM_DECLARE_ISA(baseline)
+#ifdef VLLM_CPU_WITH_X86
+VLLM_DECLARE_ISA(avx2)
+VLLM_DECLARE_ISA(avx512)
+#endif
+
+namespace vllm::cpu {
+namespace {
+
+struct Isa {
+  const char* name;
+  bool supported;
+  KernelTable table;
+};
+
+using Add = void (*)(KernelTable& table);
+
+Isa make_isa(const char* name, bool supported, Add attention, Add elementwise, Add noise) {
+  Isa isa{name, supported, {}};
+  attention(isa.table);
+  elementwise(isa.table);
+  noise(isa.table);
+  return isa;
+}
+
+// Portable first, best last.
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> all = {
+      make_isa("baseline", true, baseline::add_attention, baseline::add_elementwise,
+               baseline::add_noise),
+#ifdef VLLM_CPU_WITH_X86
+      make_isa("avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+               avx2::add_attention, avx2::add_elementwise, avx2::add_noise),
+      make_isa("avx512",
+               __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
+               avx512::add_attention, avx512::add_elementwise, avx512::add_noise),
+#endif
+  };
+  return all;
+}
+
+const Isa& best() {
+  const Isa* found = nullptr;
+  for (const Isa& isa : isas()) {
+    if (isa.supported) found = &isa;
+  }
+  return *found;
+}
+
+std::atomic<const Isa*>& chosen() {
+  static std::atomic<const Isa*> isa{&best()};
+  return isa;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas()) {
+    if (isa.supported) names.emplace_back(isa.name);
+  }
+  return names;
+}
+
+std::string select_isa(const std::string& name) {
+  if (name == "auto") {
+    chosen() = &best();
+    return best().name;
+  }
+  for (const Isa& isa : isas()) {
+    if (isa.supported && name == isa.name) {
+      chosen() = &isa;
+      return isa.name;
+    }
+  }
+  TORCH_CHECK(false, "instruction set '", name, "' is not available; choose auto or one of ",
+              c10::Join(", ", available_isas()));
+}
+
+const KernelTable& kernels() { return chosen().load(std::memory_order_relaxed)->table; }
+
+}  // namespace vllm::cpu

@@ -1,0 +1,105 @@
+"""The C++ kernels, if they were built: loading them and choosing their instruction set."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm import envs
+from vllm.attention.interface import AttentionSpec
+from vllm.attention.metadata import PagedMeta
+from vllm.errors import ConfigError
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+# Ops whose native form takes the reference's arguments as they are.
+_PLAIN = (
+    "rms_norm",
+    "fused_add_rms_norm",
+    "gemma_rms_norm",
+    "silu_and_mul",
+    "gelu_tanh_and_mul",
+    "rotary",
+    "write_kv",
+    "write_latent",
+    "exponential_noise",
+)
+
+
+@cache
+def is_available() -> bool:
+    """Whether native ops can be called. Loads them on the first call; warns if they are not there."""
+    try:
+        importlib.import_module("vllm._C")
+    except ImportError as error:
+        logger.warning(
+            "native CPU kernels are not available (%s): running on the much slower torch reference. "
+            "Build them with: python csrc/build.py --inplace",
+            error,
+        )
+        return False
+    logger.info("CPU kernels: %s", select_isa(envs.VLLM_CPU_ISA))
+    return True
+
+
+def select_isa(name: str) -> str:
+    """Use the named instruction set (`auto`: the best) from now on, in this process. -> its name.
+
+    Raises ConfigError if this machine cannot run it.
+    """
+    available: list[str] = torch.ops.vllm.available_isas()
+    if name not in ("auto", *available):
+        raise ConfigError(
+            f"VLLM_CPU_ISA={name}: not available on this machine; use auto or one of "
+            f"{', '.join(available)}"
+        )
+    chosen: str = torch.ops.vllm.select_isa(name)
+    return chosen
+
+
+def paged_attention(q: Tensor, cache: Tensor, meta: PagedMeta, spec: AttentionSpec) -> Tensor:
+    """As the reference of this name."""
+    out: Tensor = torch.ops.vllm.paged_attention.default(
+        q,
+        cache,
+        meta.query_start,
+        meta.seq_lens,
+        meta.block_table,
+        spec.value_dim or spec.head_dim,
+        spec.scale,
+        spec.window or 0,
+        spec.softcap,
+    )
+    return out
+
+
+def mla_attention(q: Tensor, cache: Tensor, meta: PagedMeta, spec: AttentionSpec) -> Tensor:
+    """As the reference of this name."""
+    out: Tensor = torch.ops.vllm.mla_attention.default(
+        q,
+        cache,
+        meta.query_start,
+        meta.seq_lens,
+        meta.block_table,
+        spec.latent_dim,
+        spec.scale,
+        spec.window or 0,
+        spec.softcap,
+    )
+    return out
+
+
+@cache
+def native_ops() -> Mapping[str, Callable[..., Any]]:
+    """Overrides of reference ops; empty if the kernels are not there."""
+    if not is_available():
+        return {}
+    # The overload, not the packet: it skips a search by argument types in every call.
+    plain = {name: getattr(torch.ops.vllm, name).default for name in _PLAIN}
+    return {**plain, "paged_attention": paged_attention, "mla_attention": mla_attention}
