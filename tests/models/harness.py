@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from vllm.attention.metadata import PagedMeta
 from vllm.models.interfaces import ForwardInputs, Model
 
-BLOCK_SIZE = 8
+BLOCK_SIZE = 16
 
 
 def config_for(

@@ -47,10 +47,15 @@ def reference(path: Path, given: list[list[int]]) -> list[tuple[list[int], torch
     return results
 
 
-@pytest.mark.parametrize("arch", random_checkpoint.ARCHITECTURES)
-def test_greedy_text_and_logits_are_those_of_transformers(arch, checkpoints):
+FALLBACK = ["llama-dynamic-rope", "gemma2", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_bigcode"]
+CASES = [(arch, "auto") for arch in random_checkpoint.ARCHITECTURES]
+CASES += [(arch, "transformers") for arch in FALLBACK]
+
+
+@pytest.mark.parametrize(("arch", "model_impl"), CASES)
+def test_greedy_text_and_logits_are_those_of_transformers(arch, model_impl, checkpoints):
     path = checkpoints(arch)
-    config = config_for(path)
+    config = config_for(path, model_impl=model_impl)
     given = prompts(config.model.vocab_size)
     expected = reference(path, given)
     model = load_model(config, CpuPlatform(), torch.device("cpu"))

@@ -46,9 +46,9 @@ class Loadable(nn.Module):
 class Rule:
     """Checkpoint tensors named like `source` go to the parameter named like `parameter`.
 
-    Names may contain fields in braces, such as {layer}, which match digits ({expert} alike) or,
-    as {w}, the last component of a name; `parameter` repeats the fields it needs. A source with
-    several `parts` holds them stacked along its first dimension, after that of the experts where
+    Names may contain fields in braces: {w} matches one component, {any} anything, others such as
+    {layer} and {expert} a number; `parameter` repeats the fields it needs. A source with several
+    `parts` holds them stacked along its first dimension, after that of the experts where
     `all_experts` says that it holds every expert.
     """
 

@@ -17,7 +17,10 @@ USELESS = (
     r".*rotary_emb\.(cos|sin)_cached",
     r".*\.attn\.(bias|masked_bias)",
 )
-MAX_NAMES = 12  # listed in an error
+# What a field of a rule matches: a component, anything, or (any other name) a number.
+FIELDS = {"w": r"[^.]+", "any": r".+"}
+DIGITS = r"\d+"
+MAX_NAMES = 6  # listed in an error
 Place = tuple[str, str, int]  # parameter, part, expert
 
 
@@ -58,7 +61,7 @@ def _pattern(source: str) -> str:
 
     def group(match: re.Match[str]) -> str:
         name = match[1]
-        return rf"(?P<{name}>[^.]+)" if name == "w" else rf"(?P<{name}>\d+)"
+        return rf"(?P<{name}>{FIELDS.get(name, DIGITS)})"
 
     return re.sub(r"\\\{(\w+)\\\}", group, re.escape(source))
 

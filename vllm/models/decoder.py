@@ -36,15 +36,24 @@ def gated_mlp_weights(theirs: str, ours: str) -> tuple[Rule, ...]:
     )
 
 
-def experts_weights(theirs: str, ours: str, names: tuple[str, str, str]) -> tuple[Rule, ...]:
-    """Experts one by one, with `names` for gate, up and down, or all in one tensor."""
+def experts_weights(
+    theirs: str,
+    ours: str,
+    names: tuple[str, str, str],
+    stacked: tuple[str, str] = ("w13", "w2"),
+) -> tuple[Rule, ...]:
+    """Experts one by one, with `names` for gate, up and down, or all in one tensor.
+
+    `stacked` are the parameters with all experts: gate and up, and down.
+    """
     gate, up, down = (f"{theirs}.{{expert}}.{name}.weight" for name in names)
+    w13, w2 = (f"{ours}.{name}" for name in stacked)
     return (
-        Rule(gate, f"{ours}.w13", ("gate",)),
-        Rule(up, f"{ours}.w13", ("up",)),
-        Rule(down, f"{ours}.w2"),
-        Rule(f"{theirs}.gate_up_proj", f"{ours}.w13", ("gate", "up"), all_experts=True),
-        Rule(f"{theirs}.down_proj", f"{ours}.w2", all_experts=True),
+        Rule(gate, w13, ("gate",)),
+        Rule(up, w13, ("up",)),
+        Rule(down, w2),
+        Rule(f"{theirs}.gate_up_proj", w13, ("gate", "up"), all_experts=True),
+        Rule(f"{theirs}.down_proj", w2, all_experts=True),
     )
 
 

@@ -1,0 +1,244 @@
+"""Any causal language model of transformers whose attention can be exchanged for ours.
+
+The checkpoint's own modules run, over one flat sequence of all tokens of a launch; only attention,
+which knows of requests, is ours. Correct first: nothing here is fused.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vllm.attention.interface import AttentionMetas, AttentionSpec
+from vllm.attention.layer import Attention
+from vllm.errors import ConfigError
+from vllm.layers.context import ModelContext
+from vllm.layers.rope.parameters import RopeParameters
+from vllm.layers.rope.table import tabulate
+from vllm.layers.weights import Loadable, Rule, Slot
+from vllm.models.decoder import GATED_NAMES, experts_weights
+from vllm.models.interfaces import ForwardInputs, Model
+
+_NUMBERS = itertools.count()  # of the models built in this process
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Arguments of attention that say nothing our metadata does not; any other one is a feature.
+HARMLESS = {
+    "cache_position",
+    "dropout",
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_embeddings",
+    "position_ids",
+    "use_cache",
+}
+REMEDY = "Serve it with transformers itself, or register an implementation with ModelRegistry."
+EXPERTS, STACKED = "{any}.mlp.experts", ("gate_up_proj", "down_proj")
+
+
+@dataclass
+class _Output(MoeModelOutputWithPast):
+    """With every field that some model takes from its base model."""
+
+    cross_attentions: Any = None
+
+
+class TransformersModel(Model, Loadable):
+    """The module tree is split: `base` computes hidden states, `shell` is all around it."""
+
+    weights: ClassVar[tuple[Rule, ...]] = (
+        *experts_weights(EXPERTS, EXPERTS, GATED_NAMES, STACKED),
+        *experts_weights("{any}.block_sparse_moe.experts", EXPERTS, ("w1", "w3", "w2"), STACKED),
+        Rule("{any}.block_sparse_moe.gate.weight", "{any}.mlp.gate.weight"),
+        Rule("{any}", "{any}"),
+    )
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__(context)
+        self.context = context
+        # transformers writes to the config of a model it builds.
+        self.hf_config = copy.deepcopy(context.hf_config)
+        self.attend = nn.ModuleList()
+        self.metas: AttentionMetas = ()
+        self.call: Callable[..., Tensor] = self._record
+        self.found: dict[int, AttentionSpec] = {}
+        self.shell = self._build()
+        self.prefix: str = self.shell.base_model_prefix
+        self.base: nn.Module = self.shell.base_model
+        self._tensors = dict(_own_tensors(self.shell))
+        self._tied = set(self.shell.state_dict()) - set(self._tensors)
+        _freeze_rope(self.base, context)
+        setattr(self.shell, self.prefix, _Passthrough())
+
+    def _build(self) -> PreTrainedModel:
+        hf, config = self.hf_config, self.context.config.model
+        try:
+            with torch.device(self.context.device), no_init_weights():
+                shell = AutoModelForCausalLM.from_config(
+                    hf,
+                    dtype=self.context.dtype,
+                    attn_implementation=_register(self),
+                    trust_remote_code=config.trust_remote_code,
+                )
+        except (ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+            raise self._refusal(f"transformers cannot build it ({error})") from error
+        shell.tie_weights()
+        kinds = set(hf.to_dict().get("layer_types") or ()) - LAYER_TYPES
+        if kinds:
+            raise self._refusal(f"it has layers of type {', '.join(sorted(kinds))}")
+        if hf.is_encoder_decoder:
+            raise self._refusal("it has an encoder")
+        if not shell._supports_attention_backend:
+            raise self._refusal("its attention in transformers cannot be exchanged")
+        if shell._is_stateful:
+            raise self._refusal("it keeps a recurrent state")
+        return shell
+
+    def slots(self) -> Iterator[Slot]:
+        for name, tensor in self._tensors.items():
+            if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+                yield Slot(name, tensor, tuple(tensor.shape))
+                continue
+            parts = ("gate", "up") if name.endswith("gate_up_proj") else ("",)
+            for expert, stacked in enumerate(tensor):
+                for part, target in zip(parts, stacked.chunk(len(parts)), strict=True):
+                    yield Slot(name, target, tuple(target.shape), part, expert)
+
+    def ignored_weights(self) -> tuple[str, ...]:
+        return tuple(name.replace(".", r"\.") for name in self._tied)
+
+    def finish(self) -> None:
+        """Find out, by computing one token, what each attention layer asks for."""
+        zero = torch.zeros(1, dtype=torch.int32, device=self.context.device)
+        try:
+            self.logits(self(ForwardInputs(zero, zero), ()))
+        except (ConfigError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reason = f"a first token could not be computed ({type(error).__name__}: {error})"
+            raise self._refusal(reason) from error
+        num_layers = self.hf_config.num_hidden_layers
+        if sorted(self.found) != list(range(num_layers)):
+            raise self._refusal(
+                f"{len(self.found)} of its {num_layers} layers use exchangeable attention"
+            )
+        for i in range(num_layers):
+            self.attend.append(self.context.attention(self.found[i]))
+        self.call = self._attend
+        self._tensors = {}
+
+    def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
+        self.metas = metas
+        out = self.base(
+            input_ids=inputs.token_ids.long().unsqueeze(0),
+            position_ids=inputs.positions.long().unsqueeze(0),
+            use_cache=False,
+        )
+        return out.last_hidden_state.squeeze(0)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        out = self.shell(inputs_embeds=hidden.unsqueeze(0), use_cache=False)
+        return out.logits.squeeze(0).float()
+
+    def _attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+        layer = self.attend[module.layer_idx]
+        assert isinstance(layer, Attention)
+        flat = (x.squeeze(0).transpose(0, 1).contiguous() for x in (q, k, v))
+        return layer(*flat, self.metas).unflatten(-1, (q.shape[1], -1)).unsqueeze(0)
+
+    def _record(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """Stands in for attention in the first call; the result has the right shape."""
+        scale, softcap = options.pop("scaling", None), options.pop("softcap", None)
+        window = options.pop("sliding_window", None)
+        foreign = [name for name, x in options.items() if name not in HARMLESS and x is not None]
+        if foreign:
+            raise self._refusal(f"its attention takes {', '.join(sorted(foreign))}")
+        if module.layer_idx in self.found:
+            raise self._refusal(f"layer {module.layer_idx} attends more than once")
+        head_dim = q.shape[-1]
+        self.found[module.layer_idx] = AttentionSpec(
+            num_heads=q.shape[1],
+            num_kv_heads=k.shape[1],
+            head_dim=head_dim,
+            value_dim=v.shape[-1],
+            scale=head_dim**-0.5 if scale is None else scale,
+            dtype=self.context.cache_dtype,
+            window=window,
+            softcap=softcap or 0.0,
+        )
+        return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[-1])
+
+    def _refusal(self, reason: str) -> ConfigError:
+        name = self.context.config.model.architecture
+        return ConfigError(f"cannot run {name} through transformers: {reason}. {REMEDY}")
+
+
+class _Passthrough(nn.Module):
+    """In place of the base model: hands on the hidden states it is given."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
+        return _Output(last_hidden_state=inputs_embeds)
+
+
+class _TabledRope(nn.Module):
+    """In place of a rotary embedding that follows the longest request of a batch."""
+
+    def __init__(self, parameters: RopeParameters, context: ModelContext) -> None:
+        super().__init__()
+        cos, sin = tabulate(parameters, context.config.model.max_model_len)
+        self.register_buffer("cos", torch.cat((cos, cos), -1).to(context.device), persistent=False)
+        self.register_buffer("sin", torch.cat((sin, sin), -1).to(context.device), persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [1, T] -> cos and sin [1, T, R] in x's dtype."""
+        return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)
+
+
+def _freeze_rope(base: nn.Module, context: ModelContext) -> None:
+    """Make rotation depend on the position alone (see layers.rope.table.Rotary)."""
+    hf = context.hf_config
+    for name, module in list(base.named_modules()):
+        if vars(module).get("rope_type") in ("dynamic", "longrope"):
+            head_dim = hf.to_dict().get("head_dim") or hf.hidden_size // hf.num_attention_heads
+            tabled = _TabledRope(RopeParameters.from_config(hf, head_dim), context)
+            base.set_submodule(name, tabled)
+
+
+def _own_tensors(shell: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint holds: parameters, each under its first name, and persistent buffers."""
+    parameters = dict(shell.named_parameters())
+    yield from ((name, p.data) for name, p in parameters.items())
+    every = {name for name, _ in shell.named_parameters(remove_duplicate=False)}
+    yield from ((name, b) for name, b in shell.state_dict().items() if name not in every)
+
+
+def _register(model: TransformersModel) -> str:
+    """Make `model`'s attention known to transformers; the name it is known under.
+
+    There is no mask: transformers makes none for a name without a mask function.
+    """
+    name = f"vllm-{next(_NUMBERS)}"
+    owner = weakref.ref(model)  # the table of transformers is global and keeps what it is given
+
+    def attention(
+        module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        """q, k, v [1, heads, T, D] -> [1, T, N, Dv]"""
+        found = owner()
+        assert found is not None and mask is None, name
+        return found.call(module, q, k, v, **options), None
+
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    return name
