@@ -383,8 +383,8 @@ def _check_availability(p: SamplingParams) -> None:
             raise NotAvailable(f"{name} is not available yet; leave it out", name)
     if p.extra_args:
         raise NotAvailable(
-            f"extra_args={p.extra_args!r}: nothing in this engine reads extra arguments; leave them "
-            "out",
+            f"extra_args={p.extra_args!r}: nothing in this engine reads extra arguments; leave "
+            "them out",
             "extra_args",
         )
     for processor in p.logits_processors or ():
