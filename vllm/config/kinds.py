@@ -31,6 +31,7 @@ class Kind:
     name: str  # as shown in help and in errors: "must be <name>"
     parse: Callable[[str], Any]
     take: Callable[[Any], Any]
+    metavar: str = "VALUE"
     many: bool = False  # the command line collects several words into one value
 
 
@@ -112,15 +113,15 @@ def _same(value: Any) -> Any:
 
 
 BOOL: Final = Kind("true or false", parse_bool, _take_bool)
-INT: Final = Kind('a whole number ("2k" = 2000, "2K" = 2048)', parse_size, _take_int)
-FLOAT: Final = Kind("a number", float, _take_float)
-TEXT: Final = Kind("text", str, _take_text)
-TEXTS: Final = Kind("one or more words", str, _take_texts, many=True)
-OBJECT: Final = Kind("a JSON object", _parse_object, _take_object)
-OBJECT_OR_FUNCTION: Final = Kind("a JSON object", _parse_object, _take_object_or_function)
+INT: Final = Kind('a whole number ("2k" is 2000, "2K" is 2048)', parse_size, _take_int, "N")
+FLOAT: Final = Kind("a number", float, _take_float, "N")
+TEXT: Final = Kind("text", str, _take_text, "TEXT")
+TEXTS: Final = Kind("one or more words", str, _take_texts, "WORD", many=True)
+OBJECT: Final = Kind("a JSON object", _parse_object, _take_object, "JSON")
+OBJECT_OR_FUNCTION: Final = Kind("a JSON object", _parse_object, _take_object_or_function, "JSON")
 # Names on the command line, and also the thing itself from Python (a torch.dtype, a class).
-TEXT_OR_OBJECT: Final = Kind("a name", str, _same)
-TEXTS_OR_OBJECTS: Final = Kind("one or more names", str, tuple, many=True)
+TEXT_OR_OBJECT: Final = Kind("a name", str, _same, "NAME")
+TEXTS_OR_OBJECTS: Final = Kind("one or more names", str, tuple, "NAME", many=True)
 
 
 def kind_of(default: Any) -> Kind:

@@ -31,7 +31,7 @@ def _defaults() -> Iterator[tuple[str, Any]]:
 class _Arguments:
     """Construction and conversions; the fields come from the tables."""
 
-    def __init__(self, model: str = "", **values: Any) -> None:
+    def __init__(self, model: str | None = None, **values: Any) -> None:
         known = {f.name: f for f in dataclasses.fields(type(self))}  # type: ignore[arg-type]
         for name in values:
             if name not in known:
@@ -39,7 +39,7 @@ class _Arguments:
                     f"{name}={values[name]!r}: there is no such setting.{did_you_mean(name, known)} "
                     "`vllm serve --help=all` lists them."
                 )
-        values["model"] = model
+        values["model"] = model or ""
         for name, item in known.items():
             is_fresh = item.default is dataclasses.MISSING
             default = item.default_factory() if is_fresh else item.default  # type: ignore[misc]

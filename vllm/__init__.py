@@ -1,0 +1,60 @@
+"""An engine for language models. The public names are imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vllm.version import __version__, __version_tuple__
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+    from vllm.engine.async_llm_engine import AsyncLLMEngine
+    from vllm.engine.llm_engine import LLMEngine
+    from vllm.entrypoints.llm import LLM
+    from vllm.inputs import PromptType, TextPrompt, TokensPrompt
+    from vllm.models.registry import ModelRegistry
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.pooling_params import PoolingParams
+    from vllm.sampling_params import SamplingParams
+
+_MODULE_OF = {
+    "LLM": "vllm.entrypoints.llm",
+    "LLMEngine": "vllm.engine.llm_engine",
+    "AsyncLLMEngine": "vllm.engine.async_llm_engine",
+    "EngineArgs": "vllm.engine.arg_utils",
+    "AsyncEngineArgs": "vllm.engine.arg_utils",
+    "ModelRegistry": "vllm.models.registry",
+    "PromptType": "vllm.inputs",
+    "TextPrompt": "vllm.inputs",
+    "TokensPrompt": "vllm.inputs",
+    "SamplingParams": "vllm.sampling_params",
+    "PoolingParams": "vllm.pooling_params",
+    "RequestOutput": "vllm.outputs",
+    "CompletionOutput": "vllm.outputs",
+}
+
+__all__ = ["__version__", "__version_tuple__", "initialize_ray_cluster", *_MODULE_OF]
+
+
+def initialize_ray_cluster(*_: Any, **__: Any) -> NoReturn:
+    """There is no Ray executor: raises ConfigError."""
+    from vllm.errors import ConfigError
+
+    raise ConfigError(
+        "initialize_ray_cluster: running over Ray is not available in this build. Use "
+        "--distributed-executor-backend uni or mp, which need no cluster."
+    )
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'vllm' has no attribute {name!r}")
+    value = vars(importlib.import_module(module))[name]
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])
