@@ -17,7 +17,9 @@ BLOCK = 4
 
 
 def layout(num_blocks: int = 64, window: int | None = None, hybrid: bool = False) -> KVCacheLayout:
-    sizes: dict[str, int] = dict(block_size=BLOCK, num_kv_heads=1, head_dim=8, value_dim=8, dtype_bytes=4)
+    sizes: dict[str, int] = dict(
+        block_size=BLOCK, num_kv_heads=1, head_dim=8, value_dim=8, dtype_bytes=4
+    )
     groups = []
     if window is None or hybrid:
         groups.append(KVGroup(FullAttention(**sizes), ("full",)))
@@ -99,7 +101,9 @@ class Engine:
         assert self.scheduler.kv.pool.num_free == self.layout.num_blocks - 1
 
 
-def expected(prompt: list[int], count: int, seed: int = 0, stops: frozenset[int] = frozenset()) -> list[int]:
+def expected(
+    prompt: list[int], count: int, seed: int = 0, stops: frozenset[int] = frozenset()
+) -> list[int]:
     row = list(prompt)
     for _ in range(count):
         row.append(next_token(tuple(row), seed))

@@ -52,7 +52,11 @@ class DeviceModel:
                 self._compute(slot, position)
         drawn = []
         for slot, start, count, sample in zip(
-            plan.slots.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples, strict=True
+            plan.slots.tolist(),
+            plan.starts.tolist(),
+            plan.counts.tolist(),
+            plan.samples,
+            strict=True,
         ):
             if sample:
                 row = self.tokens[slot]

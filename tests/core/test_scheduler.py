@@ -71,7 +71,9 @@ def test_without_chunked_prefill_a_prompt_is_computed_whole() -> None:
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("caching", [False, True])
 def test_preempted_requests_are_recomputed_to_the_same_tokens(depth: int, caching: bool) -> None:
-    engine = Engine(layout(num_blocks=12), pipeline_depth=depth, enable_prefix_caching=caching, max_model_len=40)
+    engine = Engine(
+        layout(num_blocks=12), pipeline_depth=depth, enable_prefix_caching=caching, max_model_len=40
+    )
     prompts = [[i, *PROMPT] for i in range(4)]
     for i, prompt in enumerate(prompts):
         engine.add(str(i), prompt, max_tokens=20)
@@ -215,6 +217,14 @@ def test_sliding_window_gives_back_passed_blocks_and_still_matches_prefixes() ->
     engine.run()
     assert engine.outputs["b"] == expected(PROMPT * 5, 20)
     assert engine.scheduler.stats.prefix_hits == 48
+
+
+def test_prompt_and_drawn_tokens_are_counted_apart() -> None:
+    engine = Engine(max_num_batched_tokens=4)
+    engine.add("a", PROMPT, max_tokens=3)
+    engine.run()
+    stats = engine.scheduler.snapshot()
+    assert (stats.num_prompt_tokens, stats.num_generation_tokens) == (len(PROMPT), 3)
 
 
 request_strategy = st.fixed_dictionaries(

@@ -292,7 +292,7 @@ class Scheduler:
             drawn += row.sample
             if request in self.draining:
                 self._settle(request)
-        self._count_step(plan, inflight)
+        self._count_step(inflight)
         return updates
 
     def _advance(self, request: Request, token_id: int | None) -> RequestUpdate:
@@ -346,12 +346,12 @@ class Scheduler:
 
     # -- facts ------------------------------------------------------------------------------------
 
-    def _count_step(self, plan: StepPlan, inflight: InflightStep) -> None:
+    def _count_step(self, inflight: InflightStep) -> None:
         stats = self.stats
         stats.num_steps += 1
-        num_drawn = int(plan.samples.sum())
-        stats.num_generation_tokens += num_drawn
-        stats.num_prompt_tokens += plan.num_tokens - num_drawn
+        for request, start, count, sample in inflight.rows:
+            stats.num_generation_tokens += sample
+            stats.num_prompt_tokens += max(0, min(count, request.num_prompt_tokens - start))
         stats.step_s = time.monotonic() - inflight.submitted_s
 
     def snapshot(self) -> EngineStats:

@@ -1,0 +1,138 @@
+"""One test for all combinations: whatever the engine does to be fast, the tokens are the same."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+
+pytestmark = pytest.mark.engine
+
+MAX_TOKENS = 24
+SHARED = "Once upon a time there was a little fox who lived in a small house near the river. "
+TEXTS = [
+    "One day",
+    "Tell me a story about a brave cat.",
+    SHARED + "One morning the fox",
+    SHARED + "One morning the fox found a red ball",
+    SHARED * 2 + "It was sunny.",
+    "What is 12 + 7?",
+    "The boat was",
+    SHARED * 3,
+]
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_story: Path) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_story)
+    return [tokenizer(text).input_ids for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def greedy(tiny_story: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """What transformers makes of the prompts, one at a time."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_story, dtype=torch.float32).eval()
+    rows = []
+    for prompt in prompts:
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=MAX_TOKENS,
+            min_new_tokens=MAX_TOKENS,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        rows.append(out[0, len(prompt) :].tolist())
+    return rows
+
+
+@pytest.fixture(scope="module")
+def seeded(tiny_story: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """Seeded draws of each request alone, in the plainest engine."""
+    llm = LLM(
+        str(tiny_story),
+        dtype="float32",
+        pipeline_depth=1,
+        enable_prefix_caching=False,
+        max_num_batched_tokens=4096,
+        disable_log_stats=True,
+    )
+    return [tokens_of(llm, [prompt], sampled(i))[0] for i, prompt in enumerate(prompts)]
+
+
+def sampled(seed: int) -> list[SamplingParams]:
+    return [
+        SamplingParams(
+            temperature=0.9, top_p=0.95, top_k=50, seed=seed, max_tokens=MAX_TOKENS, ignore_eos=True
+        )
+    ]
+
+
+def tokens_of(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> list[list[int]]:
+    wrapped = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+    outputs = llm.generate(wrapped, params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.fixture(params=["uni", "mp"])
+def executor(request: pytest.FixtureRequest) -> Iterator[str]:
+    yield request.param
+    gc.collect()
+
+
+@pytest.mark.parametrize("preemption", [False, True], ids=["roomy", "preempting"])
+@pytest.mark.parametrize("caching", [False, True], ids=["no-cache", "cache"])
+@pytest.mark.parametrize("chunk", [0, 16], ids=["whole", "chunks"])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_tokens_are_the_same_in_every_combination(
+    tiny_story: Path,
+    prompts: list[list[int]],
+    greedy: list[list[int]],
+    seeded: list[list[int]],
+    depth: int,
+    chunk: int,
+    caching: bool,
+    preemption: bool,
+    executor: str,
+) -> None:
+    longest = max(len(prompt) for prompt in prompts) + MAX_TOKENS
+    max_model_len = -(-longest // 16) * 16
+    llm = LLM(
+        str(tiny_story),
+        dtype="float32",
+        max_model_len=max_model_len,
+        max_num_seqs=8,
+        block_size=16,
+        pipeline_depth=depth,
+        enable_chunked_prefill=bool(chunk),
+        max_num_batched_tokens=chunk or max_model_len,
+        enable_prefix_caching=caching,
+        distributed_executor_backend=executor,
+        # Enough for the longest request and a bit: the others get in its way.
+        num_gpu_blocks_override=max_model_len // 16 + 4 if preemption else 1024,
+        disable_log_stats=True,
+    )
+    try:
+        everything = [
+            SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True) for _ in prompts
+        ]
+        draws = [sampled(i)[0] for i in range(len(prompts))]
+        # Cold, then warm where there is a cache; greedy and seeded.
+        for _ in range(2):
+            assert tokens_of(llm, prompts, everything) == greedy
+            assert tokens_of(llm, prompts, draws) == seeded
+        core = llm.llm_engine.client.core
+        stats = core.scheduler.snapshot()
+        assert (stats.num_preemptions > 0) == preemption
+        assert (stats.prefix_hits > 0) == caching
+        core.check_integrity()
+    finally:
+        llm.shutdown()
