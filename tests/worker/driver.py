@@ -21,7 +21,7 @@ from vllm.core.plan import Admission, LogprobArrays, StepPlan, StepResult
 from vllm.executor.base import Executor, StepHandle
 from vllm.sampling_params import SamplingParams
 
-BLOCK_SIZE = 8
+BLOCK_SIZE = 16
 MAX_MODEL_LEN = 96
 NUM_BLOCKS = 200
 

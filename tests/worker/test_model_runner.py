@@ -101,14 +101,20 @@ def expected_mixed() -> list[list[int]]:
     return [s.tokens for s in run(inline(), mixed_params())]
 
 
-@pytest.mark.parametrize("chunk", [MAX_MODEL_LEN, 5], ids=["whole-prompts", "chunks"])
-@pytest.mark.parametrize("depth", [1, 2, 4])
-@pytest.mark.parametrize("kind", ["inline", "threaded", "processes"])
+EVERY = [
+    (kind, depth, chunk)
+    for kind in ("inline", "threaded")
+    for depth in (1, 2, 4)
+    for chunk in (5, 96)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "chunk"), [*EVERY, ("processes", 1, 5), ("processes", 2, 5)]
+)
 def test_tokens_do_not_depend_on_executor_depth_or_chunks(
     kind: str, depth: int, chunk: int
 ) -> None:
-    if kind == "processes" and (depth, chunk) not in ((1, 5), (2, 5)):
-        pytest.skip("two process runs show the message path; the rest would only cost time")
     config = make_config(checkpoint("llama"), depth)
     executor: Executor
     if kind == "processes":

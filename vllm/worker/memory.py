@@ -23,14 +23,14 @@ def weight_bytes(model: torch.nn.Module) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
-class PeakTensorBytes(TorchDispatchMode):
+class PeakTensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Peak bytes of the tensors that ops create while this mode is on.
 
     Independent of the device's allocator. Scratch memory inside native ops is not seen.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._now = 0
         self._alive: dict[int, weakref.ref[Any]] = {}

@@ -197,10 +197,11 @@ class ModelRunner:
 
     def _explain_tokens(self, hidden: Tensor, token_ids: Tensor, k: int) -> LogprobCopies:
         """Log-probabilities of token_ids [L] given the hidden states [L, H] before them."""
+        rows = self._piece_rows
         pieces = [
             self.sampler.prompt_logprobs(self.model.logits(some_hidden), some_ids, k)
             for some_hidden, some_ids in zip(
-                hidden.split(self._piece_rows), token_ids.split(self._piece_rows), strict=True
+                torch.split(hidden, rows), torch.split(token_ids, rows), strict=True
             )
         ]
         return LogprobCopies(self.device, pieces)
