@@ -1,3 +1,4 @@
+import argparse
 import socket
 import subprocess
 import sys
@@ -8,13 +9,12 @@ from vllm.benchmarks import serve as serve_benchmark
 from vllm.entrypoints.cli.main import COMMANDS, main
 from vllm.entrypoints.openai.cli_args import add_server_flags, server_options, server_settings
 from vllm.errors import ConfigError
+from vllm.utils.argparse import FlexibleArgumentParser
 from vllm.version import __version__
 
 
 def parse_server_flags(*words):
-    import argparse
-
-    parser = argparse.ArgumentParser()
+    parser = FlexibleArgumentParser()
     add_server_flags(parser)
     return server_options(parser.parse_args(words))
 
@@ -65,9 +65,16 @@ def test_a_users_mistake_is_one_line_and_code_2(capsys):
 @pytest.mark.parametrize(
     "words", [["--port", "70000"], ["--port", "x"], ["--uvicorn-log-level", "loud"]]
 )
-def test_a_wrong_server_flag_is_named(words):
-    with pytest.raises(ConfigError, match=words[0]):
+def test_a_wrong_server_flag_is_named_and_exits_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
         parse_server_flags(*words)
+    assert stop.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_a_wrong_server_setting_of_a_config_file_is_named():
+    with pytest.raises(ConfigError, match="--port"):
+        server_options(argparse.Namespace(port=70000))
 
 
 def test_keys_and_origins_take_words_or_a_json_list(monkeypatch):

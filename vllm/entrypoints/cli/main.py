@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from vllm.errors import BadRequest, ConfigError, LoadError
+from vllm.utils.argparse import FlexibleArgumentParser
 
 # name: (module with add_arguments(parser, words) and run(args), what it does)
 COMMANDS = {
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(command: str | None, words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser, with the arguments of `command` only: those of others take imports."""
-    parser = argparse.ArgumentParser(prog="vllm", description="Serve and run language models.")
+    parser = FlexibleArgumentParser(prog="vllm", description="Serve and run language models.")
     parser.add_argument("-v", "--version", action=ShowVersion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, text) in COMMANDS.items():

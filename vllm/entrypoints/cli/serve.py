@@ -11,7 +11,7 @@ from vllm.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    parser.usage = "vllm serve MODEL [flags]"
+    parser.usage = "%(prog)s MODEL [flags]"
     parser.add_argument("model_tag", nargs="?", metavar="MODEL", help="a directory or a hub name")
     add_server_flags(parser)
     AsyncEngineArgs.add_cli_args(parser)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
+from vllm import envs
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import install_error_handlers, json_response
 from vllm.entrypoints.openai.middleware import ApiKeyGuard, RequestIdHeader
@@ -30,6 +31,7 @@ from vllm.metrics.prometheus import CONTENT_TYPE, PrometheusStats
 from vllm.version import __version__
 
 router = APIRouter()
+development = APIRouter()  # offered under VLLM_SERVER_DEV_MODE only
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ def build_app(context: ServingContext, metrics: PrometheusStats, log: LoggingSta
         log=log,
     )
     app.include_router(router)
+    if envs.VLLM_SERVER_DEV_MODE:
+        app.include_router(development)
     install_error_handlers(app)
     _add_middleware(app, options)
     return app
@@ -152,6 +156,17 @@ async def load(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     return Response(_server(request.app).metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+@development.post("/reset_prefix_cache")
+async def reset_prefix_cache(request: Request) -> Response:
+    await _server(request.app).context.engine.reset_prefix_cache()
+    return Response(status_code=200)
+
+
+@development.get("/server_info")
+async def server_info(request: Request) -> Response:
+    return JSONResponse({"vllm_config": repr(_server(request.app).context.config)})
 
 
 async def _generate(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm import envs
-from vllm.config.kinds import INT, OBJECT, TEXTS
+from vllm.config.flags import add_settings
+from vllm.config.kinds import INT, TEXTS
 from vllm.config.option import Setting, option, settings_of
 from vllm.errors import ConfigError
 
@@ -80,20 +82,7 @@ def server_settings() -> Iterator[Setting]:
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("server")
-    for setting in server_settings():
-        default = f"default: {setting.auto or _shown(setting.default)}"
-        text = f"{setting.help} ({default})".replace("%", "%%")
-        flags = (setting.flag, *setting.aliases)
-        common = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text}
-        if setting.default is False:
-            group.add_argument(*flags, action=argparse.BooleanOptionalAction, **common)
-        elif setting.kind.many:
-            # Old clients of the flag give a JSON list.
-            group.add_argument(*flags, nargs="+", metavar="WORD", **common)
-        else:
-            choices = "{" + ",".join(map(str, setting.choices)) + "}" if setting.choices else None
-            group.add_argument(*flags, metavar=choices or setting.name.upper(), **common)
+    add_settings(parser, "server", server_settings())
 
 
 def server_options(args: argparse.Namespace) -> ServerOptions:
@@ -111,13 +100,7 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
 
 def _json_words(setting: Setting, text: str) -> tuple[str, ...]:
     try:
-        words = OBJECT.parse(f'{{"words": {text}}}')["words"]
+        words = json.loads(text)
     except ValueError:
         raise ConfigError(f"{setting.flag} {text}: neither words nor a JSON list.") from None
     return tuple(words)
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, tuple):
-        return " ".join(map(str, default)) or "none"
-    return str(default) if default != "" else "none"

@@ -20,6 +20,10 @@ class UnknownModel(BadRequest):
     """The request names a model that is not served. HTTP 404."""
 
 
+class GenerationFailed(RuntimeError):
+    """The engine could not go on with a request, and says why. HTTP 500."""
+
+
 class ClientGone(Exception):
     """The client closed the connection before there was an answer."""
 
@@ -35,6 +39,8 @@ def error_of(error: Exception) -> ErrorResponse:
         return _response(HTTPStatus.BAD_REQUEST, str(error), "BadRequestError", error.param)
     if isinstance(error, EngineDeadError):
         return _response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "EngineDeadError")
+    if isinstance(error, GenerationFailed):
+        return _response(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), "GenerationError")
     return _response(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         f"{type(error).__name__} while serving the request; the server's log has the details",
@@ -77,6 +83,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, typed)
     app.add_exception_handler(BadRequest, typed)
     app.add_exception_handler(EngineDeadError, typed)
+    app.add_exception_handler(GenerationFailed, typed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(ClientGone, gone)

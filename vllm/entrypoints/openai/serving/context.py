@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm.entrypoints.chat_utils import render_chat
 from vllm.entrypoints.openai.cli_args import ServerOptions
-from vllm.entrypoints.openai.errors import UnknownModel
+from vllm.entrypoints.openai.errors import GenerationFailed, UnknownModel
 from vllm.entrypoints.openai.protocol.chat import ChatRenderRequest
 from vllm.entrypoints.openai.protocol.common import GenerationRequest, random_id
 from vllm.entrypoints.openai.streaming import UsageMeter, merged
@@ -46,6 +46,10 @@ class ServingEngine(Protocol):
 
     async def check_health(self) -> None:
         """Raises EngineDeadError."""
+        ...
+
+    async def reset_prefix_cache(self) -> object:
+        """Forget every cached prefix."""
         ...
 
 
@@ -149,17 +153,17 @@ class ServingContext:
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Outputs of all prompts as they come, with the index of theirs.
 
-        Closing it aborts what still runs.
+        Closing it aborts what still runs. Raises BadRequest, EngineDeadError or GenerationFailed.
         """
         streams = [
             self.engine.generate(
                 prompt,
-                params.clone() if i else params,
+                params,
                 # Clients may repeat their ids; the engine's are unique.
                 f"{response_id}-{next(self._serial)}",
                 priority=request.priority or 0,
             )
-            for i, prompt in enumerate(prompts)
+            for prompt in prompts
         ]
         if self.config.observability.enable_log_requests:
             for prompt in prompts:
@@ -167,8 +171,11 @@ class ServingContext:
         self.num_in_flight += 1
         outputs = merged(streams)
         try:
-            async for item in outputs:
-                yield item
+            async for prompt_idx, output in outputs:
+                for sequence in output.outputs:
+                    if sequence.finish_reason == "error":
+                        raise GenerationFailed(str(sequence.stop_reason))
+                yield prompt_idx, output
         finally:
             self.num_in_flight -= 1
             await outputs.aclose()
