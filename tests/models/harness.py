@@ -4,40 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from vllm.attention.metadata import PagedMeta
+from vllm.config.vllm import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
 from vllm.models.interfaces import ForwardInputs, Model
 
 BLOCK_SIZE = 16
 
 
-def config_for(
-    path: Path, load_format: str = "auto", max_model_len: int = 256, **model: object
-) -> SimpleNamespace:
-    hf_config = AutoConfig.from_pretrained(path)
-    fields = {
-        "model": str(path),
-        "path": path,
-        "hf_config": hf_config,
-        "architecture": hf_config.architectures[0],
-        "vocab_size": hf_config.vocab_size,
-        "dtype": torch.float32,
-        "max_model_len": max_model_len,
-        "model_impl": "auto",
-        "trust_remote_code": False,
-        "seed": 0,
-        **model,
+def config_for(path: Path, **settings: object) -> VllmConfig:
+    """The configuration of an engine that would serve the checkpoint, in float32."""
+    defaults = {
+        "dtype": "float32",
+        "max_model_len": 256,
+        "block_size": BLOCK_SIZE,
+        "use_tqdm_on_load": False,
+        "skip_tokenizer_init": True,
     }
-    return SimpleNamespace(
-        model=SimpleNamespace(**fields),
-        cache=SimpleNamespace(block_size=BLOCK_SIZE, cache_dtype=fields["dtype"]),
-        load=SimpleNamespace(load_format=load_format, ignore_patterns=(), use_tqdm_on_load=False),
-    )
+    return EngineArgs(str(path), **{**defaults, **settings}).create_engine_config()
 
 
 class Harness:

@@ -31,7 +31,9 @@ class ModelContext:
     device: torch.device
     dtype: torch.dtype
     ops: Ops
-    shard: ShardInfo = ShardInfo()  # this rank's place in the tensor-parallel group
+    shard: ShardInfo = field(
+        default_factory=ShardInfo
+    )  # this rank's place in the tensor-parallel group
     _backends: dict[type[AttentionBackend], AttentionBackend] = field(default_factory=dict)
     _logged: set[str] = field(default_factory=set)
 

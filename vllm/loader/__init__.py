@@ -68,7 +68,7 @@ def _fill(model: Model, config: VllmConfig) -> None:
 
 def _refuse_quantized(config: VllmConfig) -> None:
     found = config.model.hf_config.to_dict().get("quantization_config")
-    if found and config.load.load_format != "dummy":
+    if found:
         method = found.get("quant_method", "unknown")
         raise ConfigError(
             f"{config.model.model} is quantized (quant_method {method!r}), which is not supported. "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from vllm.errors import LoadError
@@ -20,6 +21,8 @@ USELESS = (
 # What a field of a rule matches: a component, anything, or (any other name) a number.
 FIELDS = {"w": r"[^.]+", "any": r".+"}
 DIGITS = r"\d+"
+# Others are quantized values, which mean something only together with their scales.
+PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_NAMES = 6  # listed in an error
 Place = tuple[str, str, int]  # parameter, part, expert
 
@@ -96,13 +99,7 @@ class Filler:
         if any(place not in self._slots for place in places):
             self._unknown.append(name)
             return
-        wanted = self._source_shape(route, places)
-        if tuple(tensor.shape) != wanted:
-            raise LoadError(
-                f"tensor {name!r} has shape {list(tensor.shape)} in the checkpoint, but config.json "
-                f"describes {list(wanted)}. The checkpoint and its config do not belong together, "
-                "or --hf-overrides changes a size."
-            )
+        self._check(name, tensor, self._source_shape(route, places))
         for place, piece in zip(places, self._pieces(route, places, tensor), strict=True):
             slot = self._slots[place]
             slot.target.copy_(slot.local(piece))
@@ -120,6 +117,19 @@ class Filler:
                 f"the checkpoint does not fit the model its config.json names: "
                 f"{'; '.join(problems)}. Check that all files are there and belong together, or "
                 "try --model-impl transformers."
+            )
+
+    def _check(self, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+        if tuple(tensor.shape) != wanted:
+            raise LoadError(
+                f"tensor {name!r} has shape {list(tensor.shape)} in the checkpoint, but by "
+                f"config.json it has {list(wanted)}. The checkpoint and its config do not belong "
+                "together, or --hf-overrides changes a size."
+            )
+        if tensor.dtype not in PLAIN_DTYPES:
+            raise LoadError(
+                f"tensor {name!r} is {tensor.dtype} in the checkpoint: quantized weights are not "
+                "supported. Use a checkpoint in float32, bfloat16 or float16."
             )
 
     def _targets(self, route: Route) -> Iterator[Place]:

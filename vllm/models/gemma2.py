@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vllm.attention.interface import AttentionMetas
 from vllm.layers.attention import SelfAttention
+from vllm.layers.context import ModelContext
 from vllm.layers.logits import LogitsTransform
 from vllm.layers.mlp import GatedMLP
 from vllm.layers.norm import GemmaRMSNorm
@@ -58,6 +59,11 @@ class Gemma2(Decoder):
         ),
     )
 
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__(context)
+        # Rounded to the model's dtype, as in training: sqrt(3072) is 55.5 in bfloat16.
+        self.embedding_scale = torch.tensor(self.hidden**0.5, dtype=context.dtype).item()
+
     def layer(self, i: int) -> nn.Module:
         norms: dict[str, nn.Module] = {name: self.make_norm() for name in NORMS.values()}
         return SandwichLayer(self.attention(i), self.mlp(i), norms)
@@ -80,9 +86,7 @@ class Gemma2(Decoder):
         return GemmaRMSNorm(self.hidden, self.hf_config.rms_norm_eps, self.context)
 
     def embed_inputs(self, inputs: ForwardInputs) -> Tensor:
-        x = self.embed(inputs.token_ids)
-        # Rounded to the model's dtype, as in training: sqrt(3072) is 55.5 in bfloat16.
-        return x * torch.tensor(self.hidden**0.5, dtype=x.dtype)
+        return self.embed(inputs.token_ids) * self.embedding_scale
 
     def logits_transform(self) -> LogitsTransform:
         return LogitsTransform(softcap=self.hf_config.final_logit_softcapping or 0.0)

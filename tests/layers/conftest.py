@@ -1,0 +1,28 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vllm.layers.context import ModelContext
+from vllm.layers.linear import ShardInfo
+from vllm.ops import resolve
+from vllm.platforms.cpu import CpuPlatform
+
+
+@pytest.fixture
+def make_context():
+    def make(rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32) -> ModelContext:
+        config = SimpleNamespace(
+            model=SimpleNamespace(max_model_len=64),
+            cache=SimpleNamespace(block_size=16, cache_dtype=dtype),
+        )
+        return ModelContext(
+            config=config,
+            platform=CpuPlatform(),
+            device=torch.device("cpu"),
+            dtype=dtype,
+            ops=resolve({}),
+            shard=ShardInfo(rank, size),
+        )
+
+    return make

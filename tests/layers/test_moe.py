@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from vllm.layers.moe import Experts, MoE, Router, Routing
+from vllm.loader.mapping import Filler
+from vllm.models.decoder import GATED_NAMES, experts_weights
+
+HIDDEN, EXPERTS, WIDTH = 8, 8, 6
+
+
+def router(make_context, **fields) -> Router:
+    torch.manual_seed(0)
+    made = Router(Routing(EXPERTS, 3, **fields), HIDDEN, make_context())
+    made.weight.data.normal_()
+    if made.bias is not None:
+        made.bias.data.normal_()
+    made.finish()
+    return made
+
+
+def test_renormalised_weights_sum_to_the_scale(make_context):
+    weights, ids = router(make_context, renormalise=True, scale=2.5)(torch.randn(5, HIDDEN))
+    torch.testing.assert_close(weights.sum(-1), torch.full((5,), 2.5))
+    assert all(len(set(row)) == 3 for row in ids.tolist())
+
+
+def test_weights_are_plain_probabilities_otherwise(make_context):
+    made, x = router(make_context), torch.randn(5, HIDDEN)
+    weights, ids = made(x)
+    probabilities = (x @ made.weight.T).softmax(-1)
+    torch.testing.assert_close(weights, probabilities.gather(1, ids))
+    torch.testing.assert_close(weights, probabilities.topk(3).values)
+
+
+@pytest.mark.parametrize("correction", [False, True])
+def test_experts_come_from_the_best_groups_only(make_context, correction):
+    made = router(
+        make_context, groups=4, top_groups=2, correction=correction, score="sigmoid", wide=True
+    )
+    x = torch.randn(50, HIDDEN)
+    scores = (x @ made.weight.T).sigmoid()
+    choice = scores + made.bias if correction else scores
+    _, ids = made(x)
+    for row, chosen in zip(choice.view(50, 4, 2), ids.tolist(), strict=True):
+        quality = row.sum(-1) if correction else row.max(-1).values
+        assert {i // 2 for i in chosen} <= set(quality.topk(2).indices.tolist())
+
+
+def test_a_correction_takes_part_in_the_choice_but_not_in_the_weights(make_context):
+    made = router(make_context, correction=True, score="sigmoid")
+    made.bias.data.zero_()[5] = 100.0
+    x = torch.randn(4, HIDDEN)
+    weights, ids = made(x)
+    assert (ids == 5).any(-1).all()
+    assert weights.max() <= 1.0
+
+
+def test_experts_load_one_by_one_or_all_in_one_tensor(make_context):
+    one_by_one = {}
+    for e in range(EXPERTS):
+        one_by_one[f"e.{e}.gate_proj.weight"] = torch.randn(WIDTH, HIDDEN)
+        one_by_one[f"e.{e}.up_proj.weight"] = torch.randn(WIDTH, HIDDEN)
+        one_by_one[f"e.{e}.down_proj.weight"] = torch.randn(HIDDEN, WIDTH)
+
+    def stacked(name):
+        return torch.stack([one_by_one[f"e.{e}.{name}.weight"] for e in range(EXPERTS)])
+
+    together = {
+        "e.gate_up_proj": torch.cat((stacked("gate_proj"), stacked("up_proj")), 1),
+        "e.down_proj": stacked("down_proj"),
+    }
+    loaded = []
+    for tensors in (one_by_one, together):
+        block = MoE(Routing(EXPERTS, 2), HIDDEN, WIDTH, "silu", make_context())
+        filler = Filler(_Named(block.experts), experts_weights("e", "x", GATED_NAMES), ())
+        for name, tensor in tensors.items():
+            filler.add(name, tensor)
+        filler.finish()
+        loaded.append(block.experts)
+    assert torch.equal(loaded[0].w13, loaded[1].w13)
+    assert torch.equal(loaded[0].w2, loaded[1].w2)
+    assert torch.equal(loaded[0].w13[3, WIDTH:], one_by_one["e.3.up_proj.weight"])
+
+
+class _Named(torch.nn.Module):
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.x = experts
+
+
+def test_shards_of_experts_sum_to_the_whole(make_context):
+    x, ids = torch.randn(5, HIDDEN), torch.randint(0, EXPERTS, (5, 2))
+    weights = torch.rand(5, 2)
+    whole = {
+        "e.gate_up_proj": torch.randn(EXPERTS, 2 * WIDTH, HIDDEN),
+        "e.down_proj": torch.randn(EXPERTS, HIDDEN, WIDTH),
+    }
+
+    def run(rank: int, size: int) -> torch.Tensor:
+        experts = Experts(EXPERTS, HIDDEN, WIDTH, "silu", make_context(rank, size))
+        filler = Filler(_Named(experts), experts_weights("e", "x", GATED_NAMES), ())
+        for name, tensor in whole.items():
+            filler.add(name, tensor)
+        filler.finish()
+        return experts(x, weights, ids)
+
+    torch.testing.assert_close(run(0, 2) + run(1, 2), run(0, 1))

@@ -1,0 +1,185 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vllm.errors import ConfigError, LoadError
+
+FILE = "model.safetensors"
+
+
+def rewrite(path, change) -> None:
+    tensors = load_file(path / FILE)
+    change(tensors)
+    save_file(tensors, path / FILE)
+
+
+def shard(path) -> None:
+    """Split the one file into two and an index."""
+    tensors = load_file(path / FILE)
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, mine in parts.items():
+        save_file({name: tensors[name] for name in mine}, path / file)
+    weight_map = {name: file for file, mine in parts.items() for name in mine}
+    (path / f"{FILE}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (path / FILE).unlink()
+
+
+def edit_config(path, **fields) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def assert_same(left, right) -> None:
+    ours, theirs = dict(left.named_parameters()), dict(right.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_missing_tensor_is_named_as_the_parameter_it_leaves_empty(copied, load):
+    rewrite(copied, lambda tensors: tensors.pop("model.layers.1.self_attn.k_proj.weight"))
+    with pytest.raises(LoadError, match=r"layers\.1\.attention\.qkv\.weight \(part k\)"):
+        load(copied)
+
+
+def test_a_tensor_without_a_place_is_named(copied, load):
+    rewrite(copied, lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(1)}))
+    with pytest.raises(LoadError, match=r"no place for model\.layers\.0\.extra"):
+        load(copied)
+
+
+def test_a_long_list_of_names_is_cut(copied, load):
+    rewrite(copied, lambda t: t.update({f"extra.{i}": torch.ones(1) for i in range(50)}))
+    with pytest.raises(LoadError, match="and 44 more"):
+        load(copied)
+
+
+def test_tensors_that_follow_from_the_config_are_passed_over(copied, load):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(copied, lambda tensors: tensors.update({name: torch.ones(8)}))
+    load(copied)
+
+
+def test_a_wrong_shape_is_shown_with_the_right_one(copied, load):
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(copied, lambda tensors: tensors.update({name: torch.ones(3, 64)}))
+    with pytest.raises(LoadError, match=r"up_proj.weight' has shape \[3, 64\].* \[128, 64\]"):
+        load(copied)
+
+
+def test_quantized_values_are_not_taken_for_weights(copied, load):
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(copied, lambda tensors: tensors.update({name: torch.ones(128, 64, dtype=torch.int8)}))
+    with pytest.raises(LoadError, match="quantized weights are not supported"):
+        load(copied)
+
+
+def test_a_quantized_checkpoint_is_refused_before_anything_is_read(copied, load):
+    edit_config(copied, quantization_config={"quant_method": "fp8"})
+    with pytest.raises((ConfigError, LoadError), match="fp8"):
+        load(copied)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000])
+def test_a_truncated_file_is_named_with_the_remedy(copied, load, kept):
+    data = (copied / FILE).read_bytes()
+    (copied / FILE).write_bytes(data[:kept])
+    with pytest.raises(LoadError, match=r"model\.safetensors.*download or copy it again"):
+        load(copied)
+
+
+def test_shards_listed_in_an_index_load_as_one_file_does(copied, llama, load):
+    shard(copied)
+    assert_same(load(copied), load(llama))
+
+
+def test_a_missing_shard_is_named(copied, load):
+    shard(copied)
+    (copied / "b.safetensors").unlink()
+    with pytest.raises(LoadError, match=r"not there: b\.safetensors"):
+        load(copied)
+
+
+def test_an_unreadable_index_is_named(copied, load):
+    shard(copied)
+    (copied / f"{FILE}.index.json").write_text("{")
+    with pytest.raises(LoadError, match=r"index\.json"):
+        load(copied)
+
+
+def test_a_directory_without_weights_says_what_it_looked_for(copied, load):
+    (copied / FILE).unlink()
+    with pytest.raises(LoadError, match=r"\.safetensors.*--load-format dummy"):
+        load(copied)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_load_as_safetensors_do(copied, llama, load, zipped):
+    state = load_file(copied / FILE)
+    (copied / FILE).unlink()
+    torch.save(state, copied / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    assert_same(load(copied), load(llama))
+    assert_same(load(copied, load_format="pt"), load(llama))
+
+
+def test_a_broken_pickle_is_named(copied, load):
+    torch.save(load_file(copied / FILE), copied / "pytorch_model.bin")
+    data = (copied / "pytorch_model.bin").read_bytes()
+    (copied / "pytorch_model.bin").write_bytes(data[: len(data) // 2])
+    with pytest.raises(LoadError, match=r"pytorch_model\.bin"):
+        load(copied, load_format="pt")
+
+
+def test_a_pickle_that_would_run_code_is_refused(copied, load):
+    class Evil:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"x": Evil()}, copied / "pytorch_model.bin")
+    with pytest.raises(LoadError, match="convert the checkpoint to safetensors"):
+        load(copied, load_format="pt")
+
+
+def test_safetensors_win_over_pickles_and_over_a_second_layout(copied, llama, load):
+    torch.save({"nonsense": torch.ones(1)}, copied / "pytorch_model.bin")
+    save_file({"nonsense": torch.ones(1)}, copied / "consolidated.safetensors")
+    assert_same(load(copied), load(llama))
+
+
+def test_dummy_weights_need_no_files_and_follow_the_seed(copied, load):
+    (copied / FILE).unlink()
+    first = load(copied, load_format="dummy", seed=1)
+    assert_same(first, load(copied, load_format="dummy", seed=1))
+    other = load(copied, load_format="dummy", seed=2)
+    assert not torch.equal(first.embed.weight, other.embed.weight)
+    assert all(p.isfinite().all() for p in first.parameters())
+
+
+def test_weights_are_converted_to_the_dtype_of_the_model(llama, load):
+    wide, narrow = load(llama), load(llama, dtype="bfloat16")
+    assert all(p.dtype == torch.bfloat16 for p in narrow.parameters())
+    assert torch.equal(narrow.embed.weight, wide.embed.weight.bfloat16())
+
+
+def test_a_tied_head_uses_the_embedding_and_ignores_a_stored_copy(copied, load):
+    edit_config(copied, tie_word_embeddings=True)
+    model = load(copied)
+    hidden = torch.randn(2, 64)
+    torch.testing.assert_close(model.logits(hidden), hidden @ model.embed.weight.T)
+    rewrite(copied, lambda tensors: tensors.pop("lm_head.weight"))
+    assert_same(load(copied), model)
+
+
+def test_progress_is_shown_where_wanted(llama, load, capfd):
+    load(llama, use_tqdm_on_load=True)
+    assert "Loading weights" in capfd.readouterr().err
+    load(llama, use_tqdm_on_load=False)
+    assert "Loading weights" not in capfd.readouterr().err
+
+
+def test_a_loaded_model_takes_no_gradients_and_is_in_evaluation_mode(llama, load):
+    model = load(llama)
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
