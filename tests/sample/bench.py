@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +28,9 @@ class Bench:
         max_tokens: int = 64,
         eos_token_ids: Sequence[int] = (),
         logprobs_mode: str = "raw_logprobs",
+        overrides: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
-        ops = resolve({})
+        ops = resolve(overrides)
         self.vocab_size = vocab_size
         self.state = SamplingState(num_slots, vocab_size, max_tokens, CPU, ops, eos_token_ids)
         self.sampler = Sampler(ops, vocab_size, CPU, logprobs_mode)

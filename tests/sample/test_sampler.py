@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from tests.sample.bench import CPU, Bench
 from vllm.errors import BadRequest, ConfigError
+from vllm.platforms.cpu.native import native_ops
 from vllm.sample.interface import SamplerOutput
 from vllm.sample.sampler import Sampler
 from vllm.sampling_params import SamplingParams
@@ -34,9 +37,11 @@ MIXED = [
 ]
 
 
-def mixed_bench(slots: list[int] | None = None) -> tuple[Bench, list[int], Tensor]:
+def mixed_bench(
+    slots: list[int] | None = None, overrides: Mapping[str, Callable[..., Any]] | None = None
+) -> tuple[Bench, list[int], Tensor]:
     """Requests of all kinds, each with a history of its own, and logits for them."""
-    bench = Bench(V)
+    bench = Bench(V, overrides=overrides or {})
     taken = []
     for i, kwargs in enumerate(MIXED * 3):
         params = SamplingParams(max_tokens=64, **kwargs)
@@ -46,12 +51,16 @@ def mixed_bench(slots: list[int] | None = None) -> tuple[Bench, list[int], Tenso
     return bench, taken, logits
 
 
+@pytest.mark.parametrize("ops", ["reference", "native"])
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_a_row_alone_gives_exactly_what_it_gives_among_others(num_threads: int) -> None:
+def test_a_row_alone_gives_exactly_what_it_gives_among_others(num_threads: int, ops: str) -> None:
+    overrides = native_ops() if ops == "native" else {}
+    if ops == "native" and not overrides:
+        pytest.skip("the native kernels are not built")
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        bench, slots, logits = mixed_bench()
+        bench, slots, logits = mixed_bench(overrides=overrides)
         together = bench.sample(logits, slots)
         for i, slot in enumerate(slots):
             alone = bench.sample(logits[i : i + 1], [slot])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,23 @@ class TopKTopP(FlagStage):
         if (top_p_np == 1.0).all():
             bound = _kth_largest(logits, top_k, width)
         else:
-            bound = _nucleus_bound(logits, top_k, top_p, min(width, vocab_size))
+            # In units of the largest weight. With softmax's own sum, because its result for a row
+            # does not depend on the other rows.
+            whole = torch.ones_like(top_p)
+            if (top_k_np == vocab_size).any():
+                whole = logits.softmax(dim=-1).amax(dim=-1, keepdim=True).reciprocal_()
+            limits = _Limits(top_k, top_p, whole)
+            bound = _nucleus_bound(logits, limits, min(width, vocab_size))
         return logits.masked_fill_(logits < bound, -math.inf)
+
+
+class _Limits(NamedTuple):
+    top_k: Tensor  # [P, 1], V: off
+    top_p: Tensor  # [P, 1]
+    whole: Tensor  # [P, 1]: weight of all tokens, where top_k is off
+
+    def at(self, index: Tensor) -> _Limits:
+        return _Limits(self.top_k[index], self.top_p[index], self.whole[index])
 
 
 def _kth_largest(logits: Tensor, top_k: Tensor, width: int) -> Tensor:
@@ -46,37 +61,34 @@ def _kth_largest(logits: Tensor, top_k: Tensor, width: int) -> Tensor:
     return bound.masked_fill(top_k == logits.shape[1], -math.inf)
 
 
-def _nucleus_bound(logits: Tensor, top_k: Tensor, top_p: Tensor, width: int) -> Tensor:
+def _nucleus_bound(logits: Tensor, limits: _Limits, width: int) -> Tensor:
     """[P, 1]: the least logit to keep. `width` is at least every top_k that is on."""
-    bound, found = _bound_within(logits, top_k, top_p, width)
-    if width < logits.shape[1] and not bool(found.all()):
+    vocab_size = logits.shape[1]
+    bound, found = _bound_within(logits, limits, width)
+    while width < vocab_size and not bool(found.all()):
+        width = min(16 * width, vocab_size)
         index = (~found).squeeze(1).nonzero().squeeze(1)
-        wide, _ = _bound_within(
-            logits.index_select(0, index), top_k[index], top_p[index], logits.shape[1]
+        bound[index], found[index] = _bound_within(
+            logits.index_select(0, index), limits.at(index), width
         )
-        bound[index] = wide
     return bound
 
 
-def _bound_within(
-    logits: Tensor, top_k: Tensor, top_p: Tensor, width: int
-) -> tuple[Tensor, Tensor]:
+def _bound_within(logits: Tensor, limits: _Limits, width: int) -> tuple[Tensor, Tensor]:
     """The bound as seen among the `width` largest logits, and whether it lies there, both [P, 1].
 
     A bound that was found is the same at any width: sums run from the largest down.
     """
-    no_top_k = top_k == logits.shape[1]
+    top_k, top_p = limits.top_k, limits.top_p
+    no_top_k, no_top_p = top_k == logits.shape[1], top_p == 1.0
     largest = logits.topk(width, dim=-1).values  # [P, W], descending
     weights = (largest - largest[:, :1]).exp()
     weights.masked_fill_(torch.arange(width, device=logits.device) >= top_k, 0.0)
     cumulative = weights.cumsum(dim=-1)
-    # With softmax's own sum, because its result for a row does not depend on the other rows.
-    whole = logits.softmax(dim=-1).amax(dim=-1, keepdim=True).reciprocal()
-    total = torch.where(no_top_k, whole, cumulative[:, -1:])
+    total = torch.where(no_top_k, limits.whole, cumulative[:, -1:])
     # Another token is needed as long as those before it fall short of top_p.
     needed = 1 + (cumulative < top_p * total).sum(dim=-1, keepdim=True)
-    needed = torch.where(top_p < 1.0, needed, top_k.long())
-    found = ~no_top_k | (top_p == 1.0) | (needed <= width)
-    count = torch.minimum(needed, top_k.long()).clamp(max=width)
+    found = ~no_top_k | no_top_p | (needed <= width)
+    count = torch.where(no_top_p, top_k, torch.minimum(needed, top_k)).clamp(max=width).long()
     bound = largest.gather(1, count - 1)
-    return bound.masked_fill(no_top_k & (top_p == 1.0), -math.inf), found
+    return bound.masked_fill(no_top_k & no_top_p, -math.inf), found
