@@ -109,6 +109,7 @@ class EngineDead(msgspec.Struct, frozen=True, tag=True):
     """The last message of an engine core that failed."""
 
     error: str
+    kind: str = ""  # the error's class, if it is one of vllm.errors that the user can act on
 
 
 FromEngine = StepUpdates | CallResult | EngineReady | EngineDead

@@ -1,0 +1,129 @@
+"""Beam search as a client of the engine: each round asks for one more token of every beam.
+
+All beams of a prompt share their prefix, which the prefix cache computes once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vllm.config.model import ModelConfig
+from vllm.errors import BadRequest, NotAvailable
+from vllm.inputs import ParsedPrompt
+from vllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from vllm.sampling_params import BeamSearchParams, SamplingParams
+
+# Runs requests to their end and returns their outputs in order.
+Runner = Callable[[list[ParsedPrompt], SamplingParams], list[RequestOutput]]
+
+
+@dataclass(slots=True)
+class Search:
+    """The beams of one prompt."""
+
+    prompt: ParsedPrompt
+    beams: list[BeamSearchSequence]
+    ended: list[BeamSearchSequence] = field(default_factory=list)
+
+
+def beam_search(
+    prompts: Sequence[ParsedPrompt], params: BeamSearchParams, model: ModelConfig, run: Runner
+) -> list[BeamSearchOutput]:
+    """The `beam_width` best sequences of each prompt, searched together. Raises BadRequest.
+
+    A score is the sum of log-probabilities over the length, prompt included, to the power of
+    `length_penalty`.
+    """
+    _check(prompts, params, model)
+    num_candidates = 2 * params.beam_width  # enough for beam_width to go on if as many end
+    step_params = SamplingParams(
+        max_tokens=1,
+        logprobs=num_candidates,
+        temperature=params.temperature if model.logprobs_mode.startswith("processed") else 0.0,
+        ignore_eos=params.ignore_eos,
+        detokenize=False,
+    )
+    searches = [Search(p, [BeamSearchSequence(list(p.token_ids or ()), [])]) for p in prompts]
+    for _ in range(params.max_tokens):
+        beams = [(search, beam) for search in searches for beam in search.beams]
+        if not beams:
+            break
+        outputs = run(
+            [ParsedPrompt(None, beam.tokens, search.prompt.cache_salt) for search, beam in beams],
+            step_params,
+        )
+        for search in searches:
+            search.beams = []
+        for (search, beam), output in zip(beams, outputs, strict=True):
+            _extend(search, beam, output, params, model)
+        for search in searches:
+            search.beams = _best(search.beams, params, model)
+    return [_finish(search, params, model) for search in searches]
+
+
+def _check(prompts: Sequence[ParsedPrompt], params: BeamSearchParams, model: ModelConfig) -> None:
+    wanted = 2 * params.beam_width
+    limit = model.vocab_size if model.max_logprobs == -1 else model.max_logprobs
+    if wanted > limit:
+        raise BadRequest(
+            f"beam_width={params.beam_width} needs {wanted} log-probabilities per token; this "
+            f"engine gives at most {limit}. Use a narrower beam or raise --max-logprobs.",
+            "beam_width",
+        )
+    if params.temperature not in (0.0, 1.0) and not model.logprobs_mode.startswith("processed"):
+        raise NotAvailable(
+            f"temperature={params.temperature:g} does not act on a beam search, which goes by the "
+            "model's own log-probabilities. Leave it out, or start the engine with "
+            "--logprobs-mode processed_logprobs.",
+            "temperature",
+        )
+    longest = max((len(prompt.token_ids or ()) for prompt in prompts), default=0)
+    if longest + params.max_tokens > model.max_model_len:
+        raise BadRequest(
+            f"a prompt of {longest} tokens and max_tokens={params.max_tokens} exceed the "
+            f"{model.max_model_len} tokens of --max-model-len. Use fewer, or raise it.",
+            "max_tokens",
+        )
+
+
+def _extend(
+    search: Search,
+    beam: BeamSearchSequence,
+    output: RequestOutput,
+    params: BeamSearchParams,
+    model: ModelConfig,
+) -> None:
+    choice = output.outputs[0]
+    assert choice.logprobs is not None
+    for token_id, logprob in choice.logprobs[0].items():
+        assert logprob.rank is not None
+        if logprob.rank > 2 * params.beam_width:
+            continue  # drawn, but none of the most likely
+        ends = token_id in model.eos_token_ids and not params.ignore_eos
+        keep = not ends or params.include_stop_str_in_output
+        sequence = BeamSearchSequence(
+            tokens=[*beam.tokens, token_id] if keep else beam.tokens,
+            logprobs=[*beam.logprobs, choice.logprobs[0]],
+            cum_logprob=beam.cum_logprob + logprob.logprob,
+            finish_reason="stop" if ends else None,
+            stop_reason=token_id if ends else None,
+        )
+        (search.ended if ends else search.beams).append(sequence)
+
+
+def _best(
+    sequences: list[BeamSearchSequence], params: BeamSearchParams, model: ModelConfig
+) -> list[BeamSearchSequence]:
+    def score(sequence: BeamSearchSequence) -> float:
+        ends = sequence.tokens[-1] in model.eos_token_ids
+        length = max(1, len(sequence.tokens) - ends)
+        return float(sequence.cum_logprob / length**params.length_penalty)
+
+    return sorted(sequences, key=score, reverse=True)[: params.beam_width]
+
+
+def _finish(search: Search, params: BeamSearchParams, model: ModelConfig) -> BeamSearchOutput:
+    for beam in search.beams:
+        beam.finish_reason = "length"
+    return BeamSearchOutput(_best([*search.ended, *search.beams], params, model))

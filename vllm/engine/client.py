@@ -1,0 +1,262 @@
+"""How a front end reaches its engine core: in this process, or in one of its own."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import multiprocessing.util  # its exit hook joins children: it must be registered before ours
+import queue
+import shutil
+import signal
+import tempfile
+import weakref
+from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
+from typing import Final, Protocol
+
+import zmq
+
+from vllm.config.vllm import VllmConfig
+from vllm.distributed.codec import decoder, encoder
+from vllm.engine.core_process import Addresses, core_main, make_engine_core
+from vllm.engine.messages import (
+    CallResult,
+    EngineDead,
+    EngineReady,
+    FromEngine,
+    Shutdown,
+    StepUpdates,
+    ToEngine,
+)
+from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
+LAST_WORDS_MS: Final = 200  # for messages that a core sent just before it ended
+START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
+
+
+class Core(Protocol):
+    """What is called of an EngineCore."""
+
+    ready: EngineReady
+
+    @property
+    def has_work(self) -> bool: ...
+    def handle(self, message: ToEngine) -> CallResult | None: ...
+    def step(self) -> StepUpdates | None: ...
+    def stop(self) -> None: ...
+
+
+CoreMaker = Callable[[VllmConfig], Core]
+
+
+class EngineClient(Protocol):
+    """One thread may send and another receive."""
+
+    ready: EngineReady
+    is_remote: bool  # messages are encoded: functions cannot be sent
+
+    def send(self, message: ToEngine) -> None: ...
+
+    def receive(self) -> FromEngine | None:
+        """The next message, waiting for it. None after `stop`. Raises EngineDeadError."""
+        ...
+
+    def settle(self) -> None:
+        """Nobody will receive for a while: finish what the core has begun."""
+        ...
+
+    def stop(self) -> None:
+        """End the core. May be called again, and by any thread."""
+        ...
+
+
+class InProcessClient:
+    """Runs the core where messages are received: it computes only while somebody waits for it."""
+
+    is_remote = False
+
+    def __init__(self, config: VllmConfig, make_core: CoreMaker | None = None) -> None:
+        self.core = (make_core or make_engine_core)(config)
+        self.ready = self.core.ready
+        self._inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self._answers: list[CallResult] = []
+        self._dead: EngineDeadError | None = None
+        self._stopped = False
+
+    def send(self, message: ToEngine) -> None:
+        self._inbox.put(message)
+
+    def receive(self) -> FromEngine | None:
+        while True:
+            if self._dead is not None:
+                raise self._dead
+            if not self._take_in():
+                return None
+            if self._answers:
+                return self._answers.pop(0)
+            updates = self._step()
+            if updates is not None:
+                return updates
+
+    def settle(self) -> None:
+        while self._dead is None and self._take_in(wait=False) and self.core.has_work:
+            self._step()
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._inbox.put(Shutdown())
+            self.core.stop()
+
+    def _take_in(self, wait: bool = True) -> bool:
+        """Hand the core what was sent; False once it is shut down."""
+        while True:
+            idle = wait and not self.core.has_work and not self._answers
+            try:
+                message = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if isinstance(message, Shutdown):
+                return False
+            answer = self.core.handle(message)
+            if answer is not None:
+                self._answers.append(answer)
+
+    def _step(self) -> StepUpdates | None:
+        try:
+            return self.core.step()
+        except Exception as error:
+            self._dead = EngineDeadError(f"the engine failed: {type(error).__name__}: {error}")
+            raise self._dead from error
+
+
+class ProcessClient:
+    """Runs the core in a spawned process, over sockets in a directory of ours."""
+
+    is_remote = True
+
+    def __init__(self, config: VllmConfig, make_core: CoreMaker | None = None) -> None:
+        """Waits until the core is up. Raises ConfigError, LoadError or EngineDeadError."""
+        self._encode = encoder().encode
+        self._decoder = decoder(FromEngine)
+        self._directory = tempfile.mkdtemp(prefix="vllm-")
+        addresses = Addresses(
+            f"ipc://{self._directory}/to-core", f"ipc://{self._directory}/from-core"
+        )
+        self._context = zmq.Context()
+        self._outbox = self._context.socket(zmq.PUSH)
+        self._inbox = self._context.socket(zmq.PULL)
+        for socket, address in (
+            (self._outbox, addresses.to_core),
+            (self._inbox, addresses.from_core),
+        ):
+            socket.set_hwm(0)  # a slow core must not block those who send to it
+            socket.linger = 0
+            socket.bind(address)
+        self._stopping = False
+        self._closed = False
+        # Not a daemon: a daemon may not have children, and the ranks are the core's.
+        self._process: SpawnProcess = multiprocessing.get_context("spawn").Process(
+            target=core_main,
+            args=(make_core or make_engine_core, config, addresses),
+            name="vllm-engine-core",
+        )
+        self._at_exit = _stop_at_exit(self)
+        try:
+            self._process.start()
+            self._poller = zmq.Poller()
+            self._poller.register(self._inbox, zmq.POLLIN)
+            self._poller.register(self._process.sentinel, zmq.POLLIN | zmq.POLLERR)
+            self.ready = self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        self._outbox.send(self._encode(message))
+
+    def receive(self) -> FromEngine | None:
+        message = self._next()
+        if isinstance(message, EngineDead):
+            raise EngineDeadError(message.error)
+        return message
+
+    def settle(self) -> None:
+        """The core goes on by itself."""
+
+    def stop(self) -> None:
+        """End the process. The one that receives sees it and closes."""
+        atexit.unregister(self._at_exit)
+        if self._stopping or self._process.pid is None:
+            return
+        self._stopping = True
+        self._outbox.send(self._encode(Shutdown()))
+        for escalate in (self._process.terminate, self._process.kill):
+            self._process.join(PATIENCE_S)
+            if not self._process.is_alive():
+                break
+            escalate()
+        self._process.join()
+
+    def close(self) -> None:
+        """Give the sockets back; nobody sends or receives any more."""
+        if not self._closed:
+            self._closed = True
+            self._outbox.close(linger=0)
+            self._inbox.close(linger=0)
+            self._context.term()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _wait_until_ready(self) -> EngineReady:
+        first = self._next()
+        if isinstance(first, EngineDead):
+            known = START_ERRORS.get(first.kind)
+            if known is not None:
+                raise known(first.error)
+            raise EngineDeadError(f"the engine core did not start: {first.error}")
+        assert isinstance(first, EngineReady), first
+        return first
+
+    def _next(self) -> FromEngine | None:
+        ready = dict(self._poller.poll())
+        if self._inbox not in ready:
+            # The process is gone, maybe with its last words still on the way.
+            if self._stopping:
+                return None
+            if not self._inbox.poll(LAST_WORDS_MS):
+                raise EngineDeadError(self._obituary())
+        return self._decoder.decode(self._inbox.recv())
+
+    def _obituary(self) -> str:
+        self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
+        code = self._process.exitcode
+        if code is None:
+            how = "closed its sockets"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        return f"the engine core (process {self._process.pid}) {how}"
+
+
+def _stop_at_exit(client: ProcessClient) -> Callable[[], None]:
+    """At exit multiprocessing waits for children that are no daemons: end this one before."""
+    reference = weakref.ref(client)
+
+    def stop() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.stop()
+
+    atexit.register(stop)
+    return stop

@@ -1,0 +1,99 @@
+"""What LLMEngine and AsyncLLM share: processors, statistics and calls on one side of a client."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import vllm.errors
+from vllm.config.vllm import VllmConfig
+from vllm.engine.client import EngineClient
+from vllm.engine.messages import Abort, Call, CallResult, StepUpdates
+from vllm.engine.output_processor import OutputProcessor
+from vllm.engine.processor import ProcessedRequest, Processor
+from vllm.errors import BadRequest, NotAvailable
+from vllm.metrics.stats import StatLogger
+from vllm.outputs import RequestOutput
+from vllm.transformers_utils.detokenizer import TextDecoder
+from vllm.transformers_utils.tokenizer import get_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class CallFailed(RuntimeError):
+    """A control-plane call failed in the engine core, which goes on."""
+
+
+class FrontEnd:
+    """Sends requests to the core and turns its steps into outputs. Not thread-safe."""
+
+    def __init__(self, config: VllmConfig, client: EngineClient) -> None:
+        self.config = config
+        self.client = client
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        decoder = None
+        if not config.model.skip_tokenizer_init:
+            self.tokenizer = get_tokenizer(config.model)
+            decoder = TextDecoder(self.tokenizer, config.model.vocab_size)
+        self.processor = Processor(config.model, self.tokenizer)
+        self.output_processor = OutputProcessor(decoder, config.scheduler.stream_interval)
+        self.stat_loggers: list[StatLogger] = []
+        self._call_ids = itertools.count()
+
+    def need_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise NotAvailable(
+                "the engine was started with --skip-tokenizer-init; leave the flag out to use a "
+                "tokenizer"
+            )
+        return self.tokenizer
+
+    def submit(self, request: ProcessedRequest) -> None:
+        """Hand a request to the core. Raises BadRequest, and then nothing is left of it."""
+        self.output_processor.add(request)
+        try:
+            for child in request.children:
+                self.client.send(child)
+        except BaseException:
+            self.abort([request.request_id])
+            raise
+
+    def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
+        """End requests, wherever they are; returns their last outputs."""
+        core_ids, outputs = self.output_processor.abort(request_ids)
+        if core_ids:
+            self.client.send(Abort(core_ids))
+        return outputs
+
+    def process(self, step: StepUpdates) -> list[RequestOutput]:
+        processed = self.output_processor.process(step)
+        if processed.to_abort:
+            self.client.send(Abort(processed.to_abort))
+        for stat_logger in self.stat_loggers:
+            stat_logger.record(step.stats, processed.iteration)
+        return processed.outputs
+
+    def call(self, method: str, args: Iterable[Any]) -> int:
+        """Start a control-plane call; returns the id its result will have."""
+        arguments = list(args)
+        if self.client.is_remote and any(map(callable, arguments)):
+            raise NotAvailable(
+                f"{method} with a function needs the model in this process, and the engine core is "
+                "another. Use LLM with VLLM_ENABLE_V1_MULTIPROCESSING=0."
+            )
+        call = Call(next(self._call_ids), method, arguments)
+        self.client.send(call)
+        return call.call_id
+
+
+def value_of(result: CallResult) -> Any:
+    """Raises what the call raised, if it is an error a user can act on, else CallFailed."""
+    if result.error is None:
+        return result.value
+    kind, _, text = result.error.partition(": ")
+    known = vars(vllm.errors).get(kind)
+    if isinstance(known, type) and issubclass(known, BadRequest):
+        raise known(text)
+    raise CallFailed(result.error)

@@ -1,0 +1,136 @@
+"""LLMEngine: requests in, outputs of each step out, for callers that drive the steps themselves."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from vllm import envs
+from vllm.config.vllm import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.client import EngineClient, InProcessClient, ProcessClient
+from vllm.engine.front_end import FrontEnd, value_of
+from vllm.engine.messages import CallResult, StepUpdates
+from vllm.engine.processor import ProcessedRequest, Processor
+from vllm.errors import EngineDeadError
+from vllm.metrics.stats import StatLogger
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vllm.config.model import ModelConfig
+
+
+class LLMEngine:
+    """Used by one thread."""
+
+    def __init__(self, config: VllmConfig, client: EngineClient) -> None:
+        self.vllm_config = config
+        self.client = client
+        self.front = FrontEnd(config, client)
+        self._steps: deque[StepUpdates] = deque()
+        self._results: dict[int, CallResult] = {}
+
+    @classmethod
+    def from_vllm_config(cls, config: VllmConfig) -> Self:
+        """The core runs in this process, or with VLLM_ENABLE_V1_MULTIPROCESSING in its own."""
+        if envs.VLLM_ENABLE_V1_MULTIPROCESSING:
+            return cls(config, ProcessClient(config))
+        return cls(config, InProcessClient(config))
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> Self:
+        return cls.from_vllm_config(engine_args.create_engine_config())
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.vllm_config.model
+
+    @property
+    def processor(self) -> Processor:
+        return self.front.processor
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises NotAvailable with --skip-tokenizer-init."""
+        return self.front.need_tokenizer()
+
+    def add_stat_logger(self, stat_logger: StatLogger) -> None:
+        self.front.stat_loggers.append(stat_logger)
+
+    def get_num_unfinished_requests(self) -> int:
+        return len(self.front.output_processor.requests)
+
+    def has_unfinished_requests(self) -> bool:
+        return self.front.output_processor.has_requests
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        arrival_time: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Queue a request; `prompt` in any form of vllm.inputs. Raises BadRequest."""
+        self.submit(
+            self.processor.process(
+                request_id, prompt, params, priority=priority, arrival_time_s=arrival_time
+            )
+        )
+
+    def submit(self, request: ProcessedRequest) -> None:
+        self.front.submit(request)
+
+    def step(self) -> list[RequestOutput]:
+        """Outputs of the next step; [] at once when there are no requests."""
+        if not self.has_unfinished_requests():
+            return []
+        while not self._steps:
+            self._receive()
+        return self.front.process(self._steps.popleft())
+
+    def abort_request(self, request_ids: str | Iterable[str]) -> None:
+        """End requests; ids that have ended already are no error."""
+        self.front.abort([request_ids] if isinstance(request_ids, str) else request_ids)
+
+    def abort_all(self) -> None:
+        self.front.abort(list(self.front.output_processor.requests))
+
+    def settle(self) -> None:
+        """Let the core finish what nobody waits for any more, so that it holds no blocks."""
+        if not self.has_unfinished_requests():
+            self.client.settle()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Run a control-plane method of the core, after the messages sent so far."""
+        call_id = self.front.call(method, args)
+        while call_id not in self._results:
+            self._receive()
+        return value_of(self._results.pop(call_id))
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes; False while requests hold blocks."""
+        return bool(self.call("reset_prefix_cache"))
+
+    def shutdown(self) -> None:
+        self.client.stop()
+
+    def _receive(self) -> None:
+        try:
+            message = self.client.receive()
+        except EngineDeadError:
+            self.front.output_processor.abort(list(self.front.output_processor.requests))
+            raise
+        if message is None:
+            raise EngineDeadError("the engine was shut down")
+        if isinstance(message, CallResult):
+            self._results[message.call_id] = message
+        else:
+            assert isinstance(message, StepUpdates), message
+            self._steps.append(message)

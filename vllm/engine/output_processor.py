@@ -1,0 +1,314 @@
+"""OutputProcessor: from what engine steps did to the outputs that callers see."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vllm.engine.logprobs import TokenText, logprob_dicts
+from vllm.engine.messages import FinishReason, RequestUpdate, StepUpdates
+from vllm.engine.processor import ProcessedRequest
+from vllm.errors import BadRequest
+from vllm.metrics.stats import FinishedRequest, IterationStats
+from vllm.outputs import (
+    CompletionOutput,
+    PromptLogprobs,
+    RequestMetrics,
+    RequestOutput,
+    SampleLogprobs,
+)
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.transformers_utils.detokenizer import NoText, SequenceText, TextDecoder
+
+
+@dataclass(slots=True)
+class ProcessedStep:
+    """What a step means to the callers and to the core."""
+
+    outputs: list[RequestOutput] = field(default_factory=list)
+    to_abort: list[str] = field(default_factory=list)  # the core's ids: a stop string ended them
+    iteration: IterationStats = field(default_factory=IterationStats)
+
+
+class OutputSequence:
+    """One sequence of a request, as far as it is known. Owned by its OpenRequest."""
+
+    __slots__ = (
+        "cumulative_logprob",
+        "finish_reason",
+        "first_token_s",
+        "id",
+        "index",
+        "last_token_s",
+        "logprobs",
+        "num_sent",
+        "queue_s",
+        "request",
+        "stop_reason",
+        "text",
+        "token_ids",
+    )
+
+    def __init__(self, request: OpenRequest, core_id: str, index: int, text: SequenceText) -> None:
+        self.request = request
+        self.id = core_id
+        self.index = index
+        self.text = text
+        self.token_ids: list[int] = []
+        self.logprobs: SampleLogprobs = []
+        self.cumulative_logprob = 0.0
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.num_sent = 0  # tokens in outputs so far
+        self.queue_s = 0.0
+        self.first_token_s = 0.0  # time.monotonic(); 0: there is none yet
+        self.last_token_s = 0.0
+
+    def take_over(self, update: RequestUpdate, token_text: TokenText) -> None:
+        """Append an update's tokens, up to the one that completes a stop string."""
+        token_ids = update.token_ids
+        reason, stop_reason = update.finish_reason, update.stop_reason
+        if token_ids:
+            # A stop token is part of the tokens but not of the text.
+            hidden = (
+                reason is FinishReason.STOP and not self.request.params.include_stop_str_in_output
+            )
+            num_taken = self.text.push(token_ids[:-1] if hidden else token_ids)
+            if self.text.matched is not None:
+                token_ids = token_ids[:num_taken]
+                reason, stop_reason = FinishReason.STOP, None
+            self.token_ids += token_ids
+            if update.logprobs is not None:
+                self._add_logprobs(update, len(token_ids), token_text)
+        if reason is not None:
+            self.text.finish()
+            self.finish_reason = reason
+            self.stop_reason = self.text.matched or stop_reason
+            if reason is FinishReason.ERROR:
+                self.stop_reason = update.error
+
+    def _add_logprobs(self, update: RequestUpdate, count: int, token_text: TokenText) -> None:
+        arrays = update.logprobs
+        assert arrays is not None and len(arrays.ranks) == len(update.token_ids), update
+        self.cumulative_logprob += float(arrays.logprobs[:count, 0].sum())
+        if self.request.params.logprobs is not None:
+            self.logprobs += logprob_dicts(arrays, token_text)[:count]
+
+    def is_due(self, interval: int) -> bool:
+        """There are enough new tokens, or the first or last ones, to tell the caller."""
+        num_new = len(self.token_ids) - self.num_sent
+        is_first = self.num_sent == 0 and num_new > 0
+        return self.finish_reason is not None or is_first or num_new >= interval
+
+    def output(self, is_delta: bool) -> CompletionOutput:
+        is_last = self.finish_reason is not None
+        begin = self.num_sent if is_delta else 0
+        self.num_sent = len(self.token_ids)
+        params = self.request.params
+        wants_logprobs = params.logprobs is not None
+        return CompletionOutput(
+            index=self.index,
+            text=self.text.take(is_last) if is_delta else self.text.visible(is_last),
+            token_ids=self.token_ids[begin:],
+            cumulative_logprob=self.cumulative_logprob if wants_logprobs else None,
+            logprobs=self.logprobs[begin:] if wants_logprobs else None,
+            finish_reason=None if self.finish_reason is None else str(self.finish_reason),
+            stop_reason=self.stop_reason,
+        )
+
+
+class OpenRequest:
+    """One call of generate that has not ended: its sequences and what they share."""
+
+    def __init__(self, source: ProcessedRequest, decoder: TextDecoder | None) -> None:
+        self.id = source.request_id
+        self.prompt = source.prompt
+        self.prompt_token_ids = source.prompt_token_ids
+        self.params: SamplingParams = source.params
+        self.metrics = RequestMetrics(source.arrival_time_s)
+        self.num_cached_tokens: int | None = None
+        self.prompt_logprobs: PromptLogprobs | None = None
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
+        self.prompt_logprobs_sent = False
+        self.sequences = []
+        for index, child in enumerate(source.children):
+            stream = (
+                NoText() if decoder is None else decoder.stream(self.params, self.prompt_token_ids)
+            )
+            text = SequenceText(stream, self.params)
+            self.sequences.append(OutputSequence(self, child.request_id, index, text))
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    def output(self, changed: Iterable[OutputSequence], interval: int) -> RequestOutput | None:
+        """What to tell the caller now that `changed` have changed, if anything."""
+        finished = self.is_finished
+        kind = self.params.output_kind
+        ranked = self.params.num_sequences > self.params.n  # which ones count shows at the end
+        if not finished and (kind is RequestOutputKind.FINAL_ONLY or ranked):
+            return None
+        due = [sequence for sequence in changed if sequence.is_due(interval)]
+        if not due:
+            return None
+        is_delta = kind is RequestOutputKind.DELTA
+        outputs = [s.output(is_delta) for s in (due if is_delta else self.sequences)]
+        if ranked:
+            outputs = self._best(outputs)
+        prompt_logprobs = self.prompt_logprobs
+        if is_delta and self.prompt_logprobs_sent:
+            prompt_logprobs = None
+        self.prompt_logprobs_sent = True
+        return RequestOutput(
+            request_id=self.id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            prompt_logprobs=prompt_logprobs,
+            outputs=outputs,
+            finished=finished,
+            metrics=self.metrics,
+            num_cached_tokens=self.num_cached_tokens,
+        )
+
+    def _best(self, outputs: list[CompletionOutput]) -> list[CompletionOutput]:
+        scores = [sequence.cumulative_logprob for sequence in self.sequences]
+        order = sorted(range(len(outputs)), key=lambda i: -scores[i])[: self.params.n]
+        best = [outputs[i] for i in order]
+        for index, output in enumerate(best):
+            output.index = index
+        return best
+
+
+class OutputProcessor:
+    """Owner of all open requests. Not thread-safe."""
+
+    def __init__(self, decoder: TextDecoder | None, stream_interval: int = 1) -> None:
+        self.decoder = decoder
+        self.stream_interval = stream_interval
+        self.token_text: TokenText = _no_text if decoder is None else decoder.token_text
+        self.requests: dict[str, OpenRequest] = {}  # by the caller's id
+        self._sequences: dict[str, OutputSequence] = {}  # by the core's id
+        # Steps are timed by the monotonic clock, requests by that of the calendar.
+        self._epoch_s = time.time() - time.monotonic()
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, source: ProcessedRequest) -> None:
+        """Raises BadRequest for an id that is in use."""
+        if source.request_id in self.requests:
+            raise BadRequest(
+                f"request id {source.request_id!r} is in use by a request that has not ended",
+                "request_id",
+            )
+        request = OpenRequest(source, self.decoder)
+        self.requests[request.id] = request
+        for sequence in request.sequences:
+            self._sequences[sequence.id] = sequence
+
+    def process(self, step: StepUpdates) -> ProcessedStep:
+        """Apply a step. Updates of requests that have ended here are dropped."""
+        result = ProcessedStep()
+        changed: dict[OpenRequest, list[OutputSequence]] = {}
+        for update in step.updates:
+            sequence = self._sequences.get(update.request_id)
+            if sequence is None:
+                continue
+            sequence.take_over(update, self.token_text)
+            self._note_prompt(sequence, update)
+            if update.token_ids:
+                self._time(sequence, update, step.time_s, result.iteration)
+            if sequence.finish_reason is not None:
+                if update.finish_reason is None:
+                    result.to_abort.append(sequence.id)
+                self._close(sequence, step.time_s, result.iteration)
+            changed.setdefault(sequence.request, []).append(sequence)
+        for request, sequences in changed.items():
+            output = request.output(dict.fromkeys(sequences), self.stream_interval)
+            if output is not None:
+                result.outputs.append(output)
+        return result
+
+    def abort(self, request_ids: Iterable[str]) -> tuple[list[str], list[RequestOutput]]:
+        """End requests from here: the core's ids to abort, and the last outputs.
+
+        Unknown ids have ended already.
+        """
+        core_ids: list[str] = []
+        outputs: list[RequestOutput] = []
+        for request_id in request_ids:
+            request = self.requests.pop(request_id, None)
+            if request is None:
+                continue
+            open_sequences = [s for s in request.sequences if s.finish_reason is None]
+            for sequence in open_sequences:
+                del self._sequences[sequence.id]
+                sequence.text.finish()
+                sequence.finish_reason = FinishReason.ABORT
+            core_ids += [sequence.id for sequence in open_sequences]
+            output = request.output(open_sequences, self.stream_interval)
+            if output is not None:
+                outputs.append(output)
+        return core_ids, outputs
+
+    def _note_prompt(self, sequence: OutputSequence, update: RequestUpdate) -> None:
+        request = sequence.request
+        if update.prompt_logprobs is not None and request.prompt_logprobs is not None:
+            request.prompt_logprobs += logprob_dicts(update.prompt_logprobs, self.token_text)
+        if update.token_ids and request.num_cached_tokens is None:
+            request.num_cached_tokens = update.num_cached_tokens
+
+    def _time(
+        self,
+        sequence: OutputSequence,
+        update: RequestUpdate,
+        now_s: float,
+        iteration: IterationStats,
+    ) -> None:
+        metrics = sequence.request.metrics
+        iteration.num_generation_tokens += len(update.token_ids)
+        if not sequence.first_token_s:
+            sequence.first_token_s = now_s
+            sequence.queue_s = update.queue_s
+            iteration.num_prompt_tokens += len(sequence.request.prompt_token_ids)
+            arrival_s = metrics.arrival_time - self._epoch_s
+            iteration.time_to_first_token_s.append(max(0.0, now_s - arrival_s))
+            if metrics.first_token_time is None:
+                metrics.first_token_time = now_s + self._epoch_s
+                metrics.time_in_queue = update.queue_s
+                metrics.first_scheduled_time = metrics.arrival_time + update.queue_s
+        else:
+            iteration.inter_token_s.append(now_s - sequence.last_token_s)
+        sequence.last_token_s = now_s
+        metrics.last_token_time = now_s + self._epoch_s
+
+    def _close(self, sequence: OutputSequence, now_s: float, iteration: IterationStats) -> None:
+        assert sequence.finish_reason is not None
+        request = sequence.request
+        del self._sequences[sequence.id]
+        if request.is_finished:
+            del self.requests[request.id]
+            request.metrics.finished_time = now_s + self._epoch_s
+        last_s = sequence.last_token_s or now_s
+        first_s = sequence.first_token_s or last_s
+        arrival_s = request.metrics.arrival_time - self._epoch_s
+        iteration.finished.append(
+            FinishedRequest(
+                reason=sequence.finish_reason,
+                e2e_s=max(0.0, last_s - arrival_s),
+                queue_s=sequence.queue_s,
+                prefill_s=max(0.0, first_s - arrival_s - sequence.queue_s),
+                decode_s=last_s - first_s,
+                num_prompt_tokens=len(request.prompt_token_ids),
+                num_generation_tokens=len(sequence.token_ids),
+                max_tokens=request.params.max_tokens or 0,
+            )
+        )
+
+
+def _no_text(token_id: int) -> None:
+    return None

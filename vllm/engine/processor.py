@@ -1,0 +1,202 @@
+"""Processor: from a prompt and parameters to requests the engine core need not check again."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from vllm.config.model import ModelConfig
+from vllm.engine.messages import EngineRequest
+from vllm.errors import BadRequest, NotAvailable
+from vllm.inputs import ParsedPrompt, parse_prompt
+from vllm.sampling_params import MAX_SEED, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SEED_STRIDE: Final = 0x9E3779B97F4A7C15  # odd, so that all seeds of one request differ
+NUM_SEEDS: Final = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessedRequest:
+    """What one call of generate becomes: a request to the engine core for each sequence."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams  # as given, completed: of the whole call
+    arrival_time_s: float  # time.time()
+    children: list[EngineRequest]
+
+
+class Processor:
+    """Checks everything that a request may get wrong. Not thread-safe."""
+
+    def __init__(self, model: ModelConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        # Requests without a seed draw theirs here, so that a run of a program can be repeated.
+        self._seeds = random.Random(model.seed)
+        self._num_requests = 0
+
+    def default_params(self) -> SamplingParams:
+        """What a request without parameters gets: the model's own recommendation."""
+        return SamplingParams.from_optional(**self.model.default_sampling_params)
+
+    def process(
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        arrival_time_s: float | None = None,
+    ) -> ProcessedRequest:
+        """`prompt` in any form of vllm.inputs. Raises BadRequest."""
+        arrival_time_s = time.time() if arrival_time_s is None else arrival_time_s
+        parsed = prompt if isinstance(prompt, ParsedPrompt) else parse_prompt(prompt)
+        params = self.resolve(params)
+        token_ids = parsed.token_ids
+        if token_ids is None:
+            assert parsed.text is not None
+            token_ids = self.encode(parsed.text)
+        token_ids = self._truncated(token_ids, params)
+        self._check_prompt(token_ids)
+        if params.max_tokens is None:
+            params.max_tokens = self.model.max_model_len - len(token_ids)
+            params.min_tokens = self._fitting_min_tokens(params, len(token_ids))
+        children = [
+            EngineRequest(
+                request_id=self._internal_id(request_id, params, index),
+                prompt_token_ids=token_ids,
+                params=_child_params(params, index),
+                arrival_time_s=arrival_time_s,
+                priority=priority,
+                cache_salt=parsed.cache_salt,
+            )
+            for index in range(params.num_sequences)
+        ]
+        return ProcessedRequest(
+            request_id, parsed.text, token_ids, params, arrival_time_s, children
+        )
+
+    def resolve(self, params: SamplingParams | None) -> SamplingParams:
+        """A complete copy of `params`, checked against the model; the seed is set."""
+        if params is None:
+            params = self.default_params()
+        elif not isinstance(params, SamplingParams):
+            raise BadRequest(
+                f"sampling_params must be SamplingParams, got a {type(params).__name__}",
+                "sampling_params",
+            )
+        params = copy.copy(params)
+        if self.tokenizer is not None:
+            params.resolve_bad_words(self.tokenizer)
+        else:
+            _require_no_tokenizer(params)
+            params.detokenize = False
+        params.verify(self.model.vocab_size, self.model.max_logprobs)
+        if params.seed is None:
+            params.seed = self._seeds.randrange(MAX_SEED + 1)
+        return params
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens the model begins with."""
+        return self._need_tokenizer().encode(text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, for many: a fast tokenizer uses every core."""
+        if not texts:
+            return []
+        encoded: Mapping[str, list[list[int]]] = self._need_tokenizer()(list(texts))
+        return encoded["input_ids"]
+
+    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise NotAvailable(
+                "the engine was started with --skip-tokenizer-init, so prompts must be token ids",
+                "prompt",
+            )
+        return self.tokenizer
+
+    def _internal_id(self, request_id: str, params: SamplingParams, index: int) -> str:
+        # With a number, as a caller may use an id again before the core's last word on its earlier
+        # use has arrived.
+        self._num_requests += 1
+        prefix = f"{index}_" if params.num_sequences > 1 else ""
+        return f"{prefix}{request_id}:{self._num_requests}"
+
+    def _truncated(self, token_ids: list[int], params: SamplingParams) -> list[int]:
+        keep = params.truncate_prompt_tokens
+        if keep is None:
+            return token_ids
+        limit = self.model.max_model_len - 1
+        if keep > limit:
+            raise BadRequest(
+                f"truncate_prompt_tokens={keep} is more than the {limit} prompt tokens this engine "
+                "accepts. Use less, -1 for what fits, or raise --max-model-len.",
+                "truncate_prompt_tokens",
+            )
+        if keep == -1:
+            keep = max(1, self.model.max_model_len - (params.max_tokens or 1))
+        return token_ids[-keep:]
+
+    def _check_prompt(self, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise BadRequest("the prompt is empty; it needs at least one token", "prompt")
+        limit = self.model.max_model_len
+        if len(token_ids) >= limit:
+            raise BadRequest(
+                f"the prompt has {len(token_ids)} tokens; this engine accepts {limit - 1}, as prompt "
+                f"and output together may have {limit}. Shorten it, set truncate_prompt_tokens, or "
+                "raise --max-model-len.",
+                "prompt",
+            )
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or high >= self.model.vocab_size:
+            raise BadRequest(
+                f"the prompt has token id {low if low < 0 else high}; the model's are 0 to "
+                f"{self.model.vocab_size - 1}",
+                "prompt",
+            )
+
+    def _fitting_min_tokens(self, params: SamplingParams, num_prompt_tokens: int) -> int:
+        assert params.max_tokens is not None
+        if params.min_tokens > params.max_tokens:
+            raise BadRequest(
+                f"min_tokens={params.min_tokens} cannot be reached: {num_prompt_tokens} prompt "
+                f"tokens leave room for {params.max_tokens} of --max-model-len "
+                f"{self.model.max_model_len}",
+                "min_tokens",
+            )
+        return params.min_tokens
+
+
+def _child_params(params: SamplingParams, index: int) -> SamplingParams:
+    """Parameters of one sequence of several; the first has the seed it would have alone."""
+    if params.num_sequences == 1:
+        return params
+    assert params.seed is not None
+    child = copy.copy(params)
+    child.seed = (params.seed + index * SEED_STRIDE + NUM_SEEDS // 2) % NUM_SEEDS - NUM_SEEDS // 2
+    if params.num_sequences > params.n and params.logprobs is None:
+        child.logprobs = 0  # to tell which are best
+    if index > 0:
+        child.prompt_logprobs = None  # the same for all
+    child.n, child.best_of = 1, None
+    return child
+
+
+def _require_no_tokenizer(params: SamplingParams) -> None:
+    for name, value in (("stop", params.stop), ("bad_words", params.bad_words)):
+        if value:
+            raise NotAvailable(
+                f"{name} needs a tokenizer, and the engine was started with --skip-tokenizer-init. "
+                "Use token ids instead, or leave it out.",
+                name,
+            )

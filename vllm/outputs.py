@@ -1,0 +1,103 @@
+"""What callers get back: text, tokens and log-probabilities of a request, with its times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Logprob:
+    logprob: float
+    rank: int | None = None  # 1-based, in the whole vocabulary
+    decoded_token: str | None = None  # None without a tokenizer
+
+
+SampleLogprobs = list[
+    dict[int, Logprob]
+]  # one entry per output token; the token itself comes first
+PromptLogprobs = list[dict[int, Logprob] | None]  # one per prompt token; the first has none
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Times of one request, in seconds as `time.time()` gives them."""
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    time_in_queue: float | None = None  # seconds from arrival to first scheduled
+    finished_time: float | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One generated sequence, or with RequestOutputKind.DELTA what is new of it."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None  # of the whole sequence; None without logprobs
+    logprobs: SampleLogprobs | None = None
+    finish_reason: str | None = None  # stop, length, abort or error; None while it goes on
+    stop_reason: int | str | None = None  # the stop token or string; the message of an error
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def extend(self, newer: CompletionOutput) -> None:
+        """Append the delta that follows this one."""
+        self.text += newer.text
+        self.token_ids = self.token_ids + newer.token_ids
+        self.cumulative_logprob = newer.cumulative_logprob
+        if self.logprobs is not None and newer.logprobs is not None:
+            self.logprobs = self.logprobs + newer.logprobs
+        self.finish_reason = newer.finish_reason
+        self.stop_reason = newer.stop_reason
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """State of a request: all of it, or with RequestOutputKind.DELTA what is new."""
+
+    request_id: str
+    prompt: str | None  # None for a prompt of token ids
+    prompt_token_ids: list[int]
+    prompt_logprobs: PromptLogprobs | None = None
+    outputs: list[CompletionOutput] = field(default_factory=list)
+    finished: bool = False
+    metrics: RequestMetrics | None = None
+    num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache
+
+    def extend(self, newer: RequestOutput) -> None:
+        """Append the delta that follows this one."""
+        known = {output.index: output for output in self.outputs}
+        for output in newer.outputs:
+            if output.index in known:
+                known[output.index].extend(output)
+            else:
+                self.outputs.append(output)
+        if newer.prompt_logprobs is not None:
+            self.prompt_logprobs = newer.prompt_logprobs
+        self.finished = newer.finished
+        self.metrics = newer.metrics
+        self.num_cached_tokens = newer.num_cached_tokens
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One beam; `tokens` and `text` start with the prompt."""
+
+    tokens: list[int]
+    logprobs: SampleLogprobs  # of the tokens after the prompt
+    cum_logprob: float = 0.0
+    text: str | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """The best beams of one prompt, best first."""
+
+    sequences: list[BeamSearchSequence]
