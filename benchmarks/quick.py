@@ -1,6 +1,6 @@
 """What `make bench` runs: latency, throughput and a server under load, on the shipped model.
 
-    python benchmarks/quick.py [--model DIR] [--output-json FILE]
+python benchmarks/quick.py [--model DIR] [--output-json FILE]
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ def random_prompts(llm: LLM, num_prompts: int, length: int, seed: int) -> list[T
 
 def exact_length(num_tokens: int) -> SamplingParams:
     """Greedy, and never ended by the model."""
-    return SamplingParams(
-        temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False
-    )
+    return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
 
 
 def check_at_least_one(args: argparse.Namespace, names: Sequence[str]) -> None:

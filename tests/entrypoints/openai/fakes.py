@@ -43,10 +43,15 @@ class FakeEngine:
     aborted: list[str] = field(default_factory=list)
     seen: list[tuple[TokensPrompt, SamplingParams, int]] = field(default_factory=list)
     is_dead: bool = False
+    num_resets: int = 0
 
     async def check_health(self) -> None:
         if self.is_dead:
             raise EngineDeadError("the engine core is gone")
+
+    async def reset_prefix_cache(self) -> bool:
+        self.num_resets += 1
+        return True
 
     async def generate(
         self,

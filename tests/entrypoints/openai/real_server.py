@@ -106,9 +106,7 @@ class RealServer:
 
 
 @contextlib.contextmanager
-def serving(
-    *flags: str, log: Path, env: dict[str, str] | None = None
-) -> Iterator[RealServer]:
+def serving(*flags: str, log: Path, env: dict[str, str] | None = None) -> Iterator[RealServer]:
     server = RealServer(*flags, log=log, env=env)
     try:
         yield server

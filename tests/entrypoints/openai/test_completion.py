@@ -74,6 +74,14 @@ async def test_echo_without_tokens_scores_the_prompt(client):
     assert answer["usage"]["completion_tokens"] == 0
 
 
+async def test_every_sequence_of_a_stream_echoes_the_prompt_with_its_logprobs(client):
+    body = {"prompt": "Hi", "echo": True, "max_tokens": 1, "logprobs": 0, "n": 2}
+    pieces = await stream(client, PATH, body)
+    assert [piece["choices"][0]["text"] for piece in pieces] == ["Hia", "Hia"]
+    for piece in pieces:
+        assert piece["choices"][0]["logprobs"]["token_logprobs"] == [None, -0.5, -0.5]
+
+
 async def test_logprobs_are_parallel_lists_with_offsets_into_the_text(client):
     answer = await post(client, prompt="Hi", max_tokens=2, logprobs=2)
     assert answer["choices"][0]["logprobs"] == {

@@ -27,6 +27,7 @@ async def error(client, status, path=PATH, **request):
         ({"prompt": 3}, "prompt"),
         ({"prompt": ["a", 3]}, "prompt"),
         ({"prompt": "a", "n": 0}, "n"),
+        ({"prompt": "a", "n": 10**9}, "n"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
         ({"prompt": "a", "max_tokens": "many"}, "max_tokens"),

@@ -106,7 +106,14 @@ def test_seeded_sampling_repeats_itself(http):
 
 def test_best_of_returns_the_n_best(http):
     answer = post(
-        http, "/v1/completions", prompt="Once", max_tokens=8, temperature=1.0, n=2, best_of=4, seed=1
+        http,
+        "/v1/completions",
+        prompt="Once",
+        max_tokens=8,
+        temperature=1.0,
+        n=2,
+        best_of=4,
+        seed=1,
     )
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
 

@@ -8,6 +8,7 @@ import errno
 import signal
 import socket
 import sys
+from collections.abc import Coroutine
 from types import FrameType
 from typing import Any
 
@@ -38,7 +39,7 @@ def run_server(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        asyncio.run(_serve(args, options, listener))
+        _run(_serve(args, options, listener))
     except KeyboardInterrupt:
         logger.info("Stopped")
     finally:
@@ -129,6 +130,16 @@ def notice(url: str, model_name: str, needs_key: bool, is_terminal: bool) -> str
     if not is_terminal:
         return f"{ready}\nTry: {curl}"
     return f"\n  {BOLD}{GREEN}●{PLAIN} {BOLD}{ready}{PLAIN}\n\n  {DIM}Try:{PLAIN} {curl}\n"
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """In the faster event loop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -59,12 +59,16 @@ class UsageMeter:
 
 
 async def events(
-    outputs: AsyncIterator[tuple[int, RequestOutput]], chunks: ChunkMaker
+    outputs: AsyncGenerator[tuple[int, RequestOutput], None], chunks: ChunkMaker
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a stream, one item per engine output however many chunks it makes."""
-    async for prompt_idx, output in outputs:
-        if made := chunks.push(prompt_idx, output):
-            yield b"".join(map(event, made))
+    """The events of a stream, one item per engine output however many chunks it makes.
+
+    Closing it closes `outputs`.
+    """
+    async with aclosing(outputs):
+        async for prompt_idx, output in outputs:
+            if made := chunks.push(prompt_idx, output):
+                yield b"".join(map(event, made))
     yield b"".join(map(event, chunks.finish())) + DONE
 
 

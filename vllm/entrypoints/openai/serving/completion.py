@@ -24,7 +24,7 @@ from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
 from vllm.entrypoints.openai.streaming import events
 from vllm.errors import BadRequest
 from vllm.inputs import TokensPrompt
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.outputs import CompletionOutput, PromptLogprobs, RequestOutput
 from vllm.sampling_params import SamplingParams
 
 
@@ -118,6 +118,8 @@ class CompletionAnswer:
         self.num_sequences = request.n or 1
         self.logprobs: dict[int, CompletionLogprobsBuilder] = {}
         self.started: set[int] = set()
+        # Of each prompt: a stream brings them once, and its sequences may start at different times.
+        self.prompt_logprobs: dict[int, PromptLogprobs] = {}
 
     def response(self, choices: list[CompletionChoice]) -> CompletionResponse:
         return CompletionResponse(self.id, self.created, self.model, choices)
@@ -141,29 +143,32 @@ class CompletionAnswer:
         self.meter.push(prompt_idx, output)
         if self.prompt_only:
             self.meter.num_output_tokens = 0
-        return [
-            self._choice(prompt_idx * self.num_sequences + sequence.index, sequence, output)
-            for sequence in output.outputs
-        ]
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs[prompt_idx] = output.prompt_logprobs
+        return [self._choice(prompt_idx, sequence, output) for sequence in output.outputs]
 
     def _choice(
-        self, index: int, sequence: CompletionOutput, output: RequestOutput
+        self, prompt_idx: int, sequence: CompletionOutput, output: RequestOutput
     ) -> CompletionChoice:
         request = self.request
+        index = prompt_idx * self.num_sequences + sequence.index
+        echoed_logprobs = self.prompt_logprobs.get(prompt_idx, [])
         is_first = index not in self.started
         self.started.add(index)
         echo = is_first and bool(request.echo)
         choice = CompletionChoice(
             index=index,
             text="" if self.prompt_only else sequence.text,
-            logprobs=self._logprobs(index, sequence, output if echo else None),
+            logprobs=self._logprobs(
+                index, sequence, output.prompt_token_ids or [] if echo else [], echoed_logprobs
+            ),
             finish_reason="length" if self.prompt_only else sequence.finish_reason,
             stop_reason=None if self.prompt_only else sequence.stop_reason,
         )
         if echo:
             choice.text = self._prompt_text(output) + choice.text
-        if request.prompt_logprobs is not None and output.prompt_logprobs is not None:
-            choice.prompt_logprobs = prompt_logprobs(self.name, output.prompt_logprobs)
+        if request.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(self.name, echoed_logprobs)
         if request.return_token_ids:
             choice.token_ids = list(sequence.token_ids)
             choice.prompt_token_ids = list(output.prompt_token_ids or ()) if is_first else UNSET
@@ -175,17 +180,20 @@ class CompletionAnswer:
         return self.context.tokenizer.decode(output.prompt_token_ids or [])
 
     def _logprobs(
-        self, index: int, sequence: CompletionOutput, echoed: RequestOutput | None
+        self,
+        index: int,
+        sequence: CompletionOutput,
+        echoed: list[int],
+        echoed_logprobs: PromptLogprobs,
     ) -> CompletionLogprobs | None:
         if self.request.logprobs is None:
             return None
-        token_ids = [] if self.prompt_only else list(sequence.token_ids)
-        logprobs = [] if self.prompt_only else list(sequence.logprobs or ())
-        if echoed is not None:
-            token_ids = [*(echoed.prompt_token_ids or ()), *token_ids]
-            logprobs = [*(echoed.prompt_logprobs or ()), *logprobs]
         builder = self.logprobs.get(index)
         if builder is None:
             builder = CompletionLogprobsBuilder(self.name, self.request.logprobs)
             self.logprobs[index] = builder
+        token_ids = [] if self.prompt_only else sequence.token_ids
+        logprobs = [] if self.prompt_only else sequence.logprobs or []
+        if echoed:
+            token_ids, logprobs = [*echoed, *token_ids], [*echoed_logprobs, *logprobs]
         return builder.push(token_ids, logprobs)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 # Texts below this are encoded on the event loop: handing them to a thread costs more.
 INLINE_ENCODE_CHARS = 4096
+# Of one HTTP request: each takes memory before the engine has a say.
+MAX_SEQUENCES = 16_384
 
 
 class ServingEngine(Protocol):
@@ -155,6 +157,13 @@ class ServingContext:
 
         Closing it aborts what still runs. Raises BadRequest, EngineDeadError or GenerationFailed.
         """
+        num_sequences = len(prompts) * params.num_sequences
+        if num_sequences > MAX_SEQUENCES:
+            raise BadRequest(
+                f"{len(prompts)} prompts times n={params.num_sequences} are {num_sequences} "
+                f"sequences; a request may have {MAX_SEQUENCES}",
+                "n",
+            )
         streams = [
             self.engine.generate(
                 prompt,
