@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     request: Request
     start: int
-    count: int
+    num_tokens: int
     sample: bool
 
 
@@ -70,12 +70,12 @@ class PlanBuilder:
         blocks = np.empty((len(self.blocks), 4), np.int32)
         if self.blocks:
             blocks[:, 0] = self.block_slots
-            blocks[:, 1:] = self.blocks
+            blocks[:, 1:] = np.array(self.blocks, np.int32)
         return StepPlan(
             step=step,
             slots=np.array([row.request.slot for row in self.rows], np.int32),
             starts=np.array([row.start for row in self.rows], np.int32),
-            counts=np.array([row.count for row in self.rows], np.int32),
+            counts=np.array([row.num_tokens for row in self.rows], np.int32),
             samples=np.array([row.sample for row in self.rows], np.bool_),
             releases=np.array(releases, np.int32),
             admissions=tuple(self.admissions),
@@ -275,8 +275,8 @@ class Scheduler:
         token_ids = result.token_ids.tolist()
         for index, row in enumerate(inflight.rows):
             request = row.request
-            request.num_inflight -= row.count
-            request.num_computed += row.count
+            request.num_inflight -= row.num_tokens
+            request.num_computed += row.num_tokens
             token_id = None
             if row.sample:
                 request.num_pending -= 1

@@ -23,7 +23,7 @@ class BlockDelta(NamedTuple):
     """A change of one entry of a request's block table."""
 
     group: int
-    index: int
+    column: int
     block: BlockId
 
 
