@@ -24,7 +24,7 @@ MIXED_ROWS = (Row(1, 1), Row(37, 1), Row(16, 16), Row(33, 7), Row(64, 1), Row(19
 
 
 def random_meta(rows: Sequence[Row], block_size: int, generator: torch.Generator) -> PagedMeta:
-    """Every row in blocks of its own, in random order; block 0 is left out; tables are padded with 0."""
+    """Every row in blocks of its own, in random order; block 0 only pads the tables."""
     needs = [-(-row.length // block_size) for row in rows]
     ids = 1 + torch.randperm(sum(needs), generator=generator).int()
     table = torch.zeros(len(rows), max(needs, default=0) + 1, dtype=torch.int32)

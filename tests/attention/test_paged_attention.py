@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import pytest
 import torch
-from tests.attention.paged_cases import MIXED_ROWS, Row, all_slots, dense_attention, random_meta
 
+from tests.attention.paged_cases import MIXED_ROWS, Row, all_slots, dense_attention, random_meta
+from tests.ops.overrides import isas
 from vllm.attention.interface import AttentionSpec
 from vllm.attention.paged import PagedAttention
 from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention
 from vllm.errors import NotAvailable
 from vllm.platforms import current_platform
+from vllm.platforms.cpu import native
+from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
 
-BACKENDS = current_platform("cpu").attention_backends()
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A backend, and for the native one the instruction set to run it with."""
+
+    kind: type[PagedAttention]
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return self.isa or self.kind.name
+
+
+VARIANTS = [Variant(TorchAttention), *(Variant(NativeAttention, isa) for isa in isas())]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def backend(request: pytest.FixtureRequest) -> Iterator[PagedAttention]:
+    variant: Variant = request.param
+    if variant.isa:
+        native.select_isa(variant.isa)
+    yield variant.kind()
+    if variant.isa:
+        native.select_isa("auto")
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def run_paged(
-    backend: type[PagedAttention], spec: AttentionSpec, rows: tuple[Row, ...], block_size: int
+    backend: PagedAttention, spec: AttentionSpec, rows: tuple[Row, ...], block_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(what the backend gives, what it should give)."""
     generator = torch.Generator().manual_seed(len(rows) + spec.head_dim + block_size)
     value_dim = spec.value_dim or spec.head_dim
     meta = random_meta(rows, block_size, generator)
     kv_spec = FullAttention(block_size, spec.num_kv_heads, spec.head_dim, value_dim, 4)
-    attention = backend()
     num_blocks = int(meta.block_table.max()) + 1 if meta.block_table.numel() else 1
     # Entries nobody wrote hold NaN: reading one of them shows in the result.
-    cache = torch.full(attention.kv_shape(kv_spec, num_blocks), float("nan"), dtype=spec.dtype)
+    cache = torch.full(backend.kv_shape(kv_spec, num_blocks), float("nan"), dtype=spec.dtype)
     num_tokens = int(meta.query_start[-1])
 
     def rand(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(spec.dtype)
 
     q = rand(num_tokens, spec.num_heads, spec.head_dim)
-    new_k, new_v = rand(num_tokens, spec.num_kv_heads, spec.head_dim), None
+    new_k = rand(num_tokens, spec.num_kv_heads, spec.head_dim)
     new_v = rand(num_tokens, spec.num_kv_heads, value_dim)
     expected = []
     for r, row in enumerate(rows):
@@ -46,10 +78,10 @@ def run_paged(
         k = torch.cat((rand(past, spec.num_kv_heads, spec.head_dim), new_k[own]))
         v = torch.cat((rand(past, spec.num_kv_heads, value_dim), new_v[own]))
         where = all_slots(meta, r, block_size)[:past]
-        attention.write_kv(k[:past], v[:past], cache, where)
+        backend.write_kv(k[:past], v[:past], cache, where)
         if row.count:
             expected.append(dense_attention(q[own], k, v, spec))
-    out = attention.forward(q, new_k, new_v, cache, meta, spec)
+    out = backend.forward(q, new_k, new_v, cache, meta, spec)
     assert out.dtype == spec.dtype
     return out.double(), torch.cat(expected) if expected else out.double()
 
@@ -94,6 +126,21 @@ def test_long_sequences_and_large_scores_stay_exact(backend):
     torch.testing.assert_close(got, expected, rtol=5e-5, atol=5e-5)
 
 
+@pytest.mark.parametrize("window", [None, 1100])
+def test_rows_split_over_threads_are_put_together(backend, threads, window):
+    threads(3)  # more than enough for these few tiles, so that long rows are cut
+    spec = AttentionSpec(4, 2, 64, 0.4, torch.float32, window=window)
+    rows = (Row(4003, 1), Row(2600, 3), Row(20, 1))
+    got, expected = run_paged(backend, spec, rows, 16)
+    torch.testing.assert_close(got, expected, rtol=5e-6, atol=5e-6)
+
+
+def test_more_heads_than_a_tile_share_one_kv_head(backend):
+    spec = AttentionSpec(71, 1, 16, 0.3, torch.float32)
+    got, expected = run_paged(backend, spec, MIXED_ROWS, 16)
+    torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
+
+
 def test_decode_batch_of_many_short_rows(backend):
     spec = AttentionSpec(2, 1, 16, 0.25, torch.float32)
     rows = tuple(Row(1 + 7 * i % 50, 1) for i in range(65))
@@ -114,8 +161,7 @@ def test_latent_rows_serve_every_head(backend, heads, dtype):
     generator = torch.Generator().manual_seed(heads)
     meta = random_meta(MIXED_ROWS, block_size, generator)
     spec = AttentionSpec(heads, 1, latent + rope, 0.2, dtype, latent_dim=latent, rope_dim=rope)
-    attention = backend()
-    shape = attention.kv_shape(MLA(block_size, latent, rope, 4), int(meta.block_table.max()) + 1)
+    shape = backend.kv_shape(MLA(block_size, latent, rope, 4), int(meta.block_table.max()) + 1)
     cache = torch.full(shape, float("nan"), dtype=dtype)
     num_tokens = int(meta.query_start[-1])
     q = torch.randn(num_tokens, heads, latent + rope, generator=generator).to(dtype)
@@ -125,11 +171,11 @@ def test_latent_rows_serve_every_head(backend, heads, dtype):
         begin = int(meta.query_start[r])
         own, past = slice(begin, begin + row.count), row.length - row.count
         old = torch.randn(past, 1, latent + rope, generator=generator).to(dtype)
-        attention.write_latent(old.flatten(1), cache, all_slots(meta, r, block_size)[:past])
+        backend.write_latent(old.flatten(1), cache, all_slots(meta, r, block_size)[:past])
         if row.count:
             keys = torch.cat((old, k[own]))
             expected.append(dense_attention(q[own], keys, keys[..., :latent], spec))
-    out = attention.forward(q, k, k, cache, meta, spec)
+    out = backend.forward(q, k, k, cache, meta, spec)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(out.double(), torch.cat(expected), rtol=tolerance, atol=tolerance)
 
@@ -141,4 +187,48 @@ def test_specs_that_cannot_be_served_are_refused(backend):
     assert "float64" in backend.rejects(AttentionSpec(4, 2, 16, 1.0, torch.float64), caps)
     assert backend.rejects(AttentionSpec(4, 2, 16, 1.0, torch.float32), caps) is None
     with pytest.raises(NotAvailable, match="CrossAttention"):
-        backend().kv_shape(CrossAttention(16, 2, 8, 8, 4, 100), 4)
+        backend.kv_shape(CrossAttention(16, 2, 8, 8, 4, 100), 4)
+
+
+def test_a_token_gets_the_same_bits_in_any_chunk_and_batch():
+    if not isas():
+        pytest.skip("native kernels are not built")
+    spec = AttentionSpec(6, 2, 64, 0.125, torch.float32, window=150)
+    attention = NativeAttention()
+    generator = torch.Generator().manual_seed(5)
+    length = 200
+    whole = random_meta((Row(length, length),), 16, generator)
+    cache = torch.zeros(attention.kv_shape(FullAttention(16, 2, 64, 64, 4), 14))
+    q = torch.randn(length, 6, 64, generator=generator)
+    kv = torch.randn(length, 2, 64, generator=generator)
+    full = attention.forward(q, kv, kv, cache, whole, spec)
+    for begin, count in ((0, 1), (17, 9), (199, 1), (100, 100)):
+        part = whole._replace(
+            query_start=torch.tensor([0, count], dtype=torch.int32),
+            seq_lens=torch.tensor([begin + count], dtype=torch.int32),
+        )
+        alone = attention.paged_attention(q[begin : begin + count], cache, part, spec)
+        assert torch.equal(alone, full[begin : begin + count])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq_lens": [500]}, "needs 32 blocks"),
+        ({"seq_lens": [1]}, "row 0 has 2 queries"),
+        ({"block_table": [[99, 1]]}, r"block_table\[0, 0\] = 99"),
+        ({"query_start": [0, 3]}, "query_start must go from 0"),
+        ({"query_start": [0]}, "query_start must have size 2"),
+    ],
+)
+def test_metadata_that_would_read_outside_of_the_cache_is_refused(change, message):
+    if not isas():
+        pytest.skip("native kernels are not built")
+    generator = torch.Generator().manual_seed(0)
+    meta = random_meta((Row(20, 2),), 16, generator)
+    meta = meta._replace(**{k: torch.tensor(v, dtype=torch.int32) for k, v in change.items()})
+    spec = AttentionSpec(2, 1, 8, 1.0, torch.float32)
+    with pytest.raises(RuntimeError, match=message):
+        NativeAttention().paged_attention(
+            torch.zeros(2, 2, 8), torch.zeros(3, 1, 16 * 16), meta, spec
+        )

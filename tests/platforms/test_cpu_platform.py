@@ -1,0 +1,75 @@
+"""Finding a platform, and what the CPU says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vllm.errors import ConfigError
+from vllm.ops import REFERENCES
+from vllm.platforms import current_platform
+from vllm.platforms.cpu import native
+
+
+def test_auto_is_the_cpu_and_always_the_same_object():
+    assert current_platform() is current_platform("cpu")
+    assert current_platform().name == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("hpu", "not supported by this version"), ("tpu", "no such device")]
+)
+def test_other_devices_are_refused_with_the_remedy(name, message):
+    with pytest.raises(ConfigError, match=rf"--device {name}: {message}.*cpu"):
+        current_platform(name)
+
+
+def test_overrides_are_of_ops_that_exist():
+    assert set(current_platform("cpu").ops()) <= set(REFERENCES)
+
+
+def test_every_dtype_is_one_torch_can_multiply():
+    for dtype in current_platform("cpu").capabilities.dtypes:
+        x = torch.ones(2, 2, dtype=dtype)
+        assert (x @ x).dtype == dtype
+
+
+def test_isa_the_machine_lacks_is_refused():
+    if not native.is_available():
+        pytest.skip("native kernels are not built")
+    with pytest.raises(ConfigError, match=r"VLLM_CPU_ISA=neon.*auto or one of baseline"):
+        native.select_isa("neon")
+
+
+def test_without_the_extension_the_reference_serves_with_one_warning():
+    script = (
+        "import sys; sys.modules['vllm._C'] = None\n"
+        "from vllm.platforms import current_platform\n"
+        "from vllm.platforms.cpu.attention import NativeAttention\n"
+        "p = current_platform('cpu'); p.ops(); p.ops()\n"
+        "print(dict(p.ops()), NativeAttention.rejects(None, p.capabilities))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "{} the kernels were not built"
+    assert (done.stdout + done.stderr).count("native CPU kernels are not available") == 1
+
+
+def test_isa_is_taken_from_the_environment():
+    if not native.is_available():
+        pytest.skip("native kernels are not built")
+    script = (
+        "import torch\nfrom vllm.platforms import current_platform\ncurrent_platform('cpu').ops()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"VLLM_CPU_ISA": "baseline", "PATH": "", "VLLM_LOGGING_LEVEL": "INFO"},
+    )
+    assert "CPU kernels: baseline" in done.stdout + done.stderr
