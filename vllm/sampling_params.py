@@ -282,11 +282,10 @@ def _normalize(p: SamplingParams) -> None:
         p.prompt_logprobs = 1
     if p.seed == -1:
         p.seed = None
-    if not isinstance(p.output_kind, RequestOutputKind):
+    given_kind: Any = p.output_kind
+    if not isinstance(given_kind, RequestOutputKind):
         kinds = ", ".join(kind.name for kind in RequestOutputKind)
-        raise BadRequest(
-            f"output_kind must be one of {kinds}, got {p.output_kind!r}", "output_kind"
-        )
+        raise BadRequest(f"output_kind must be one of {kinds}, got {given_kind!r}", "output_kind")
 
 
 def _check_counts(p: SamplingParams) -> None:

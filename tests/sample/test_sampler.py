@@ -310,5 +310,5 @@ def test_prompt_logprobs_explain_the_tokens_that_followed() -> None:
 
 
 def test_an_unknown_logprobs_mode_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="--logprobs-mode .* got 'cooked'"):
+    with pytest.raises(ConfigError, match=r"--logprobs-mode .* got 'cooked'"):
         Sampler(Bench(4).state.ops, 4, CPU, "cooked")

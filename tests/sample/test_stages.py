@@ -191,7 +191,7 @@ def test_lists_of_slots_survive_the_growth_of_their_tensors() -> None:
     many = SamplingParams(
         temperature=0.0,
         allowed_token_ids=list(range(29)),
-        logit_bias={i: 0.5 for i in range(20)},
+        logit_bias=dict.fromkeys(range(20), 0.5),
     )
     slots = [few, bench.add(many)]
 

@@ -30,7 +30,7 @@ class SlotLists:
 
     def put(self, slot: int, items: Sequence[int] | Sequence[float]) -> None:
         assert items, slot
-        num_slots, width = self._data.shape
+        width = self._data.shape[1]
         if len(items) > width:
             wider = self._data[:, :1].repeat(1, _power_of_two(len(items)))
             wider[:, :width] = self._data
