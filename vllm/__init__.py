@@ -34,7 +34,24 @@ _MODULE_OF = {
     "CompletionOutput": "vllm.outputs",
 }
 
-__all__ = ["__version__", "__version_tuple__", "initialize_ray_cluster", *_MODULE_OF]
+__all__ = [
+    "LLM",
+    "AsyncEngineArgs",
+    "AsyncLLMEngine",
+    "CompletionOutput",
+    "EngineArgs",
+    "LLMEngine",
+    "ModelRegistry",
+    "PoolingParams",
+    "PromptType",
+    "RequestOutput",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "__version__",
+    "__version_tuple__",
+    "initialize_ray_cluster",
+]
 
 
 def initialize_ray_cluster(*_: Any, **__: Any) -> NoReturn:

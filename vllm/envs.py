@@ -232,6 +232,10 @@ class Environment:
         assert name in _TABLE, name
         return bool(self._environ.get(name, "").strip())
 
+    def set_without_effect(self) -> list[str]:
+        """Variables that are set, and accepted only for compatibility."""
+        return [v.name for v in VARIABLES if not v.has_effect and self.is_set(v.name)]
+
     def describe(self, name: str) -> str:
         return _TABLE[name].help
 

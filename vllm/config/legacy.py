@@ -257,13 +257,12 @@ def fold(
             values["stream_interval"] = max(values["stream_interval"], int(steps))
         elif not row.to:
             logger.warning_once("%s has no effect: %s", row.flag, row.help)
-    for row in VARIABLES:
-        applies = row.to in values and row.device in ("", device) and row.to != "pipeline_depth"
-        if applies and env.is_set(row.name) and not values[row.to]:
-            values[row.to] = row.via(getattr(env, row.name))
-    for variable in ("VLLM_USE_V1", "VLLM_HOST_IP", "VLLM_PORT"):
-        if env.is_set(variable):
-            logger.warning_once("%s has no effect: %s", variable, env.describe(variable))
+    for variable in VARIABLES:
+        is_for_us = variable.device in ("", device) and variable.to != "pipeline_depth"
+        if is_for_us and env.is_set(variable.name) and not values[variable.to]:
+            values[variable.to] = variable.via(getattr(env, variable.name))
+    for name in env.set_without_effect():
+        logger.warning_once("%s: %s", name, env.describe(name))
 
 
 def depth(

@@ -32,7 +32,7 @@ class _Arguments:
     """Construction and conversions; the fields come from the tables."""
 
     def __init__(self, model: str | None = None, **values: Any) -> None:
-        known = {f.name: f for f in dataclasses.fields(type(self))}  # type: ignore[arg-type]
+        known = _fields_of(type(self))
         for name in values:
             if name not in known:
                 raise ConfigError(
@@ -41,12 +41,13 @@ class _Arguments:
                 )
         values["model"] = model or ""
         for name, item in known.items():
-            is_fresh = item.default is dataclasses.MISSING
-            default = item.default_factory() if is_fresh else item.default  # type: ignore[misc]
+            default = item.default
+            if item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
             object.__setattr__(self, name, values.get(name, default))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        known = {f.name for f in dataclasses.fields(type(self))}  # type: ignore[arg-type]
+        known = _fields_of(type(self))
         if name not in known:
             raise ConfigError(f"{name}: there is no such setting.{did_you_mean(name, known)}")
         object.__setattr__(self, name, value)
@@ -66,18 +67,22 @@ class _Arguments:
     @classmethod
     def from_cli_args(cls, args: argparse.Namespace) -> Self:
         """Takes what belongs to the engine from parsed arguments and leaves the rest."""
-        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        known = _fields_of(cls)
         return cls(**{name: value for name, value in vars(args).items() if name in known})
 
     def create_engine_config(self) -> VllmConfig:
         """Resolve. Raises ConfigError or LoadError."""
         from vllm.config.resolve import resolve
 
-        return resolve(self)
+        return resolve(self)  # type: ignore[arg-type]  # the one subclass there is
+
+
+def _fields_of(arguments: type[_Arguments]) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(arguments)}  # type: ignore[arg-type]
 
 
 def _fields() -> list[tuple[str, Any, Any]]:
-    found = []
+    found: list[tuple[str, Any, Any]] = []
     for name, default in _defaults():
         if isinstance(default, dict):
             found.append((name, Any, dataclasses.field(default_factory=dict)))

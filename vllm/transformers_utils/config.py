@@ -189,7 +189,7 @@ def longest_length(checkpoint: Checkpoint) -> int | None:
     stated = [values[key] for key in _LENGTH_KEYS if isinstance(values.get(key), int)]
     if not stated:
         return None
-    limit = min(stated)
+    limit: int = min(stated)
     rope = rope_of(checkpoint.hf_config)
     kind = rope.get("rope_type", "default")
     if kind not in _ALREADY_SCALED:

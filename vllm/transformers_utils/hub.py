@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +64,8 @@ def weight_patterns(load_format: str) -> tuple[str, ...]:
 
 
 def _is_hub_name(name: str) -> bool:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     if name.startswith((".", "/", "~")):
         return False
@@ -78,10 +80,12 @@ def _from_hub(source: Source, files: Sequence[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    where = {"revision": source.revision, "cache_dir": source.download_dir}
     cache = source.download_dir or constants.HF_HUB_CACHE
+    fetch = partial(
+        snapshot_download, source.name, revision=source.revision, cache_dir=source.download_dir
+    )
     try:
-        cached = Path(snapshot_download(source.name, local_files_only=True, **where))
+        cached: Path | None = Path(fetch(local_files_only=True))
     except LocalEntryNotFoundError:
         cached = None
     if constants.HF_HUB_OFFLINE:
@@ -102,9 +106,7 @@ def _from_hub(source: Source, files: Sequence[str]) -> Path:
             f"(revision {source.revision}); {problem}. Give a local directory, or check the name, "
             "the network and the login (HF_TOKEN)."
         )
-    return Path(
-        snapshot_download(source.name, token=source.token, allow_patterns=list(files), **where)
-    )
+    return Path(fetch(token=source.token, allow_patterns=list(files)))
 
 
 def _unreachable(source: Source) -> str | None:

@@ -1,0 +1,88 @@
+# make serve [MODEL=dir ARGS="..." PORT=8000]   set up, build, serve
+# make test                                    set up, build, run every test
+# make lint | bench | build | venv | clean
+
+PYTHON ?= python3
+MODEL ?= examples/models/tiny-story
+PORT ?= 8000
+ARGS ?=
+TESTS ?= tests
+# Two processes finish the tests soonest on two cores, each with a single compute thread.
+JOBS ?= 2
+
+DEVICE := $(or $(VLLM_TARGET_DEVICE),cpu)
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.done
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --quiet
+TORCH = $(shell grep '^torch==' requirements-cpu.txt)
+TORCH_INDEX = $(shell sed -n 's/^--extra-index-url *//p' requirements-cpu.txt)
+NATIVE := $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+.DELETE_ON_ERROR:
+.PHONY: serve test lint bench venv build clean help
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+serve: build
+	@$(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
+
+test: build $(DONE)/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
+
+lint: $(DONE)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+
+bench: build
+	$(BIN)/python benchmarks/quick.py
+
+venv: $(DONE)/requirements
+
+build: $(DONE)/build-$(DEVICE)
+
+# Each step leaves a file behind, so that nothing is done twice.
+
+$(DONE)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is too old: Python 3.10 or later is needed (make PYTHON=python3.11 ...)"; exit 1; }
+	@echo "==> Python environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "no venv: install it with 'apt-get install python3-venv'"; rm -rf $(VENV); exit 1; }
+	@mkdir -p $(DONE) && touch $@
+
+# Without --no-deps, pip would look for every dependency of torch in torch's own index too. On Gaudi
+# torch comes with the container, so the environment shows what is installed there.
+$(DONE)/torch: $(DONE)/venv requirements-cpu.txt
+ifeq ($(DEVICE),hpu)
+	@sed -i 's/^include-system-site-packages.*/include-system-site-packages = true/' $(VENV)/pyvenv.cfg
+	@$(BIN)/python -c 'import torch' || \
+	  { echo "torch is not installed: on hpu it comes with the Gaudi container"; exit 1; }
+else
+	@echo "==> $(TORCH) (about 200 MB)"
+	@$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH)
+endif
+	@touch $@
+
+$(DONE)/requirements: $(DONE)/torch requirements-common.txt
+	@echo "==> Requirements"
+	@$(PIP) -r requirements-common.txt $(if $(filter hpu,$(DEVICE)),,$(TORCH)) 'setuptools>=77.0.3'
+	@touch $@
+
+$(DONE)/build-$(DEVICE): $(DONE)/requirements setup.py pyproject.toml vllm/version.py $(NATIVE)
+	@echo "==> Package for $(DEVICE), with its native code (a minute the first time)"
+	@VLLM_TARGET_DEVICE=$(DEVICE) $(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DONE)/dev: $(DONE)/requirements requirements-dev.txt
+	@echo "==> Tests and linters"
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf build *.egg-info vllm/_C*.so .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DONE)
