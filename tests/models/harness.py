@@ -46,7 +46,10 @@ class Harness:
         ]
         for layer in layers:
             shape = layer.backend.kv_shape(layer.kv_spec(), num_blocks)
-            layer.bind(torch.full(shape, float("nan")), specs.index(layer.kv_spec()))
+            layer.bind(
+                torch.full(shape, float("nan"), dtype=layer.spec.dtype),
+                specs.index(layer.kv_spec()),
+            )
 
     def add(self, row: int, tokens: Sequence[int]) -> None:
         self.tokens[row].extend(tokens)

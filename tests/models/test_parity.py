@@ -2,78 +2,63 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
+from tests.models.conftest import Reference, generate
 from tests.models.harness import Harness, config_for
 from tools.tiny_models import random_checkpoint
+from vllm.config.vllm import VllmConfig
 from vllm.loader import load_model
 from vllm.platforms.cpu import CpuPlatform
-
-LENGTHS = (1, 7, 16, 23, 40)
-NEW_TOKENS = 48
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory):
-    root = tmp_path_factory.mktemp("checkpoints")
-    return cache(lambda arch: random_checkpoint.make(arch, root / arch))
-
-
-def prompts(vocab_size: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, vocab_size, (n,), generator=generator).tolist() for n in LENGTHS]
-
-
-def reference(path: Path, given: list[list[int]]) -> list[tuple[list[int], torch.Tensor]]:
-    """Per prompt: greedy continuation, and the logits it was chosen from."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    results = []
-    for prompt in given:
-        out = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=NEW_TOKENS,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        results.append((out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits)))
-    return results
-
 
 FALLBACK = ["llama-dynamic-rope", "gemma2", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_bigcode"]
 CASES = [(arch, "auto") for arch in random_checkpoint.ARCHITECTURES]
 CASES += [(arch, "transformers") for arch in FALLBACK]
 
 
-@pytest.mark.parametrize(("arch", "model_impl"), CASES)
-def test_greedy_text_and_logits_are_those_of_transformers(arch, model_impl, checkpoints):
-    path = checkpoints(arch)
-    config = config_for(path, model_impl=model_impl)
-    given = prompts(config.model.vocab_size)
-    expected = reference(path, given)
+def assert_same_text_and_logits(config: VllmConfig, expected: Reference) -> None:
+    """Runs all prompts together; every row must give the expected tokens from close logits."""
     model = load_model(config, CpuPlatform(), torch.device("cpu"))
-
-    run = Harness(model, len(given))
-    for row, prompt in enumerate(given):
+    run = Harness(model, len(expected.prompts))
+    for row, prompt in enumerate(expected.prompts):
         run.add(row, prompt)
-    logits = [[] for _ in given]
-    counts = list(LENGTHS)
-    for _ in range(NEW_TOKENS):
+    counts = [len(prompt) for prompt in expected.prompts]
+    logits = []
+    for _ in expected.tokens[0]:
         ends = torch.tensor(counts).cumsum(0) - 1
-        scores = model.logits(run.step(counts)[ends])
-        for row, token in enumerate(scores.argmax(-1).tolist()):
+        logits.append(model.logits(run.step(counts)[ends]))
+        for row, token in enumerate(logits[-1].argmax(-1).tolist()):
             run.add(row, [token])
-            logits[row].append(scores[row])
-        counts = [1] * len(given)
+        counts = [1] * len(counts)
 
-    for row, (tokens, reference_logits) in enumerate(expected):
-        difference = (torch.stack(logits[row]) - reference_logits).abs().max().item()
-        assert run.tokens[row][LENGTHS[row] :] == tokens, f"row {row}, difference {difference}"
-        assert difference < 1e-4 * max(1.0, reference_logits.abs().max().item())
+    ours = torch.stack(logits, dim=1)  # [rows, steps, V]
+    for row, (prompt, tokens) in enumerate(zip(expected.prompts, expected.tokens, strict=True)):
+        difference = (ours[row] - expected.logits[row]).abs().max().item()
+        assert run.tokens[row][len(prompt) :] == tokens, f"row {row}, difference {difference}"
+        assert difference < 1e-4 * max(1.0, expected.logits[row].abs().max().item())
+
+
+@pytest.mark.parametrize(("arch", "model_impl"), CASES)
+def test_greedy_text_and_logits_are_those_of_transformers(arch, model_impl, reference):
+    expected = reference(arch)
+    assert_same_text_and_logits(config_for(expected.path, model_impl=model_impl), expected)
+
+
+# With fewer tokens than the original length served, transformers uses the short factors for every
+# request; a request that starts beyond it has the long ones from its first token.
+@pytest.mark.parametrize(("lengths", "max_model_len"), [((1, 9, 16), 64), ((65, 70), 128)])
+@pytest.mark.parametrize("arch", ["phi3", "llama"])
+def test_longrope_serves_short_and_long_contexts(arch, lengths, max_model_len, tmp_path):
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0 + i / 8 for i in range(8)],
+        "long_factor": [1.0 + i for i in range(8)],
+    }
+    path = random_checkpoint.make(
+        arch, tmp_path, rope_parameters=rope, original_max_position_embeddings=64
+    )
+    config = config_for(path, max_model_len=max_model_len)
+    assert_same_text_and_logits(config, generate(path, lengths))

@@ -38,7 +38,7 @@ class LatentAttention(nn.Module):
         self.attend = attend
 
     def absorb(self, expansion: Tensor) -> None:
-        """Take over the weight [N * (nope + value), latent] that expands a row to keys and values."""
+        """Take over the weight [N * (nope + value), latent] that makes keys and values of a row."""
         shape = self.shape
         per_head = expansion.view(-1, shape.nope + shape.value, shape.latent)
         key_map, value_map = per_head.split((shape.nope, shape.value), dim=1)

@@ -90,7 +90,7 @@ class LinearMethod(ABC):
     def slots(self, layer: Linear) -> Iterator[Slot]:
         """Where the checkpoint tensors of `layer` go."""
 
-    def finish(self, layer: Linear) -> None:
+    def finish(self, layer: Linear) -> None:  # noqa: B027 - most have nothing to do
         """Called once, after loading."""
 
     @abstractmethod
@@ -122,7 +122,7 @@ class Linear(Loadable):
 
 
 class Unquantized(LinearMethod):
-    """Weights in the model's dtype, parts stacked: weight [out_local, in_local], bias [out_local]."""
+    """Parts stacked, in the model's dtype: weight [out_local, in_local], bias [out_local]."""
 
     def create(self, layer: Linear, context: ModelContext) -> None:
         out = sum(layer.widths)

@@ -23,6 +23,7 @@ from vllm.models.decoder import (
     gated_mlp_weights,
 )
 from vllm.models.registry import register
+from vllm.ops.rotary import RotaryStyle
 
 ATTN, OUR_ATTN = "model.layers.{layer}.self_attn", "layers.{layer}.attention"
 MLP, OUR_MLP = "model.layers.{layer}.mlp", "layers.{layer}.mlp"
@@ -58,7 +59,7 @@ class DeepSeek(Decoder):
 
     def make_rope(self) -> Rotary:
         facts = self.hf_config.to_dict()
-        style = "interleaved" if facts.get("rope_interleave", True) else "neox"
+        style: RotaryStyle = "interleaved" if facts.get("rope_interleave", True) else "neox"
         return Rotary(self.rope_parameters(), self.context, style)
 
     def attention(self, i: int) -> LatentSelfAttention:

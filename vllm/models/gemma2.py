@@ -31,7 +31,14 @@ NORMS = {
 class SandwichLayer(nn.Module):
     """As DecoderLayer, with the blocks' outputs normalised too."""
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module, norms: dict[str, nn.Module]) -> None:
+    norm: GemmaRMSNorm
+    attention_out_norm: GemmaRMSNorm
+    mlp_norm: GemmaRMSNorm
+    mlp_out_norm: GemmaRMSNorm
+
+    def __init__(
+        self, attention: nn.Module, mlp: nn.Module, norms: dict[str, GemmaRMSNorm]
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.mlp = mlp
@@ -65,7 +72,7 @@ class Gemma2(Decoder):
         self.embedding_scale = torch.tensor(self.hidden**0.5, dtype=context.dtype).item()
 
     def layer(self, i: int) -> nn.Module:
-        norms: dict[str, nn.Module] = {name: self.make_norm() for name in NORMS.values()}
+        norms = {name: self.make_norm() for name in NORMS.values()}
         return SandwichLayer(self.attention(i), self.mlp(i), norms)
 
     def attention(self, i: int) -> SelfAttention:
