@@ -10,10 +10,12 @@ import shutil
 import signal
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 from typing import Final, Protocol
 
+import msgspec
 import zmq
 
 from vllm.config.vllm import VllmConfig
@@ -70,7 +72,11 @@ class EngineClient(Protocol):
         ...
 
     def stop(self) -> None:
-        """End the core. May be called again, and by any thread."""
+        """End the core; a `receive` of another thread returns None. May be called again."""
+        ...
+
+    def close(self) -> None:
+        """Give back what sending and receiving used: nobody does any more."""
         ...
 
 
@@ -80,12 +86,17 @@ class InProcessClient:
     is_remote = False
 
     def __init__(self, config: VllmConfig, make_core: CoreMaker | None = None) -> None:
-        self.core = (make_core or make_engine_core)(config)
-        self.ready = self.core.ready
+        self._stopped = True  # until there is something to stop
         self._inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._answers: list[CallResult] = []
         self._dead: EngineDeadError | None = None
+        self.core = (make_core or make_engine_core)(config)
+        self.ready = self.core.ready
         self._stopped = False
+        self._at_exit = _stop_at_exit(self)
+
+    def __del__(self) -> None:
+        self.stop()
 
     def send(self, message: ToEngine) -> None:
         self._inbox.put(message)
@@ -109,8 +120,12 @@ class InProcessClient:
     def stop(self) -> None:
         if not self._stopped:
             self._stopped = True
+            atexit.unregister(self._at_exit)
             self._inbox.put(Shutdown())
             self.core.stop()
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
 
     def _take_in(self, wait: bool = True) -> bool:
         """Hand the core what was sent; False once it is shut down."""
@@ -141,8 +156,10 @@ class ProcessClient:
 
     def __init__(self, config: VllmConfig, make_core: CoreMaker | None = None) -> None:
         """Waits until the core is up. Raises ConfigError, LoadError or EngineDeadError."""
+        self._stopped = True  # until there is something to stop
+        self._closed = False
         self._encode = encoder().encode
-        self._decoder = decoder(FromEngine)
+        self._decoder: msgspec.msgpack.Decoder[FromEngine] = decoder(FromEngine)
         self._directory = tempfile.mkdtemp(prefix="vllm-")
         addresses = Addresses(
             f"ipc://{self._directory}/to-core", f"ipc://{self._directory}/from-core"
@@ -157,8 +174,6 @@ class ProcessClient:
             socket.set_hwm(0)  # a slow core must not block those who send to it
             socket.linger = 0
             socket.bind(address)
-        self._stopping = False
-        self._closed = False
         # Not a daemon: a daemon may not have children, and the ranks are the core's.
         self._process: SpawnProcess = multiprocessing.get_context("spawn").Process(
             target=core_main,
@@ -168,14 +183,18 @@ class ProcessClient:
         self._at_exit = _stop_at_exit(self)
         try:
             self._process.start()
+            self._stopped = False
             self._poller = zmq.Poller()
             self._poller.register(self._inbox, zmq.POLLIN)
             self._poller.register(self._process.sentinel, zmq.POLLIN | zmq.POLLERR)
             self.ready = self._wait_until_ready()
         except BaseException:
-            self.stop()
+            self._end((self._process.kill,), patience_s=0.0)
             self.close()
             raise
+
+    def __del__(self) -> None:
+        self.stop()
 
     @property
     def pid(self) -> int:
@@ -183,7 +202,11 @@ class ProcessClient:
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        self._outbox.send(self._encode(message))
+        data = self._encode(message)
+        if not self._stopped:
+            # Blocks only when there is no peer any more, of which `receive` tells.
+            with suppress(zmq.Again):
+                self._outbox.send(data, zmq.NOBLOCK)
 
     def receive(self) -> FromEngine | None:
         message = self._next()
@@ -195,27 +218,29 @@ class ProcessClient:
         """The core goes on by itself."""
 
     def stop(self) -> None:
-        """End the process. The one that receives sees it and closes."""
-        atexit.unregister(self._at_exit)
-        if self._stopping or self._process.pid is None:
-            return
-        self._stopping = True
-        self._outbox.send(self._encode(Shutdown()))
-        for escalate in (self._process.terminate, self._process.kill):
-            self._process.join(PATIENCE_S)
-            if not self._process.is_alive():
-                break
-            escalate()
-        self._process.join()
+        if not self._stopped:
+            self.send(Shutdown())
+            self._end((self._process.terminate, self._process.kill), PATIENCE_S)
 
     def close(self) -> None:
-        """Give the sockets back; nobody sends or receives any more."""
         if not self._closed:
             self._closed = True
             self._outbox.close(linger=0)
             self._inbox.close(linger=0)
             self._context.term()
-            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _end(self, escalation: Sequence[Callable[[], None]], patience_s: float) -> None:
+        was_running, self._stopped = not self._stopped, True
+        atexit.unregister(self._at_exit)
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if not was_running:
+            return
+        for escalate in escalation:
+            self._process.join(patience_s)
+            if not self._process.is_alive():
+                return
+            escalate()
+        self._process.join()
 
     def _wait_until_ready(self) -> EngineReady:
         first = self._next()
@@ -231,7 +256,7 @@ class ProcessClient:
         ready = dict(self._poller.poll())
         if self._inbox not in ready:
             # The process is gone, maybe with its last words still on the way.
-            if self._stopping:
+            if self._stopped:
                 return None
             if not self._inbox.poll(LAST_WORDS_MS):
                 raise EngineDeadError(self._obituary())
@@ -249,8 +274,8 @@ class ProcessClient:
         return f"the engine core (process {self._process.pid}) {how}"
 
 
-def _stop_at_exit(client: ProcessClient) -> Callable[[], None]:
-    """At exit multiprocessing waits for children that are no daemons: end this one before."""
+def _stop_at_exit(client: EngineClient) -> Callable[[], None]:
+    """At exit multiprocessing waits for children that are no daemons: end the core before."""
     reference = weakref.ref(client)
 
     def stop() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import zmq
 
 from vllm.config.vllm import VllmConfig
@@ -83,7 +84,7 @@ class CoreLink:
 
     def __init__(self, addresses: Addresses) -> None:
         self._encode = encoder().encode
-        self._decoder = decoder(ToEngine)
+        self._decoder: msgspec.msgpack.Decoder[ToEngine] = decoder(ToEngine)
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._outbox = self._context.socket(zmq.PUSH)

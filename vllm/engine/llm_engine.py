@@ -120,6 +120,7 @@ class LLMEngine:
 
     def shutdown(self) -> None:
         self.client.stop()
+        self.client.close()
 
     def _receive(self) -> None:
         try:

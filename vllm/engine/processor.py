@@ -107,7 +107,8 @@ class Processor:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens the model begins with."""
-        return self._need_tokenizer().encode(text)
+        token_ids: list[int] = self._need_tokenizer().encode(text)
+        return token_ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, for many: a fast tokenizer uses every core."""

@@ -145,7 +145,7 @@ class LLM:
         tokenizer = self.llm_engine.front.tokenizer
         if tokenizer is not None:
             for sequence in itertools.chain.from_iterable(o.sequences for o in outputs):
-                sequence.text = tokenizer.decode(sequence.tokens)
+                sequence.text = str(tokenizer.decode(sequence.tokens))
         return outputs
 
     def _run_beams(

@@ -1,0 +1,301 @@
+"""AsyncLLM: the engine for many callers at once, each with an async iterator of its outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from typing_extensions import Self
+
+from vllm.config.vllm import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.engine.client import EngineClient, ProcessClient
+from vllm.engine.front_end import FrontEnd, value_of
+from vllm.engine.messages import CallResult, FromEngine, StepUpdates
+from vllm.engine.processor import ProcessedRequest
+from vllm.errors import BadRequest, EngineDeadError, NotAvailable
+from vllm.inputs import ParsedPrompt, parse_prompt
+from vllm.logger import init_logger
+from vllm.metrics.stats import StatLogger
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from vllm.config.model import ModelConfig
+
+logger = init_logger(__name__)
+
+__all__ = ["AsyncEngineArgs", "AsyncLLM"]
+
+# Texts below this are encoded on the event loop: handing them to a thread costs more.
+INLINE_ENCODE_CHARS: Final = 4096
+
+
+class OutputStream:
+    """Outputs of one request on their way to its caller. Used on the event loop alone.
+
+    Holds one output: what comes while the caller is busy is merged into it, so that a slow caller
+    costs the others nothing.
+    """
+
+    __slots__ = ("_error", "_loop", "_output", "_waiter", "is_delta")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_delta: bool) -> None:
+        self.is_delta = is_delta
+        self._loop = loop
+        self._output: RequestOutput | None = None
+        self._error: EngineDeadError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: RequestOutput) -> None:
+        if self._output is not None and self.is_delta:
+            self._output.extend(output)
+        else:
+            self._output = output
+        self._wake()
+
+    def fail(self, error: EngineDeadError) -> None:
+        """The last thing to come, after an output that waits to be read."""
+        self._error = error
+        self._wake()
+
+    async def next(self) -> RequestOutput:
+        """Raises EngineDeadError."""
+        while self._output is None:
+            if self._error is not None:
+                raise EngineDeadError(str(self._error)) from self._error
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        output, self._output = self._output, None
+        return output
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class AsyncLLM:
+    """Used on one event loop. A thread of its own waits for the engine core."""
+
+    def __init__(self, config: VllmConfig, client: EngineClient) -> None:
+        self.vllm_config = config
+        self._client = client
+        self._front = FrontEnd(config, client)
+        self._streams: dict[str, OutputStream] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._error: EngineDeadError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._receiver: threading.Thread | None = None
+        # Messages from the receiving thread to the loop, which is woken once for all that wait.
+        self._arrived: deque[FromEngine | EngineDeadError] = deque()
+        self._is_woken = False
+
+    @classmethod
+    def from_vllm_config(cls, config: VllmConfig) -> Self:
+        """Start the engine core in a process of its own. Raises ConfigError, LoadError."""
+        return cls(config, ProcessClient(config))
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> Self:
+        return cls.from_vllm_config(engine_args.create_engine_config())
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.vllm_config.model
+
+    @property
+    def errored(self) -> bool:
+        return self._error is not None
+
+    @property
+    def is_running(self) -> bool:
+        return self._error is None
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises NotAvailable with --skip-tokenizer-init."""
+        return self._front.need_tokenizer()
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        return self._front.processor.default_params()
+
+    def add_stat_logger(self, stat_logger: StatLogger) -> None:
+        self._front.stat_loggers.append(stat_logger)
+
+    async def check_health(self) -> None:
+        """Raises EngineDeadError."""
+        self._start()
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    async def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        lora_request: None = None,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Outputs of a request as they come; `prompt` in any form of vllm.inputs.
+
+        Ending the iteration early, by closing it or by cancelling the task, aborts the request.
+        Raises BadRequest, EngineDeadError.
+        """
+        if lora_request is not None:
+            raise NotAvailable("LoRA adapters are not available yet", "lora_request")
+        request = await self._process(prompt, sampling_params, request_id, priority)
+        stream = self._open(request)
+        try:
+            while True:
+                output = await stream.next()
+                yield output
+                if output.finished:
+                    return
+        finally:
+            self._close(request.request_id, stream)
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """End requests; their iterators end with an output whose finish reason is abort."""
+        ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        for output in self._front.abort(ids):
+            self._streams[output.request_id].put(output)
+
+    async def encode(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotAvailable("pooling models are not available yet; this engine generates text")
+
+    async def _process(
+        self, prompt: Any, params: SamplingParams | None, request_id: str | None, priority: int
+    ) -> ProcessedRequest:
+        if not request_id or not isinstance(request_id, str):
+            raise BadRequest(
+                f"request_id must be text that no open request has, got {request_id!r}",
+                "request_id",
+            )
+        parsed = parse_prompt(prompt)
+        processor = self._front.processor
+        if parsed.token_ids is None and len(parsed.text or "") >= INLINE_ENCODE_CHARS:
+            loop = asyncio.get_running_loop()
+            ids = await loop.run_in_executor(None, processor.encode, parsed.text or "")
+            parsed = ParsedPrompt(parsed.text, ids, parsed.cache_salt)
+        return processor.process(request_id, parsed, params, priority=priority)
+
+    def _open(self, request: ProcessedRequest) -> OutputStream:
+        loop = self._start()
+        self._front.submit(request)
+        is_delta = request.params.output_kind is RequestOutputKind.DELTA
+        stream = self._streams[request.request_id] = OutputStream(loop, is_delta)
+        return stream
+
+    def _close(self, request_id: str, stream: OutputStream) -> None:
+        if self._streams.get(request_id) is stream:
+            del self._streams[request_id]
+            self._front.abort([request_id])
+
+    # -- control plane ----------------------------------------------------------------------------
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Run a control-plane method of the engine core, after the requests sent so far."""
+        loop = self._start()
+        future = loop.create_future()
+        call_id = self._front.call(method, args)
+        self._calls[call_id] = future
+        try:
+            return value_of(await future)
+        finally:
+            del self._calls[call_id]
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget cached prefixes; False while requests hold blocks."""
+        return bool(await self.call("reset_prefix_cache"))
+
+    def shutdown(self) -> None:
+        """End the engine core. Open requests fail with EngineDeadError."""
+        self._fail(EngineDeadError("the engine was shut down"))
+        self._client.stop()
+        if self._receiver is not None:
+            self._receiver.join()
+        self._client.close()
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        """The loop of all callers; from the first one on, messages are received. Raises if dead."""
+        if self._error is not None:
+            raise EngineDeadError(str(self._error)) from self._error
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            assert self._loop is None or self._loop.is_closed(), (
+                "AsyncLLM is used on one event loop"
+            )
+            self._loop = loop
+            self._is_woken = False
+        if self._receiver is None:
+            self._receiver = threading.Thread(target=self._receive, name="engine-core", daemon=True)
+            self._receiver.start()
+        return loop
+
+    def _receive(self) -> None:
+        """Thread: hand messages to the loop until the core is gone."""
+        try:
+            while (message := self._client.receive()) is not None:
+                self._hand_over(message)
+        except EngineDeadError as error:
+            self._hand_over(error)
+
+    def _hand_over(self, message: FromEngine | EngineDeadError) -> None:
+        self._arrived.append(message)
+        if self._is_woken:
+            return
+        self._is_woken = True
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._take_arrived)
+        except RuntimeError:
+            # The loop is closed; whoever runs the next one takes the message with the ones after it.
+            self._is_woken = False
+
+    def _take_arrived(self) -> None:
+        self._is_woken = False
+        while self._arrived:
+            message = self._arrived.popleft()
+            try:
+                self._take(message)
+            except Exception as error:
+                # A step that was half taken over leaves requests that would wait for ever.
+                logger.exception("Outputs could not be processed")
+                self._fail(EngineDeadError(f"outputs could not be processed: {error!r}"))
+
+    def _take(self, message: FromEngine | EngineDeadError) -> None:
+        if self._error is not None:
+            return
+        if isinstance(message, StepUpdates):
+            for output in self._front.process(message):
+                self._streams[output.request_id].put(output)
+        elif isinstance(message, EngineDeadError):
+            logger.error("The engine is dead: %s", message)
+            self._fail(message)
+        elif isinstance(message, CallResult):
+            future = self._calls.get(message.call_id)
+            if future is not None and not future.done():
+                future.set_result(message)
+
+    def _fail(self, error: EngineDeadError) -> None:
+        """Tell everybody. From now on everything raises `error`."""
+        if self._error is not None:
+            return
+        self._error = error
+        for stream in self._streams.values():
+            stream.fail(error)
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(error)
