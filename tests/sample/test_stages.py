@@ -185,6 +185,15 @@ def test_bad_words_match_a_loop_for_random_histories() -> None:
         assert banned_by(words, prompt, output).tolist() == expected
 
 
+def test_an_end_token_that_the_model_cannot_draw_is_no_obstacle() -> None:
+    bench = Bench(V, eos_token_ids=[3, V + 7])
+    slot = bench.add(SamplingParams(temperature=0.0, min_tokens=4))
+    logits = torch.zeros(1, V)
+    logits[0, 3] = 9.0
+
+    assert bench.sample(logits, [slot]).token_ids.tolist() == [0]
+
+
 def test_lists_of_slots_survive_the_growth_of_their_tensors() -> None:
     bench = Bench(V)
     few = bench.add(SamplingParams(temperature=0.0, allowed_token_ids=[3, 4], logit_bias={3: -9.0}))

@@ -68,7 +68,8 @@ class SamplingState:
         self.vocab_size = vocab_size
         self.max_tokens = max_tokens
         self.ops = ops
-        self.eos_token_ids = frozenset(eos_token_ids)
+        # Some configurations name an end token that the model's head does not have.
+        self.eos_token_ids = frozenset(t for t in eos_token_ids if 0 <= t < vocab_size)
         self.wants_np = np.zeros(num_slots, np.int32)  # of Want
         self.num_prompt_tokens_np = np.zeros(num_slots, np.int32)
         self.min_tokens_np = np.zeros(num_slots, np.int32)
