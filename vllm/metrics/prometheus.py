@@ -69,7 +69,7 @@ class PrometheusStats:
     def __init__(self, model_name: str, max_model_len: int, cache_info: dict[str, str]) -> None:
         self.registry = CollectorRegistry()
         self.labels = (model_name, "0")
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         tokens = series_1_2_5(1.0, float(max(max_model_len, 1)))
         self.gauges = [(self._gauge(name, text), field) for name, text, field in GAUGES]
         self.counters = [(self._counter(name, text), field) for name, text, field in COUNTERS]

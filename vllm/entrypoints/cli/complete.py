@@ -23,4 +23,4 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _text(choice: Any) -> str:
-    return choice["text"]
+    return str(choice["text"])

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from vllm import envs
 from vllm.config.flags import add_settings
@@ -43,7 +44,7 @@ class ServerOptions:
         "",
         help="Chat template to use instead of the tokenizer's: a Jinja file, or the template.",
     )
-    chat_template_content_format: str = option(
+    chat_template_content_format: Literal["auto", "string", "openai"] = option(
         "auto",
         choices=("auto", "string", "openai"),
         help="How the template reads a message's content: as text, or as a list of parts.",

@@ -80,6 +80,7 @@ async def _serve(args: argparse.Namespace, options: ServerOptions, listener: soc
     log = log_class(observability.log_stats_interval_s)
     engine = AsyncLLM.from_vllm_config(config)
     try:
+        await engine.check_health()  # from here on it notices when the core ends
         engine.add_stat_logger(metrics)
         engine.add_stat_logger(log)
         context = ServingContext(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
@@ -84,9 +84,9 @@ async def merged(
     Closing the result closes the streams, which aborts their requests.
     """
     if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
-            async for item in stream:
-                yield 0, item
+        async with aclosing(streams[0]) as only:
+            async for first in only:
+                yield 0, first
         return
     queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
 
@@ -117,7 +117,7 @@ async def merged(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`, cancelled with ClientGone when the client closes the connection first.
 
     The request's body must have been read.

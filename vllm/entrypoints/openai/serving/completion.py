@@ -83,9 +83,9 @@ class ServingCompletion:
         if isinstance(prompt, str):
             items = [prompt]
         elif isinstance(prompt[0], int):
-            items = [prompt]  # type: ignore[list-item]
+            items = [prompt]
         else:
-            items = prompt  # type: ignore[assignment]
+            items = prompt
         return await asyncio.gather(*(self._prompt(item, request) for item in items))
 
     async def _prompt(self, item: str | list[int], request: CompletionRequest) -> TokensPrompt:
@@ -177,7 +177,7 @@ class CompletionAnswer:
     def _prompt_text(self, output: RequestOutput) -> str:
         if output.prompt is not None:
             return output.prompt
-        return self.context.tokenizer.decode(output.prompt_token_ids or [])
+        return self.context.decode(output.prompt_token_ids or [])
 
     def _logprobs(
         self,
@@ -193,7 +193,7 @@ class CompletionAnswer:
             builder = CompletionLogprobsBuilder(self.name, self.request.logprobs)
             self.logprobs[index] = builder
         token_ids = [] if self.prompt_only else sequence.token_ids
-        logprobs = [] if self.prompt_only else sequence.logprobs or []
+        logprobs: PromptLogprobs = [] if self.prompt_only else [*(sequence.logprobs or ())]
         if echoed:
             token_ids, logprobs = [*echoed, *token_ids], [*echoed_logprobs, *logprobs]
         return builder.push(token_ids, logprobs)

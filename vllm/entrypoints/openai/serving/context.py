@@ -108,15 +108,21 @@ class ServingContext:
         if not text:
             raise BadRequest(f"{param} is empty; it needs at least one character", param)
         if len(text) < INLINE_ENCODE_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return self._encode(text, add_special_tokens)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._encoder,
-            lambda: self.tokenizer.encode(text, add_special_tokens=add_special_tokens),
-        )
+        return await loop.run_in_executor(self._encoder, self._encode, text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        text = self.tokenizer.decode(token_ids)
+        assert isinstance(text, str), type(text)
+        return text
 
     def decode_token(self, token_id: int) -> str:
-        return self.tokenizer.decode([token_id])
+        return self.decode([token_id])
 
     async def render(self, request: ChatRenderRequest) -> tuple[str, list[int]]:
         """The prompt of a conversation, as text and as tokens."""
@@ -140,7 +146,7 @@ class ServingContext:
             content_format=self.options.chat_template_content_format,
         )
         if not isinstance(prompt, str):
-            return self.tokenizer.decode(prompt), prompt
+            return self.decode(prompt), prompt
         return prompt, await self.encode(prompt, request.add_special_tokens, "messages")
 
     def response_id(self, prefix: str, request: GenerationRequest, header: str | None) -> str:

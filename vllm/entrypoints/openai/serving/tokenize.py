@@ -24,7 +24,7 @@ class ServingTokenize:
         ids = await self._encode(request)
         response = TokenizeResponse(len(ids), self.context.model.max_model_len, ids)
         if request.return_token_strs:
-            response.token_strs = self.context.tokenizer.convert_ids_to_tokens(ids)
+            response.token_strs = list(self.context.tokenizer.convert_ids_to_tokens(ids))
         return response
 
     async def _encode(self, request: TokenizeRequest) -> list[int]:
@@ -45,4 +45,4 @@ class ServingTokenize:
             raise BadRequest(
                 f"tokens has ids {wrong[:8]}; the model's are 0 to {size - 1}", "tokens"
             )
-        return DetokenizeResponse(self.context.tokenizer.decode(request.tokens))
+        return DetokenizeResponse(self.context.decode(request.tokens))
