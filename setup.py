@@ -50,7 +50,7 @@ def requirements(file: str) -> list[str]:
 
 
 def native(device: str) -> dict[str, Any]:
-    """Arguments of setup() for native code: none where the device has none or nothing can build it."""
+    """Arguments of setup() for native code; none where nothing is built."""
     if device != "cpu" or not NATIVE_BUILD.exists():
         return {}
     compiler = os.environ.get("CXX", "g++")
@@ -71,7 +71,8 @@ def _without_torch() -> dict[str, Any]:
     """An isolated build gets torch from pip, which asks here; any other is told to install it."""
     if "develop" in sys.argv or "install" in sys.argv:
         raise SystemExit(
-            "torch is not installed. Run `pip install -r requirements-cpu.txt` first, or `make build`."
+            "torch is not installed. Run `pip install -r requirements-cpu.txt` first, or `make "
+            "build`."
         )
     torch = next(line for line in requirements("requirements-cpu.txt") if line.startswith("torch="))
     return {"setup_requires": [torch]} if "egg_info" in sys.argv else {}
@@ -86,7 +87,7 @@ def _load(path: Path) -> ModuleType:
 
 
 class Develop(develop):
-    """`setup.py develop` as pip does it, with the torch that is installed rather than a fresh one."""
+    """As pip installs a checkout, but with the torch that is there instead of a fresh one."""
 
     def run(self) -> None:
         command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "-e", str(ROOT)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError
@@ -172,7 +171,8 @@ VARIABLES: tuple[Variable, ...] = (
         "",
         str,
         "an address",
-        "Accepted without effect: processes of one engine are on one machine and use local sockets.",
+        "Accepted without effect: processes of one engine are on one machine and use local "
+        "sockets.",
         has_effect=False,
     ),
     Variable(

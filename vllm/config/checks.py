@@ -22,8 +22,8 @@ def _check_parallel(config: VllmConfig) -> None:
     ):
         if size > 1:
             raise ConfigError(
-                f"{flag} {size}: running one model over several devices is not available yet in this "
-                f"build. Leave {flag} out."
+                f"{flag} {size}: running one model over several devices is not available yet in "
+                f"this build. Leave {flag} out."
             )
 
 
@@ -32,14 +32,15 @@ def _check_steps(config: VllmConfig) -> None:
     tokens = scheduler.max_num_batched_tokens
     if tokens < scheduler.max_num_seqs:
         raise ConfigError(
-            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs {scheduler.max_num_seqs}: "
-            "every running sequence takes one token of a step. Raise the first or lower the second."
+            f"--max-num-batched-tokens {tokens} is less than --max-num-seqs "
+            f"{scheduler.max_num_seqs}: every running sequence takes one token of a step. Raise "
+            "the first or lower the second."
         )
     if not scheduler.enable_chunked_prefill and tokens < longest:
         raise ConfigError(
             f"--max-num-batched-tokens {tokens} is less than --max-model-len {longest}: without "
-            "chunked prefill a prompt is computed in one step. Raise the first, lower the second, or "
-            "leave --no-enable-chunked-prefill out."
+            "chunked prefill a prompt is computed in one step. Raise the first, lower the second, "
+            "or leave --no-enable-chunked-prefill out."
         )
 
 
@@ -53,6 +54,6 @@ def _check_long_prompts(config: VllmConfig) -> None:
         )
     if not scheduler.enable_chunked_prefill and scheduler.long_prefill_token_threshold:
         raise ConfigError(
-            f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} needs chunked "
-            "prefill. Leave it out, or leave --no-enable-chunked-prefill out."
+            f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} needs "
+            "chunked prefill. Leave it out, or leave --no-enable-chunked-prefill out."
         )

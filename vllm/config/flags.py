@@ -17,8 +17,8 @@ from vllm.utils.argparse import FlexibleArgumentParser
 OLD_FLAGS: Final = "old flags"
 NOT_YET: Final = "not available yet"
 _HELP_HINT: Final = (
-    "--help=WORD shows what mentions a word, --help=GROUP one group (such as cache), --help=all also "
-    "old flags and those of features to come. --config FILE reads flags from a YAML file."
+    "--help=WORD shows what mentions a word, --help=GROUP one group (such as cache), --help=all "
+    "also old flags and those of features to come. --config FILE reads flags from a YAML file."
 )
 
 

@@ -1,4 +1,4 @@
-"""Kinds of setting values: read from text (command line, YAML, environment) or taken from Python."""
+"""Kinds of values: read from text (command line, YAML, environment) or taken from Python."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_size(text: str) -> int:
-    """ "1k" is 1000 and "1K" is 1024; a fraction must come out whole: "1.5k" does, "1.5" does not."""
+    """Whole numbers with units: "1k" is 1000, "1K" is 1024, "1.5k" is 1500; "1.5" is refused."""
     match = _SIZE.fullmatch(text.strip().replace("_", ""))
     if match is None:
         raise ValueError(text)

@@ -28,8 +28,8 @@ class DepthBound:
 class Legacy:
     """An old flag. `to` is the setting it changes; none: it is accepted without effect.
 
-    `via` makes the new value of the old one: of `pipeline_depth` a DepthBound, of `hf_overrides` the
-    keys to set, else the value. `neutral`: the old default, which asks for nothing.
+    `via` makes the new value of the old: for `pipeline_depth` a DepthBound, for `hf_overrides` the
+    keys to set. `neutral`: the old default, which asks for nothing.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Legacy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """An environment variable that sets what a flag did not. `device`: only there ("": anywhere)."""
+    """A variable that sets what a flag did not; only on `device` ("": on any)."""
 
     name: str
     to: str
@@ -137,7 +137,8 @@ LEGACY: Final[tuple[Legacy, ...]] = (
     Legacy(
         name="prefix_caching_hash_algo",
         kind=TEXT,
-        help="Blocks are always hashed with BLAKE2b: nobody can construct a collision, at any speed.",
+        help="Blocks are always hashed with BLAKE2b: nobody can construct a collision, at any "
+        "speed.",
     ),
     Legacy(
         name="tokenizer_pool_size",

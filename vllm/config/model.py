@@ -105,25 +105,27 @@ class ModelConfig:
     max_logprobs: int = option(
         20,
         low=-1,
-        help="Most log-probabilities a request may ask for per token; -1: as many as there are tokens.",
+        help="Most log-probabilities a request may ask for per token; -1: as many as there are "
+        "tokens.",
     )
     logprobs_mode: str = option(
         "raw_logprobs",
         choices=("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"),
-        help="What is reported: before (raw) or after (processed) penalties, temperature and the like; "
-        "normalised (logprobs) or not (logits).",
+        help="What is reported: before (raw) or after (processed) penalties, temperature and the "
+        "like; normalised (logprobs) or not (logits).",
     )
     generation_config: str = option(
         "auto",
         folded=True,
-        help="Where default sampling parameters come from: auto: the model's generation_config.json; "
-        "vllm: nowhere; or another directory.",
+        help="Where default sampling parameters come from: auto: the model's "
+        "generation_config.json; vllm: nowhere; or another directory.",
     )
     override_generation_config: Mapping[str, Any] = option(
         {},
         kind=OBJECT,
         folded=True,
-        help='Default sampling parameters that win over the model\'s, such as {"temperature": 0.5}.',
+        help='Default sampling parameters that win over the model\'s, such as {"temperature": '
+        "0.5}.",
     )
 
     path: Path  # directory that holds the checkpoint

@@ -80,9 +80,8 @@ def named_dtype(flag: str, asked: Any, platform: Platform) -> torch.dtype:
     dtype = asked if isinstance(asked, torch.dtype) else _DTYPES.get(str(asked).lower())
     names = [str(known).removeprefix("torch.") for known in platform.capabilities.dtypes]
     if dtype is None:
-        raise ConfigError(
-            f"{flag} {asked}: not one of {', '.join(DTYPE_NAMES)}.{did_you_mean(asked, DTYPE_NAMES)}"
-        )
+        hint = did_you_mean(asked, DTYPE_NAMES)
+        raise ConfigError(f"{flag} {asked}: not one of {', '.join(DTYPE_NAMES)}.{hint}")
     if dtype not in platform.capabilities.dtypes:
         raise ConfigError(
             f"{flag} {asked}: device {platform.name} does not compute in it. Choose "
@@ -151,8 +150,8 @@ def _max_model_len(draft: Draft, checkpoint: Checkpoint) -> int:
     if draft.values["disable_sliding_window"] and window is not None:
         if asked is not None and asked > window:
             raise ConfigError(
-                f"--max-model-len {asked}: the model attends over {window} tokens, which is the most "
-                "with --disable-sliding-window. Leave either out."
+                f"--max-model-len {asked}: the model attends over {window} tokens, which is the "
+                "most with --disable-sliding-window. Leave either out."
             )
         limit = min(limit, window)
     if asked is None or asked <= limit:

@@ -33,7 +33,7 @@ class Setting:
     folded: bool  # acts through other fields, and is kept only to show what was asked for
 
     def check(self, value: Any) -> Any:
-        """`value` in the type of the setting. Raises ConfigError naming flag, value and what is allowed."""
+        """`value` in the setting's type. Raises ConfigError naming flag, value and what is allowed."""
         if self.auto and value == self.default:
             return value
         try:

@@ -17,8 +17,8 @@ class SchedulerConfig:
         kind=INT,
         low=1,
         auto="2048, or enough for the longest prompt without chunked prefill",
-        help="Most tokens computed in one step. More: faster prompts; fewer: steadier output of the "
-        "requests that are already running.",
+        help="Most tokens computed in one step. More: faster prompts; fewer: steadier output of "
+        "the requests that are already running.",
     )
     enable_chunked_prefill: bool = option(
         True, help="Compute long prompts in pieces, next to the requests that are generating."
@@ -27,7 +27,8 @@ class SchedulerConfig:
         "fcfs",
         choices=("fcfs", "priority"),
         flag="--scheduling-policy",
-        help="fcfs: in order of arrival; priority: in order of the requests' priority, lowest first.",
+        help="fcfs: in order of arrival; priority: in order of the requests' priority, lowest "
+        "first.",
     )
     pipeline_depth: int = option(
         None,
@@ -35,8 +36,8 @@ class SchedulerConfig:
         low=1,
         high=64,
         auto="the device",
-        help="Steps in flight. 1: each step waits for the tokens of the one before; 2 and more hide "
-        "the work of the host behind the device.",
+        help="Steps in flight. 1: each step waits for the tokens of the one before; 2 and more "
+        "hide the work of the host behind the device.",
     )
     long_prefill_token_threshold: int = option(
         0,

@@ -1,4 +1,4 @@
-"""Flags whose feature this build does not have: their default is accepted, anything else refused."""
+"""Flags of features that this build lacks: the default is accepted, anything else refused."""
 
 from __future__ import annotations
 

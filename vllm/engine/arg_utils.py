@@ -35,8 +35,9 @@ class _Arguments:
         known = _fields_of(type(self))
         for name in values:
             if name not in known:
+                hint = did_you_mean(name, known)
                 raise ConfigError(
-                    f"{name}={values[name]!r}: there is no such setting.{did_you_mean(name, known)} "
+                    f"{name}={values[name]!r}: there is no such setting.{hint} "
                     "`vllm serve --help=all` lists them."
                 )
         values["model"] = model or ""
@@ -58,7 +59,7 @@ class _Arguments:
 
     @classmethod
     def add_cli_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        """Add a flag per field, grouped by config. What is not given is left out of the namespace."""
+        """Add a flag per field, grouped by config."""
         from vllm.config.flags import add_engine_flags
 
         add_engine_flags(parser)

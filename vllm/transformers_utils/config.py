@@ -54,7 +54,7 @@ class Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file. Raises LoadError if it is broken."""
+    """The object in a JSON file; empty if there is none. Raises LoadError if it is broken."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -86,8 +86,8 @@ def load_checkpoint(
     raw = read_json(source / "config.json")
     if not raw:
         raise LoadError(
-            f"{source} has no config.json, so it is not a checkpoint. Give the directory that holds "
-            "config.json and the weights."
+            f"{source} has no config.json, so it is not a checkpoint. Give the directory that "
+            "holds config.json and the weights."
         )
     changes = {} if overrides is None or callable(overrides) else _with_rope(overrides, raw)
     merged = {**raw, **changes}
@@ -245,7 +245,7 @@ def _dtype_of_weights(path: Path) -> torch.dtype | None:
 
 
 def end_token_ids(checkpoint: Checkpoint, generation: Mapping[str, Any]) -> frozenset[int]:
-    """Tokens that end a text: what generation_config.json and config.json name, else the tokenizer."""
+    """Tokens that end a text: from generation_config.json and config.json, else the tokenizer."""
     text_config = checkpoint.raw.get("text_config") or {}
     found: set[int] = set()
     for source in (generation, checkpoint.raw, text_config):

@@ -53,8 +53,8 @@ def locate(source: Source, files: Sequence[str]) -> Path:
         )
     if not _is_hub_name(source.name):
         raise ConfigError(
-            f"{source.flag} {source.name}: there is no such directory, and it is no name on the hub "
-            "(those look like organisation/model)."
+            f"{source.flag} {source.name}: there is no such directory, and it is no name on the "
+            "hub (those look like organisation/model)."
         )
     return _from_hub(source, files)
 

@@ -29,8 +29,8 @@ def get_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     if config.skip_tokenizer_init:
         raise ConfigError(
-            "--skip-tokenizer-init: there is no tokenizer. Give prompts as token ids, read the output "
-            "as token ids, or leave the flag out."
+            "--skip-tokenizer-init: there is no tokenizer. Give prompts as token ids, read the "
+            "output as token ids, or leave the flag out."
         )
     key = (
         config.tokenizer_path,
@@ -60,8 +60,8 @@ def load_tokenizer(
         )
     except Exception as error:  # transformers and a tokenizer's own code raise anything
         raise LoadError(
-            f"no tokenizer can be loaded from {path} ({type(error).__name__}: {error}). Name another "
-            "with --tokenizer, or use --skip-tokenizer-init and token ids."
+            f"no tokenizer can be loaded from {path} ({type(error).__name__}: {error}). Name "
+            "another with --tokenizer, or use --skip-tokenizer-init and token ids."
         ) from error
     if not tokenizer.is_fast and mode != "slow":
         logger.warning("%s has no fast tokenizer: tokenizing will be slow", path)
