@@ -79,11 +79,11 @@ def run(
 
 
 def inline(architecture: str = "llama", depth: int = 1) -> InlineExecutor:
-    return InlineExecutor(make_config(checkpoint(architecture), depth))
+    return InlineExecutor(make_config(checkpoint(architecture), depth), Worker)
 
 
 @pytest.mark.parametrize("chunk", [MAX_MODEL_LEN, 5], ids=["whole-prompts", "chunks"])
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "deepseek_v3"])
 def test_greedy_tokens_of_a_mixed_batch_are_those_of_transformers(
     architecture: str, chunk: int
 ) -> None:
@@ -120,7 +120,7 @@ def test_tokens_do_not_depend_on_executor_depth_or_chunks(
     if kind == "processes":
         executor = MultiProcessExecutor(config, 1, Worker)
     else:
-        executor = (InlineExecutor if kind == "inline" else ThreadedExecutor)(config)
+        executor = (InlineExecutor if kind == "inline" else ThreadedExecutor)(config, Worker)
     assert [s.tokens for s in run(executor, mixed_params(), depth, chunk)] == expected_mixed()
 
 

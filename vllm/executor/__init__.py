@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 def make_executor(config: VllmConfig) -> Executor:
     """The executor that the configuration asks for, not started."""
     # Imported where needed: `vllm.executor.base` is imported by code that needs no model stack.
+    from vllm.worker.worker import Worker
+
     if config.parallel.distributed_executor_backend == "mp":
         from vllm.executor.multi_process import MultiProcessExecutor
-        from vllm.worker.worker import Worker
 
         return MultiProcessExecutor(config, config.parallel.world_size, Worker)
     from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
 
-    if config.scheduler.pipeline_depth > 1:
-        return ThreadedExecutor(config)
-    return InlineExecutor(config)
+    in_process = ThreadedExecutor if config.scheduler.pipeline_depth > 1 else InlineExecutor
+    return in_process(config, Worker)

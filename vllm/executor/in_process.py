@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.groups import SINGLE
 from vllm.executor.base import StepHandle
-from vllm.executor.control import invoke
+from vllm.executor.control import WorkerType, invoke
 from vllm.worker.facts import WorkerFacts
-from vllm.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
 
 
 class InlineExecutor:
     """Runs everything where it is called; `submit` returns when the device work is queued."""
 
-    def __init__(self, config: VllmConfig) -> None:
+    def __init__(self, config: VllmConfig, worker_type: WorkerType) -> None:
         self._config = config
+        self._worker_type = worker_type
 
     def start(self) -> list[WorkerFacts]:
-        self._worker = Worker(self._config, SINGLE)
+        self._worker = self._worker_type(self._config, SINGLE)
         self._worker.load()
         return [self._worker.facts()]
 
@@ -49,8 +51,8 @@ class ThreadedExecutor:
     rank happens in that one thread, in the order of the calls.
     """
 
-    def __init__(self, config: VllmConfig) -> None:
-        self._inline = InlineExecutor(config)
+    def __init__(self, config: VllmConfig, worker_type: WorkerType) -> None:
+        self._inline = InlineExecutor(config, worker_type)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank-0")
 
     def start(self) -> list[WorkerFacts]:

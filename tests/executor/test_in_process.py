@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests.executor import fake_worker as fake
+from tests.executor.fake_worker import FakeWorker, FinishedStep, fake_config, fake_plan
+from vllm.core.kv_cache.spec import KVCacheLayout, KVGroup
+from vllm.core.plan import StepPlan
+from vllm.errors import LoadError, NotAvailable
+from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
+
+KINDS = pytest.mark.parametrize("kind", [InlineExecutor, ThreadedExecutor])
+
+
+@KINDS
+def test_steps_calls_and_cache_reach_the_worker(
+    kind: type[InlineExecutor] | type[ThreadedExecutor],
+) -> None:
+    executor = kind(fake_config(), FakeWorker)
+    assert [f.free_bytes for f in executor.start()] == [100]
+    executor.bind_kv_cache(KVCacheLayout(9, (KVGroup(fake.SPEC, ("layer.0",)),)))
+    handles = [executor.submit(fake_plan(step)) for step in (1, 2)]
+    assert executor.call("apply_model", print) == [9]
+    np.testing.assert_array_equal(handles[1].result().token_ids, [200, 201])
+    np.testing.assert_array_equal(handles[0].result().token_ids, [100, 101])
+    executor.check_health()
+    executor.stop()
+
+
+@KINDS
+def test_errors_reach_the_caller_as_they_are(
+    kind: type[InlineExecutor] | type[ThreadedExecutor],
+) -> None:
+    executor = kind(fake_config(load_error="truncated"), FakeWorker)
+    with pytest.raises(LoadError, match="truncated"):
+        executor.start()
+    with pytest.raises(MemoryError):
+        executor.submit(fake_plan(fake.STEP_RAISES)).result()
+    with pytest.raises(NotAvailable, match="load"):
+        executor.call("load")
+    executor.stop()
+
+
+class SlowWorker(FakeWorker):
+    """Takes its time, in the thread it was made in."""
+
+    def execute(self, plan: StepPlan) -> FinishedStep:
+        assert threading.current_thread().name.startswith("rank-0")
+        time.sleep(0.1)
+        return super().execute(plan)
+
+
+def test_a_threaded_rank_computes_while_the_caller_goes_on() -> None:
+    executor = ThreadedExecutor(fake_config(depth=2), SlowWorker)
+    executor.start()
+    started = time.monotonic()
+    handles = [executor.submit(fake_plan(step)) for step in (1, 2)]
+    assert time.monotonic() - started < 0.05
+    assert [handle.result().step for handle in handles] == [1, 2]
+    executor.stop()
+    assert not any(t.name.startswith("rank-0") for t in threading.enumerate())

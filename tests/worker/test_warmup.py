@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from vllm.worker.planner import Launch, Phase
+from vllm.worker.slots import DUMMY_SLOT
+from vllm.worker.warmup import dummy_launch, warm_up
+
+
+def run_warm_up(cost_s: float) -> list[Launch]:
+    launches: list[Launch] = []
+
+    def run(launch: Launch) -> None:
+        launches.append(launch)
+        if launch.key.phase is not Phase.DECODE:
+            time.sleep(cost_s)
+
+    warm_up(run, max_rows=4, max_tokens=500, max_row_tokens=200, block_size=16)
+    return launches
+
+
+@pytest.mark.parametrize(("cost_s", "tokens"), [(0.0, [1, 4, 64, 500]), (0.3, [1, 4, 64])])
+def test_warm_up_leaves_out_a_full_prefill_that_would_take_long(
+    cost_s: float, tokens: list[int]
+) -> None:
+    launches = run_warm_up(cost_s)
+    assert [launch.num_tokens for launch in launches] == tokens
+    assert all((launch.slots_np == DUMMY_SLOT).all() for launch in launches)
+
+
+def test_a_dummy_launch_keeps_rows_within_the_model_length() -> None:
+    launch = dummy_launch(500, max_row_tokens=200, block_size=16)
+    assert launch.counts_np.tolist() == [200, 200, 100]
+    assert launch.positions_np.max() == 199
