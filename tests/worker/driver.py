@@ -1,4 +1,4 @@
-"""Plays the scheduler in front of an executor: the plainest one that keeps the contract of plans."""
+"""Plays the scheduler in front of an executor: the plainest that keeps the contract of plans."""
 
 from __future__ import annotations
 
@@ -166,8 +166,9 @@ class Driver:
         for i, (s, token) in enumerate(zip(drawn, result.token_ids.tolist(), strict=True)):
             s.tokens.append(token)
             if result.logprobs is not None and s.params.logprobs is not None:
-                l = result.logprobs
-                s.logprobs.append(LogprobArrays(l.token_ids[i], l.logprobs[i], l.ranks[i]))
+                values = result.logprobs
+                one = LogprobArrays(values.token_ids[i], values.logprobs[i], values.ranks[i])
+                s.logprobs.append(one)
         for entry in result.prompt_logprobs:
             owners[entry.row][0].prompt_logprobs[entry.start] = entry.values
 

@@ -31,9 +31,9 @@ def _decode_array(data: memoryview) -> np.ndarray:
     at = 2 + 8 * ndim
     shape = struct.unpack_from(f"<{ndim}q", data, 2)
     dtype = np.dtype(bytes(data[at : at + dtype_length]).decode())
-    flat = np.frombuffer(data[at + dtype_length :], dtype)
     # A copy, because the message puts the numbers at any offset and is reused or freed afterwards.
-    return flat.reshape(shape).copy()
+    array: np.ndarray = np.frombuffer(data[at + dtype_length :], dtype).reshape(shape).copy()
+    return array
 
 
 def _enc_hook(value: Any) -> Any:
@@ -57,7 +57,7 @@ def _ext_hook(code: int, data: memoryview) -> Any:
 
 
 def encoder() -> msgspec.msgpack.Encoder:
-    """Encodes messages. Raises NotAvailable on a function, TypeError on what else has no encoding."""
+    """Encodes messages. Raises NotAvailable on a function, TypeError on other strangers."""
     return msgspec.msgpack.Encoder(enc_hook=_enc_hook)
 
 

@@ -16,6 +16,7 @@ The memory has no name (memfd), hence nothing can be left behind by a process th
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import select
@@ -165,11 +166,9 @@ class BroadcastReader(_End):
         length, more = _BELL.unpack(bell)
         first, second = self._spans(length)
         fragment = self._ring[first] + self._ring[second] if second.stop else self._ring[first]
-        try:
+        # Where the writer is gone, what it wrote before is still ours to read.
+        with contextlib.suppress(BrokenPipeError):
             os.write(self._ack, _ACK)
-        except BrokenPipeError:
-            # The writer is gone; what it wrote before is still ours to read.
-            pass
         return fragment, bool(more)
 
 

@@ -38,7 +38,7 @@ CALLABLE = frozenset({"apply_model", "ping"})
 
 
 def invoke(worker: RankWorker, method: str, args: tuple[Any, ...]) -> Any:
-    """worker.method(*args). Raises NotAvailable for a method that is not one of the control plane."""
+    """worker.method(*args). Raises NotAvailable for a method not of the control plane."""
     if method not in CALLABLE:
         raise NotAvailable(
             f"workers have no method {method!r} to call; they have {', '.join(sorted(CALLABLE))}"

@@ -89,7 +89,7 @@ class _Sender:
     def _send(self, make: Callable[[], FromRank]) -> None:
         try:
             message = self._encode(make())
-        except Exception as error:  # noqa: BLE001 - all of them travel to the engine
+        except Exception as error:
             message = self._encode(failure(error))
         self._replies.put(message)
 
@@ -102,7 +102,7 @@ def _load(
         worker = worker_type(config, group)
         worker.load()
         facts = worker.facts()
-    except Exception as error:  # noqa: BLE001 - all of them travel to the engine
+    except Exception as error:
         sender.send(functools.partial(_same, failure(error)))
         return None
     sender.send(lambda: Loaded(facts))
@@ -118,7 +118,7 @@ def _serve(worker: RankWorker, requests: BroadcastReader, sender: _Sender) -> No
             sender.send(_perform(worker, decode.decode(raw)))
         except QueueClosed:
             raise
-        except Exception as error:  # noqa: BLE001 - all of them travel to the engine
+        except Exception as error:
             sender.send(functools.partial(_same, failure(error)))
 
 

@@ -72,8 +72,8 @@ def activation_bytes(
 ) -> int:
     """Peak of a step of `num_tokens` tokens that samples `num_rows` rows.
 
-    `run(n)` computes the hidden states of n tokens; two short runs give the bytes per token, so that
-    a large model does not have to compute a full step before it can start.
+    `run(n)` computes the hidden states of n tokens; two short runs give the bytes per token, so
+    that a large model does not have to compute a full step before it can start.
     """
     few, many = 8, min(num_tokens, 136)
     if many <= few:

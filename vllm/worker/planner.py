@@ -35,8 +35,8 @@ class ShapeKey:
 class Launch:
     """One call of the model over R rows and T flat tokens. Host arrays, not written after creation.
 
-    Token t belongs to launch row token_rows_np[t], hence to slot slots_np[token_rows_np[t]], and has
-    position positions_np[t] in its request. The tokens of row r are
+    Token t belongs to launch row token_rows_np[t], hence to slot slots_np[token_rows_np[t]], and
+    has position positions_np[t] in its request. The tokens of row r are
     [query_start_np[r], query_start_np[r + 1]), in order of position.
     """
 

@@ -45,7 +45,7 @@ class BlockTable:
         self.host = np.zeros((num_slots, max_blocks), np.int32)
         self.tensor = device.upload(self.host)
         self._device = device
-        # On devices that compute in host memory an upload can be a view; writing twice is then moot.
+        # A device that computes in host memory may upload by a view; a second write is moot then.
         self._shared = self.tensor.data_ptr() == self.host.ctypes.data
 
     def put(self, slots: Int32Array, columns: Int32Array, block_ids: Int32Array) -> None:
@@ -128,7 +128,7 @@ class Slots:
         return self.device.upload(index)
 
     def read(self, index: Tensor) -> Tensor:
-        """Token ids at `flat_index` entries: int32 [T]. Sees the tokens of steps still in flight."""
+        """Token ids at `flat_index` entries: int32 [T]. Sees tokens of steps still in flight."""
         return self._flat_tokens.index_select(0, index)
 
     def write_drawn(self, slots: Int32Array, positions: Int32Array, token_ids: Tensor) -> None:
