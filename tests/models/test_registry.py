@@ -87,3 +87,10 @@ def test_a_model_transformers_cannot_run_our_way_is_refused_with_the_reason(
             CpuPlatform(),
             torch.device("cpu"),
         )
+
+
+def test_gpt_bigcode_with_a_kv_head_per_query_head_names_the_way_out(tmp_path):
+    path = random_checkpoint.make("gpt_bigcode", tmp_path, multi_query=False)
+    with pytest.raises(ConfigError, match=r"multi_query=false.*--model-impl transformers"):
+        load_model(config_for(path), CpuPlatform(), torch.device("cpu"))
+    load_model(config_for(path, model_impl="transformers"), CpuPlatform(), torch.device("cpu"))

@@ -90,7 +90,7 @@ class LinearMethod(ABC):
     def slots(self, layer: Linear) -> Iterator[Slot]:
         """Where the checkpoint tensors of `layer` go."""
 
-    def finish(self, layer: Linear) -> None:  # noqa: B027 - most have nothing to do
+    def finish(self, layer: Linear) -> None:
         """Called once, after loading."""
 
     @abstractmethod

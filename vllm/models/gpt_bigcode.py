@@ -37,12 +37,12 @@ class GPTBigCode(Decoder):
     )
 
     def __init__(self, context: ModelContext) -> None:
-        super().__init__(context)
-        if not self.hf_config.multi_query:
+        if not context.hf_config.multi_query:
             raise ConfigError(
                 "GPTBigCodeForCausalLM with multi_query=false interleaves q, k and v per head, "
                 "which our implementation does not read. Use --model-impl transformers."
             )
+        super().__init__(context)
         num_positions = self.hf_config.max_position_embeddings
         self.positions = Embedding(num_positions, self.hidden, context)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from vllm.models.decoder import GATED_NAMES, experts_weights
 from vllm.models.interfaces import ForwardInputs, Model
 
 _NUMBERS = itertools.count()  # of the models built in this process
+# Frequencies that transformers changes with the longest request of a batch.
+FOLLOWING_ROPES = {"dynamic", "longrope"}
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Arguments of attention that say nothing our metadata does not; any other one is a feature.
 HARMLESS = {
@@ -79,7 +82,7 @@ class TransformersModel(Model, Loadable):
         self.base: nn.Module = self.shell.base_model
         self._tensors = dict(_own_tensors(self.shell))
         self._tied = set(self.shell.state_dict()) - set(self._tensors)
-        _freeze_rope(self.base, context)
+        self._freeze_rope()
         setattr(self.shell, self.prefix, _Passthrough())
 
     def _build(self) -> PreTrainedModel:
@@ -106,6 +109,18 @@ class TransformersModel(Model, Loadable):
             raise self._refusal("it keeps a recurrent state")
         return shell
 
+    def _freeze_rope(self) -> None:
+        """Make rotation depend on the position alone (see layers.rope.table.Rotary)."""
+        hf = self.hf_config
+        for name, module in list(self.base.named_modules()):
+            kind = vars(module).get("rope_type")
+            if isinstance(kind, dict) and FOLLOWING_ROPES & set(kind.values()):
+                raise self._refusal("its rotary embedding follows the longest request of a batch")
+            if isinstance(kind, str) and kind in FOLLOWING_ROPES:
+                head_dim = hf.to_dict().get("head_dim") or hf.hidden_size // hf.num_attention_heads
+                parameters = RopeParameters.from_config(hf, head_dim)
+                self.base.set_submodule(name, _TabledRope(parameters, self.context))
+
     def slots(self) -> Iterator[Slot]:
         for name, tensor in self._tensors.items():
             if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
@@ -117,7 +132,7 @@ class TransformersModel(Model, Loadable):
                     yield Slot(name, target, tuple(target.shape), part, expert)
 
     def ignored_weights(self) -> tuple[str, ...]:
-        return tuple(name.replace(".", r"\.") for name in self._tied)
+        return tuple(re.escape(name) for name in self._tied)
 
     def finish(self) -> None:
         """Find out, by computing one token, what each attention layer asks for."""
@@ -204,16 +219,6 @@ class _TabledRope(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [1, T] -> cos and sin [1, T, R] in x's dtype."""
         return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)
-
-
-def _freeze_rope(base: nn.Module, context: ModelContext) -> None:
-    """Make rotation depend on the position alone (see layers.rope.table.Rotary)."""
-    hf = context.hf_config
-    for name, module in list(base.named_modules()):
-        if vars(module).get("rope_type") in ("dynamic", "longrope"):
-            head_dim = hf.to_dict().get("head_dim") or hf.hidden_size // hf.num_attention_heads
-            tabled = _TabledRope(RopeParameters.from_config(hf, head_dim), context)
-            base.set_submodule(name, tabled)
 
 
 def _own_tensors(shell: nn.Module) -> Iterator[tuple[str, Tensor]]:
