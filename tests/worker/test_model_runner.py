@@ -23,6 +23,8 @@ from vllm.executor.multi_process import MultiProcessExecutor
 from vllm.sampling_params import SamplingParams
 from vllm.worker.worker import Worker
 
+pytestmark = pytest.mark.engine
+
 PROMPT_LENGTHS = (1, 2, 7, 8, 9, 16, 31, 40)
 NUM_TOKENS = 12
 

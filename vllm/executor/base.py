@@ -35,7 +35,7 @@ class Executor(Protocol):
         ...
 
     def call(self, method: str, *args: Any) -> list[Any]:
-        """Run the Worker's `method` on every rank (control plane), after the steps queued so far."""
+        """Run the Worker's `method` on every rank, after the steps queued so far."""
         ...
 
     def check_health(self) -> None:
