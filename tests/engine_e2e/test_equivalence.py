@@ -135,4 +135,4 @@ def test_tokens_are_the_same_in_every_combination(
         assert (stats.prefix_hits > 0) == caching
         core.check_integrity()
     finally:
-        llm.shutdown()
+        llm.llm_engine.shutdown()

@@ -84,3 +84,4 @@ class StepResult(msgspec.Struct, frozen=True):
     token_ids: np.ndarray  # [S] int32
     logprobs: LogprobArrays | None = None  # S entries, when any row asked for log-probabilities
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    failures: dict[int, str] = {}  # by slot: requests whose own code failed; their tokens are void

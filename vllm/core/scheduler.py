@@ -281,7 +281,9 @@ class Scheduler:
             if row.sample:
                 request.num_pending -= 1
                 token_id = token_ids[drawn]
-            if not request.is_finished:
+            if not request.is_finished and request.slot in result.failures:
+                updates.append(self._fail(request, result.failures[request.slot]))
+            elif not request.is_finished:
                 update = self._advance(request, token_id)
                 if index in prompt_logprobs:
                     update.prompt_logprobs = _unseen(prompt_logprobs[index], request)
@@ -318,6 +320,10 @@ class Scheduler:
         if update.finish_reason is not None:
             self._finish(request, update.finish_reason)
         return update
+
+    def _fail(self, request: Request, error: str) -> RequestUpdate:
+        self._finish(request, FinishReason.ERROR)
+        return RequestUpdate(request.id, [], finish_reason=FinishReason.ERROR, error=error)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason

@@ -77,6 +77,7 @@ class SamplingState:
         self.top_p_np = np.ones(num_slots, np.float32)
         self.num_logprobs_np = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.processors: dict[int, list[HostProcessor]] = {}
+        self.failures: dict[int, str] = {}  # by slot, until `take_failures`
         self._integers = torch.zeros((num_slots, 4), dtype=torch.int32, device=device)
         self.num_prompt_tokens = self._integers[:, _Integer.NUM_PROMPT_TOKENS]
         self.top_k = self._integers[:, _Integer.TOP_K]  # vocab_size: off
@@ -107,6 +108,11 @@ class SamplingState:
             k = params.logprobs
             self.num_logprobs_np[slot] = self.vocab_size if k == -1 else min(k, self.vocab_size)
         self.wants_np[slot] = wants
+
+    def take_failures(self) -> dict[int, str]:
+        """Why requests cannot go on, by slot; those since the last call."""
+        failures, self.failures = self.failures, {}
+        return failures
 
     def release(self, slot: int) -> None:
         self.wants_np[slot] = 0

@@ -59,11 +59,13 @@ class RunningStep:
         token_ids: HostCopy | None,
         logprobs: LogprobCopies | None,
         prompt_logprobs: Sequence[tuple[int, int, LogprobCopies]],
+        failures: dict[int, str],
     ) -> None:
         self._step = step
         self._token_ids = token_ids
         self._logprobs = logprobs
         self._prompt_logprobs = prompt_logprobs
+        self._failures = failures
 
     def result(self) -> StepResult:
         return StepResult(
@@ -74,6 +76,7 @@ class RunningStep:
                 PromptLogprobs(row, start, copies.wait())
                 for row, start, copies in self._prompt_logprobs
             ),
+            failures=self._failures,
         )
 
 
@@ -106,10 +109,11 @@ class ModelRunner:
                 row_parts.append(launch.plan_rows_np[sampling])
         if not hidden_parts:
             self.device.step_boundary()
-            return RunningStep(plan.step, None, None, prompt_logprobs)
+            return RunningStep(plan.step, None, None, prompt_logprobs, {})
         token_ids, logprobs = self._sample(plan, hidden_parts, row_parts)
         self.device.step_boundary()
-        return RunningStep(plan.step, token_ids, logprobs, prompt_logprobs)
+        failures = self.slots.sampling.take_failures()
+        return RunningStep(plan.step, token_ids, logprobs, prompt_logprobs, failures)
 
     def launch(self, launch: Launch) -> Tensor:
         """Hidden states [T, H] of a launch, its keys and values written to the cache."""
