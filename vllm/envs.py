@@ -143,7 +143,8 @@ VARIABLES: tuple[Variable, ...] = (
         "spawn",
         _one_of("spawn"),
         "spawn (a forked process inherits threads and locks in an unknown state)",
-        "How worker processes are started.",
+        "Checked only: worker processes are always spawned.",
+        has_effect=False,
     ),
     Variable(
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
@@ -234,7 +235,11 @@ class Environment:
 
     def set_without_effect(self) -> list[str]:
         """Variables that are set, and accepted only for compatibility."""
-        return [v.name for v in VARIABLES if not v.has_effect and self.is_set(v.name)]
+        return [
+            v.name
+            for v in VARIABLES
+            if not v.has_effect and self.is_set(v.name) and self.__getattr__(v.name) != v.default
+        ]
 
     def describe(self, name: str) -> str:
         return _TABLE[name].help

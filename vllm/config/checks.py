@@ -18,7 +18,6 @@ def _check_parallel(config: VllmConfig) -> None:
     for flag, size in (
         ("--tensor-parallel-size", parallel.tensor_parallel_size),
         ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
-        ("--data-parallel-size", parallel.data_parallel_size),
     ):
         if size > 1:
             raise ConfigError(

@@ -121,7 +121,6 @@ OBJECT: Final = Kind("a JSON object", _parse_object, _take_object, "JSON")
 OBJECT_OR_FUNCTION: Final = Kind("a JSON object", _parse_object, _take_object_or_function, "JSON")
 # Names on the command line, and also the thing itself from Python (a torch.dtype, a class).
 TEXT_OR_OBJECT: Final = Kind("a name", str, _same, "NAME")
-TEXTS_OR_OBJECTS: Final = Kind("one or more names", str, tuple, "NAME", many=True)
 
 
 def kind_of(default: Any) -> Kind:

@@ -37,6 +37,7 @@ class Legacy:
     neutral: Any = None
     to: str = ""
     via: Callable[[Any], Any] = lambda value: value
+    silent: bool = False  # asks for what is done anyway: nothing to warn of
     help: str
 
     @property
@@ -111,9 +112,17 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         help='--hf-overrides {"rope_theta": ...}.',
     ),
     Legacy(
+        name="enforce_eager",
+        kind=BOOL,
+        neutral=False,
+        silent=True,
+        help="Steps are always launched directly: no device captures graphs yet.",
+    ),
+    Legacy(
         name="disable_log_requests",
         kind=BOOL,
         neutral=False,
+        silent=True,
         help="Requests are not logged unless --enable-log-requests says so.",
     ),
     Legacy(
@@ -256,7 +265,7 @@ def fold(
         elif row.to == "stream_interval":
             steps = arguments["num_scheduler_steps"] or 1
             values["stream_interval"] = max(values["stream_interval"], int(steps))
-        elif not row.to:
+        elif not row.to and not row.silent:
             logger.warning_once("%s has no effect: %s", row.flag, row.help)
     for variable in VARIABLES:
         is_for_us = variable.device in ("", device) and variable.to != "pipeline_depth"

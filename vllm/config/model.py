@@ -26,6 +26,7 @@ class ModelConfig:
     tokenizer: str = option(
         "",
         auto="the model's own",
+        folded=True,
         help="Tokenizer to use, if not the one that comes with the model: a directory or a name.",
     )
     tokenizer_mode: str = option(
@@ -56,6 +57,7 @@ class ModelConfig:
     hf_token: str = option(
         "",
         auto="the one of the hub login",
+        secret=True,
         folded=True,
         help="Token for private models on the hub.",
     )
@@ -92,10 +94,6 @@ class ModelConfig:
         "auto",
         choices=("auto", "vllm", "transformers"),
         help="auto: our own implementation, else the one of transformers; or insist on either.",
-    )
-    enforce_eager: bool = option(
-        False,
-        help="Launch every step directly, without captured graphs, on devices that have them.",
     )
     disable_sliding_window: bool = option(
         False,

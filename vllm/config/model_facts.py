@@ -10,12 +10,12 @@ import torch
 
 from vllm.config.draft import Draft
 from vllm.config.model import DTYPE_NAMES, ModelConfig
-from vllm.config.option import did_you_mean
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.transformers_utils import config as checkpoints
 from vllm.transformers_utils.config import Checkpoint
 from vllm.transformers_utils.hub import TOKENIZER_FILES, Source, locate, weight_patterns
+from vllm.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from vllm.platforms.base import Platform

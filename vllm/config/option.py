@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.config.kinds import Kind, kind_of
 from vllm.errors import ConfigError
+from vllm.utils.text import did_you_mean
 
 _KEY = "vllm.option"
 
@@ -30,10 +30,11 @@ class Setting:
     high: float | None
     aliases: tuple[str, ...]
     auto: str  # who decides when the user does not; "": the default is a value like any other
+    secret: bool  # never shown
     folded: bool  # acts through other fields, and is kept only to show what was asked for
 
     def check(self, value: Any) -> Any:
-        """`value` in the setting's type. Raises ConfigError naming flag, value and what is allowed."""
+        """`value` in the setting's type. Raises ConfigError: flag, value and what is allowed."""
         if self.auto and value == self.default:
             return value
         try:
@@ -63,6 +64,7 @@ def option(
     flag: str = "",
     aliases: tuple[str, ...] = (),
     auto: str = "",
+    secret: bool = False,
     folded: bool = False,
 ) -> Any:
     """A config field that users set.
@@ -80,14 +82,15 @@ def option(
         "flag": flag,
         "aliases": aliases,
         "auto": auto,
+        "secret": secret,
         "folded": folded,
     }
     metadata = {_KEY: known}
     if auto:
-        return field(metadata=metadata)
+        return field(metadata=metadata, repr=not secret)
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 def settings_of(group: type) -> Iterator[Setting]:
@@ -103,9 +106,3 @@ def settings_of(group: type) -> Iterator[Setting]:
             attribute=item.name,
             **{**known, "flag": flag},
         )
-
-
-def did_you_mean(word: Any, known: Iterable[Any]) -> str:
-    """' Did you mean x?', or nothing when no known word is close."""
-    close = difflib.get_close_matches(str(word), [str(item) for item in known], n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""

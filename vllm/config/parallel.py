@@ -9,9 +9,12 @@ from vllm.config.option import option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelConfig:
-    tensor_parallel_size: int = option(1, low=1, help="Devices each layer is split over.")
-    pipeline_parallel_size: int = option(1, low=1, help="Stages the layers are spread over.")
-    data_parallel_size: int = option(1, low=1, help="Copies of the model that share the requests.")
+    tensor_parallel_size: int = option(
+        1, low=1, folded=True, help="Devices each layer is split over."
+    )
+    pipeline_parallel_size: int = option(
+        1, low=1, folded=True, help="Stages the layers are spread over."
+    )
     distributed_executor_backend: str = option(
         "",
         choices=("uni", "mp"),

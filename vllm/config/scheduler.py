@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from vllm.config.kinds import INT, TEXTS_OR_OBJECTS
+from vllm.config.kinds import INT
 from vllm.config.option import option
 
 
@@ -55,9 +53,4 @@ class SchedulerConfig:
         1,
         low=1,
         help="Tokens a streaming request gathers before each message; the first is immediate.",
-    )
-    logits_processors: tuple[Any, ...] = option(
-        (),
-        kind=TEXTS_OR_OBJECTS,
-        help="Classes, or their names as module:Class, that change the logits of every request.",
     )

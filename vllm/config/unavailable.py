@@ -175,6 +175,7 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
     *_rows(
         "running over more than one device or machine",
         "Run one engine per device and put a proxy in front.",
+        data_parallel_size=(INT, 1),
         data_parallel_size_local=(INT, None),
         data_parallel_rank=(INT, None),
         data_parallel_start_rank=(INT, None),
@@ -199,6 +200,11 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         "keeping part of the weights elsewhere",
         cpu_offload_gb=(FLOAT, 0.0),
         enable_sleep_mode=(BOOL, False),
+    ),
+    *_rows(
+        "logits processors for every request",
+        "Give them to single requests of LLM, in SamplingParams(logits_processors=...).",
+        logits_processors=(TEXTS, None),
     ),
     *_rows(
         "replacing a part of the engine by a class",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from vllm.config.legacy import LEGACY
-from vllm.config.option import did_you_mean
 from vllm.config.unavailable import UNAVAILABLE
 from vllm.config.vllm import all_settings
 from vllm.errors import ConfigError
+from vllm.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -83,12 +83,14 @@ def _fields_of(arguments: type[_Arguments]) -> dict[str, dataclasses.Field[Any]]
 
 
 def _fields() -> list[tuple[str, Any, Any]]:
+    secrets = {setting.name for setting in all_settings() if setting.secret}
     found: list[tuple[str, Any, Any]] = []
     for name, default in _defaults():
         if isinstance(default, dict):
             found.append((name, Any, dataclasses.field(default_factory=dict)))
         else:
-            found.append((name, Any, dataclasses.field(default=default)))
+            item = dataclasses.field(default=default, repr=name not in secrets)
+            found.append((name, Any, item))
     return found
 
 

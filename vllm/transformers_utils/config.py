@@ -13,9 +13,9 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from vllm.config.option import did_you_mean
 from vllm.errors import ConfigError, LoadError
 from vllm.logger import init_logger
+from vllm.utils.text import did_you_mean
 
 logger = init_logger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from vllm.config.option import did_you_mean
+from vllm.utils.text import did_you_mean
 
 _TRUE = frozenset({"true", "1", "yes"})
 _FALSE = frozenset({"false", "0", "no"})

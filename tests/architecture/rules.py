@@ -1,0 +1,264 @@
+"""The mechanical rules of this repository. Each takes sources and returns what breaks it.
+
+Pure functions of text, so that each can be shown to fail on a planted violation.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 80
+MAX_RUNNER_LINES = 500
+
+FOUNDATION = (
+    "errors version logger envs utils sampling_params pooling_params outputs inputs distributed"
+).split()
+# Packages from low to high: a module imports its own level and what is below.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    tuple(FOUNDATION),
+    ("transformers_utils", "config"),
+    ("attention", "ops", "platforms"),
+    ("layers",),
+    ("models", "sample", "spec_decode", "lora", "structured_output"),
+    ("loader",),
+    ("worker",),
+    ("executor",),
+    ("core",),
+    ("metrics", "engine"),
+    ("beam_search", "benchmarks", "entrypoints"),
+)
+# Interfaces and messages: what levels talk in, importable from all of them.
+CONTRACTS = frozenset(
+    {
+        "vllm.attention.interface",
+        "vllm.attention.metadata",
+        "vllm.core.kv_cache.spec",
+        "vllm.core.plan",
+        "vllm.engine.messages",
+        "vllm.executor.base",
+        "vllm.metrics.stats",
+        "vllm.platforms.base",
+        "vllm.sample.interface",
+        "vllm.worker.graphs",
+    }
+)
+# (importer, imported): why.
+IMPORT_EXCEPTIONS: Mapping[tuple[str, str], str] = {
+    ("vllm.config.resolve", "vllm.platforms"): "the platform has its say in the configuration",
+    ("vllm.config.document", "vllm.entrypoints.openai.cli_args"): "a program that documents all",
+}
+# Below `layers`, models see only these.
+MODELS_MAY_IMPORT = frozenset({"layers", "ops", "attention", "models", *FOUNDATION})
+
+DEVICE_WORDS = re.compile(r"\bis_(?:hpu|cuda|cpu|rocm)\b|torch\.(?:cuda|hpu)\.|\bhtorch\b")
+VARIABLE = re.compile(r"\bVLLM_[A-Z0-9_]*[A-Z0-9]\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    path: str  # from the root of the repository
+    text: str
+
+    @property
+    def module(self) -> str:
+        parts = Path(self.path).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    def tree(self) -> ast.Module:
+        return _parse(self.text)
+
+
+@cache
+def _parse(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+def sources(*folders: str) -> list[Source]:
+    found = []
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found.append(Source(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")))
+    return found
+
+
+def too_long_files(source: Source, exceptions: Mapping[str, str]) -> Iterator[str]:
+    limit = MAX_RUNNER_LINES if source.path == "vllm/worker/model_runner.py" else MAX_FILE_LINES
+    lines = source.text.count("\n")
+    if lines > limit and source.path not in exceptions:
+        yield f"{source.path}: {lines} lines, at most {limit}"
+
+
+def too_long_functions(source: Source, exceptions: Mapping[str, str]) -> Iterator[str]:
+    for node in ast.walk(source.tree()):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES and f"{source.path}:{node.name}" not in exceptions:
+                yield f"{source.path}: {node.name} has {lines} lines, at most {MAX_FUNCTION_LINES}"
+
+
+def wrong_imports(source: Source) -> Iterator[str]:
+    importer = source.module
+    for target in sorted(set(_imports(source.tree()))):
+        reason = _import_problem(importer, target)
+        if reason and (importer, target) not in IMPORT_EXCEPTIONS:
+            yield f"{source.path} imports {target}: {reason}"
+
+
+def _import_problem(importer: str, target: str) -> str:
+    mine, theirs = _package(importer), _package(target)
+    if not mine or not theirs:  # vllm itself: public names, imported lazily
+        return ""
+    is_device = theirs == "platforms" and target.count(".") >= 2 and target not in CONTRACTS
+    if is_device and mine != "platforms":
+        return "a device's implementation is imported only by vllm.platforms"
+    if target in CONTRACTS or mine == theirs:
+        return ""
+    if mine == "models" and theirs not in MODELS_MAY_IMPORT:
+        return "models import layers, ops and attention only"
+    if _level(theirs) > _level(mine):
+        return f"{mine} is below {theirs}"
+    return ""
+
+
+def _package(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def _level(package: str) -> int:
+    for level, packages in enumerate(LEVELS):
+        if package in packages:
+            return level
+    raise AssertionError(f"package vllm.{package} has no place in LEVELS of {__file__}")
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """Modules of ours that are imported when the code runs, also inside functions."""
+    for node in _run_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "vllm")
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if _is_module(inner) else node.module
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield other
+                yield from _run_nodes(other)
+            continue
+        yield child
+        yield from _run_nodes(child)
+
+
+def device_words(source: Source) -> Iterator[str]:
+    if source.path.startswith("vllm/platforms/"):
+        return
+    for number, line in enumerate(source.text.splitlines(), 1):
+        if DEVICE_WORDS.search(line):
+            yield f"{source.path}:{number}: {line.strip()}"
+
+
+def environment_reads(source: Source) -> Iterator[str]:
+    if source.path == "vllm/envs.py":
+        return
+    for node in ast.walk(source.tree()):
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv"):
+            yield f"{source.path}:{node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            for alias in node.names:
+                if alias.name in ("environ", "getenv", "putenv"):
+                    yield f"{source.path}:{node.lineno}: from os import {alias.name}"
+
+
+def undeclared_variables(path: str, text: str, declared: Iterable[str]) -> Iterator[str]:
+    """Variables that a page mentions and nothing reads."""
+    for name in sorted(set(VARIABLE.findall(text)) - set(declared)):
+        yield f"{path} mentions {name}, which vllm/envs.py does not declare"
+
+
+def undocumented_variables(text: str, declared: Iterable[str]) -> Iterator[str]:
+    for name in sorted(set(declared) - set(VARIABLE.findall(text))):
+        yield f"{name} is not in the documentation"
+
+
+def unread_fields(group: str, fields: Iterable[str], readers: Iterable[Source]) -> Iterator[str]:
+    """Fields of a config that no code reads, as an attribute of `config`, `<group>` or the like."""
+    holders = {group, "config", f"{group}_config"}
+    read = {
+        node.attr
+        for source in readers
+        for node in ast.walk(source.tree())
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+        if ast.unparse(node.value).rpartition(".")[2] in holders
+    }
+    for name in sorted(set(fields) - read):
+        yield f"no code outside vllm/config reads {group}.{name}"
+
+
+def unsafe_statements(source: Source) -> Iterator[str]:
+    tree = source.tree()
+    modules = _module_names(tree)
+    for node in ast.walk(tree):
+        where = f"{source.path}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                yield from (f"{where}: {problem}" for problem in _assignment(target, modules))
+        if isinstance(node, ast.ExceptHandler) and _swallows(node):
+            yield f"{where}: an exception of any kind is swallowed"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield from (f"{where}: {problem}" for problem in _probing(node))
+
+
+def _assignment(target: ast.expr, modules: set[str]) -> Iterator[str]:
+    if not isinstance(target, ast.Attribute):
+        return
+    if target.attr == "__class__":
+        yield "assigns __class__"
+    if isinstance(target.value, ast.Name) and target.value.id in modules:
+        yield f"assigns {ast.unparse(target)}, an attribute of another module"
+
+
+def _module_names(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {
+                alias.asname or alias.name
+                for alias in node.names
+                if _is_module(f"{node.module}.{alias.name}")
+            }
+    return names
+
+
+def _swallows(handler: ast.ExceptHandler) -> bool:
+    is_broad = handler.type is None or ast.unparse(handler.type) in ("Exception", "BaseException")
+    return is_broad and all(isinstance(statement, ast.Pass) for statement in handler.body)
+
+
+def _probing(call: ast.Call) -> Iterator[str]:
+    assert isinstance(call.func, ast.Name)
+    if call.func.id == "hasattr":
+        yield f"{ast.unparse(call)}: ask a declared interface instead"
+    if call.func.id == "getattr" and len(call.args) == 3:
+        default = call.args[2]
+        if isinstance(default, ast.Constant) and default.value is None:
+            yield f"{ast.unparse(call)}: ask a declared interface instead"

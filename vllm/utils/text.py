@@ -1,0 +1,13 @@
+"""Words for people."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def did_you_mean(word: Any, known: Iterable[Any]) -> str:
+    """' Did you mean x?', or nothing when no known word is close."""
+    close = difflib.get_close_matches(str(word), [str(item) for item in known], n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
