@@ -1,6 +1,6 @@
 """A conversation without a server: the model's chat template makes the prompt.
 
-    python examples/chat.py [MODEL]
+python examples/chat.py [MODEL]
 """
 
 import sys

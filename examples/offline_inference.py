@@ -1,6 +1,6 @@
 """Continue prompts without a server.
 
-    python examples/offline_inference.py [MODEL]
+python examples/offline_inference.py [MODEL]
 """
 
 import sys

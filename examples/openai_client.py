@@ -1,6 +1,6 @@
 """The `openai` client on a running server; start one with `make serve`.
 
-    python examples/openai_client.py [URL]
+python examples/openai_client.py [URL]
 """
 
 import sys

@@ -129,7 +129,7 @@ def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> 
             text = tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], chat_template=template, tokenize=False
             )
-        except Exception:  # noqa: BLE001, S112  whatever it raises, it does not read this form
+        except Exception:
             continue
         if isinstance(text, str) and PROBE in text:
             return content_format
@@ -156,7 +156,7 @@ def _template(
 
 
 def _normalize(index: int, message: Message, content_format: ContentFormat) -> dict[str, Any]:
-    """A message as templates expect it: no absent fields, content in their form, arguments parsed."""
+    """A message as templates expect it: without absent fields, arguments of calls parsed."""
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise BadRequest(f"{where} must be an object with role and content", "messages")

@@ -15,7 +15,7 @@ logger = init_logger(__name__)
 
 
 class LoggingStats:
-    """A StatLogger that logs rates since its last line, and a last line when the engine goes idle."""
+    """A StatLogger that logs rates since its last line, and one line when the engine goes idle."""
 
     def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.interval_s = interval_s

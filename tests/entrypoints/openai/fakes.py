@@ -32,7 +32,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass
 class FakeEngine:
-    """Every sequence is `text`, a token per character, cut at max_tokens; `gap_s` between tokens."""
+    """Every sequence is `text`, a token per character, cut at max_tokens, `gap_s` apart."""
 
     tokenizer: PreTrainedTokenizerFast
     text: str = "and they lived happily."

@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import json
+import os
+import signal
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -10,6 +13,7 @@ import pytest
 
 from tests.entrypoints.openai.real_server import serving
 from tests.entrypoints.openai.sse import events_of
+from vllm.entrypoints.cli.main import main
 
 pytestmark = pytest.mark.engine
 HELLO = [{"role": "user", "content": "Tell me a short story."}]
@@ -291,9 +295,6 @@ def test_metrics_count_what_was_served(server, http):
 
 
 def test_engine_death_ends_streams_with_an_error_and_is_unhealthy(tmp_path):
-    import os
-    import signal
-
     with serving(log=tmp_path / "log.txt") as server, server.client() as http:
         body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as response:
@@ -319,18 +320,24 @@ def test_sigterm_stops_server_and_engine_while_a_stream_is_open(tmp_path):
             assert server.stop() == 0
         assert time.monotonic() - start_s < 10
         assert children
-        assert not [pid for pid in children if is_running(pid)]
+        wait_until_gone(children)
 
 
-def is_running(pid):
-    from pathlib import Path
+def wait_until_gone(pids):
+    deadline_s = time.monotonic() + 5
+    while left := {pid: command_of(pid) for pid in pids if Path(f"/proc/{pid}").exists()}:
+        assert time.monotonic() < deadline_s, left
+        time.sleep(0.05)
 
-    return Path(f"/proc/{pid}").exists()
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return "ended"
 
 
 def test_an_occupied_port_is_told_before_the_model_is_loaded(server, capsys):
-    from vllm.entrypoints.cli.main import main
-
     port = server.url.rsplit(":", 1)[1]
     assert main(["serve", "no-such-model", "--host", "127.0.0.1", "--port", port]) == 2
     assert f"--port {port}" in capsys.readouterr().err

@@ -19,7 +19,7 @@ LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    host: str = option("0.0.0.0", help="Address to listen on.")  # noqa: S104
+    host: str = option("0.0.0.0", help="Address to listen on.")
     port: int = option(8000, low=0, high=65535, help="Port to listen on; 0: any free one.")
     uvicorn_log_level: str = option(
         "warning", choices=LOG_LEVELS, help="How much the HTTP server says."

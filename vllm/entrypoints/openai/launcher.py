@@ -26,7 +26,7 @@ from vllm.metrics.logging import LoggingStats, NoLogging
 from vllm.metrics.prometheus import PrometheusStats
 
 logger = init_logger(__name__)
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 BOLD, DIM, GREEN, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[0m"
 
 

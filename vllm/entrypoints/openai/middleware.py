@@ -19,7 +19,7 @@ OPEN_PATHS = frozenset(
 
 
 class ApiKeyGuard:
-    """Answers 401 unless the request bears one of the keys; takes the same time for any wrong one."""
+    """Answers 401 unless the request bears one of the keys; any wrong one takes the same time."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self.app = app

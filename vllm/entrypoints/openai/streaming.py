@@ -95,7 +95,7 @@ async def merged(
             async with aclosing(stream):
                 async for item in stream:
                     queue.put_nowait((index, item))
-        except Exception as error:  # noqa: BLE001  raised again by the reader
+        except Exception as error:
             queue.put_nowait(error)
         else:
             queue.put_nowait(None)
@@ -154,7 +154,7 @@ class EventStream(Response):
 
     @classmethod
     async def open(cls, request: Request, stream: AsyncGenerator[bytes, None]) -> EventStream:
-        """Wait for the first event, so that what is wrong with a request becomes its HTTP status."""
+        """Wait for the first event: what is wrong with a request can then be its HTTP status."""
         try:
             return cls(await until_disconnect(request.receive, _next(stream)), stream)
         except BaseException:

@@ -72,7 +72,7 @@ class ResponseFormat(BaseModel):
 
 
 class GenerationRequest(RequestModel):
-    """Fields of every endpoint that generates. None means the default of the model or the engine."""
+    """Fields of every endpoint that generates. None: the default of the model or the engine."""
 
     # Per endpoint: fields that no engine of ours serves yet, by the remedy to offer.
     unavailable: ClassVar[Mapping[str, str]] = {
@@ -163,7 +163,7 @@ class GenerationRequest(RequestModel):
             )
 
     def sampling_params(self, defaults: Mapping[str, Any], **values: Any) -> SamplingParams:
-        """`values` and the request's own fields, over `defaults` (of the model's generation config)."""
+        """`values` and the request's own fields, over `defaults`, the model's own."""
         merged = {name: defaults[name] for name in SAMPLING_FIELDS if name in defaults}
         for name in SAMPLING_FIELDS:
             value = getattr(self, name)

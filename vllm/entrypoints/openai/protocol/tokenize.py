@@ -10,7 +10,7 @@ from vllm.entrypoints.openai.protocol.common import RequestModel
 
 
 class TokenizeRequest(RequestModel, ChatRenderRequest):
-    """Either a prompt or messages. Special tokens default to True for one and False for the other."""
+    """Either a prompt or messages; special tokens are added by default to the one only."""
 
     model: str | None = None
     prompt: str | None = None

@@ -79,13 +79,8 @@ class ServingCompletion:
         prompt = request.prompt
         if not prompt:
             raise BadRequest("prompt is empty; it needs at least one token", "prompt")
-        items: Sequence[str | list[int]]
-        if isinstance(prompt, str):
-            items = [prompt]
-        elif isinstance(prompt[0], int):
-            items = [prompt]
-        else:
-            items = prompt
+        is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
+        items: Sequence[str | list[int]] = [prompt] if is_one else prompt  # type: ignore[assignment, list-item]
         return await asyncio.gather(*(self._prompt(item, request) for item in items))
 
     async def _prompt(self, item: str | list[int], request: CompletionRequest) -> TokensPrompt:

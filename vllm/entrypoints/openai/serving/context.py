@@ -1,4 +1,4 @@
-"""What every endpoint needs: the engine, its tokenizer, and the checks and steps all requests share."""
+"""What every endpoint needs: the engine, its tokenizer, and the steps that all requests share."""
 
 from __future__ import annotations
 
