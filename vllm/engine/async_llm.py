@@ -87,7 +87,7 @@ class AsyncLLM:
 
     def __init__(self, config: VllmConfig, client: EngineClient) -> None:
         self.vllm_config = config
-        self._client = client
+        self.client = client
         self._front = FrontEnd(config, client)
         self._streams: dict[str, OutputStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -112,6 +112,10 @@ class AsyncLLM:
     @property
     def model_config(self) -> ModelConfig:
         return self.vllm_config.model
+
+    @property
+    def num_open_requests(self) -> int:
+        return len(self._front.output_processor.requests)
 
     @property
     def errored(self) -> bool:
@@ -221,10 +225,10 @@ class AsyncLLM:
     def shutdown(self) -> None:
         """End the engine core. Open requests fail with EngineDeadError."""
         self._fail(EngineDeadError("the engine was shut down"))
-        self._client.stop()
+        self.client.stop()
         if self._receiver is not None:
             self._receiver.join()
-        self._client.close()
+        self.client.close()
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -247,7 +251,7 @@ class AsyncLLM:
     def _receive(self) -> None:
         """Thread: hand messages to the loop until the core is gone."""
         try:
-            while (message := self._client.receive()) is not None:
+            while (message := self.client.receive()) is not None:
                 self._hand_over(message)
         except EngineDeadError as error:
             self._hand_over(error)
@@ -261,7 +265,7 @@ class AsyncLLM:
         try:
             self._loop.call_soon_threadsafe(self._take_arrived)
         except RuntimeError:
-            # The loop is closed; whoever runs the next one takes the message with the ones after it.
+            # The loop is closed; the next one takes this message with the ones after it.
             self._is_woken = False
 
     def _take_arrived(self) -> None:

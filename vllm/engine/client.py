@@ -10,8 +10,8 @@ import shutil
 import signal
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnProcess
 from typing import Final, Protocol
 
@@ -102,20 +102,20 @@ class InProcessClient:
         self._inbox.put(message)
 
     def receive(self) -> FromEngine | None:
-        while True:
-            if self._dead is not None:
-                raise self._dead
-            if not self._take_in():
-                return None
-            if self._answers:
-                return self._answers.pop(0)
-            updates = self._step()
-            if updates is not None:
-                return updates
+        with self._deadly():
+            while self._take_in():
+                if self._answers:
+                    return self._answers.pop(0)
+                updates = self.core.step()
+                if updates is not None:
+                    return updates
+            return None
 
     def settle(self) -> None:
-        while self._dead is None and self._take_in(wait=False) and self.core.has_work:
-            self._step()
+        if self._dead is None:
+            with self._deadly():
+                while self._take_in(wait=False) and self.core.has_work:
+                    self.core.step()
 
     def stop(self) -> None:
         if not self._stopped:
@@ -141,9 +141,13 @@ class InProcessClient:
             if answer is not None:
                 self._answers.append(answer)
 
-    def _step(self) -> StepUpdates | None:
+    @contextmanager
+    def _deadly(self) -> Iterator[None]:
+        """What the core raises is the end of it."""
+        if self._dead is not None:
+            raise self._dead
         try:
-            return self.core.step()
+            yield
         except Exception as error:
             self._dead = EngineDeadError(f"the engine failed: {type(error).__name__}: {error}")
             raise self._dead from error

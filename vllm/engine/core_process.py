@@ -105,7 +105,7 @@ class CoreLink:
         self._outbox.send(self._encode(message))
 
     def receive(self, wait: bool) -> Iterator[ToEngine]:
-        """All messages that have come; with `wait`, at least one. Exits if the front end is gone."""
+        """What has come; with `wait`, at least one message. Exits if the front end is gone."""
         ready = dict(self._poller.poll(None if wait else 0))
         if self._parent in ready:
             logger.error("The front end is gone; stopping")

@@ -153,9 +153,9 @@ class Processor:
         limit = self.model.max_model_len
         if len(token_ids) >= limit:
             raise BadRequest(
-                f"the prompt has {len(token_ids)} tokens; this engine accepts {limit - 1}, as prompt "
-                f"and output together may have {limit}. Shorten it, set truncate_prompt_tokens, or "
-                "raise --max-model-len.",
+                f"the prompt has {len(token_ids)} tokens; this engine accepts {limit - 1}, as "
+                f"prompt and output together may have {limit}. Shorten it, set "
+                "truncate_prompt_tokens, or raise --max-model-len.",
                 "prompt",
             )
         low, high = min(token_ids), max(token_ids)

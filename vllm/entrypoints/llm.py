@@ -169,8 +169,8 @@ class LLM:
         """Run a method of the Worker on every rank; returns what each returned."""
         if not isinstance(method, str):
             raise NotAvailable(
-                "collective_rpc takes the name of a Worker's method, not a function; for a function "
-                "of the model use apply_model"
+                "collective_rpc takes the name of a Worker's method, not a function; for a "
+                "function of the model use apply_model"
             )
         if timeout is not None:
             raise NotAvailable("collective_rpc has no timeout; leave it out", "timeout")
@@ -244,7 +244,7 @@ class LLM:
         return requests
 
     def _run(self, requests: list[ProcessedRequest], use_tqdm: Progress) -> list[RequestOutput]:
-        """Run requests to their end. An error or Ctrl-C ends them all and leaves the engine usable."""
+        """Run requests to their end; an error or Ctrl-C ends all, and the engine stays usable."""
         engine = self.llm_engine
         done: dict[str, RequestOutput] = {}
         with DeferredInterrupt() as interrupt, _ProgressBar(use_tqdm, len(requests)) as bar:

@@ -62,7 +62,7 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
 
 
 def parse_prompts(prompts: Any) -> list[ParsedPrompt]:
-    """One prompt or a sequence of them, of any mixture of kinds. A list of integers is one prompt."""
+    """One prompt or a sequence of any mixture of kinds. A list of integers is one prompt."""
     is_sequence = isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes)
     if not is_sequence or (len(prompts) and _is_integer(prompts[0])):
         return [parse_prompt(prompts)]
@@ -79,7 +79,8 @@ def _parse_mapping(prompt: Mapping[str, Any]) -> ParsedPrompt:
         )
     if unknown := sorted(given - KEYS):
         raise BadRequest(
-            f"a prompt has no {', '.join(map(repr, unknown))}; it may have {', '.join(sorted(KEYS))}",
+            f"a prompt has no {', '.join(map(repr, unknown))}; "
+            f"it may have {', '.join(sorted(KEYS))}",
             str(unknown[0]),
         )
     text, token_ids, salt = (
