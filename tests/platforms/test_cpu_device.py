@@ -110,3 +110,14 @@ def test_download_is_not_changed_by_later_writes():
     copy = CpuDevice().download(tensor)
     tensor.zero_()
     assert copy.wait().tolist() == [1, 2, 3]
+
+
+def test_zeroed_memory_is_aligned_and_taken_only_when_written() -> None:
+    device = CpuDevice()
+    before = device.memory().reserved_bytes
+    memory = device.zeros(1 << 30)
+    assert memory.data_ptr() % 64 == 0
+    assert memory.shape == (1 << 30,)
+    assert device.memory().reserved_bytes - before < 1 << 28
+    memory[: 1 << 20] = 1
+    assert int(memory[: 1 << 21].sum(dtype=torch.int64)) == 1 << 20

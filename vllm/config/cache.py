@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm.config.kinds import INT, TEXT_OR_OBJECT
+from vllm.config.kinds import FLOAT, INT, TEXT_OR_OBJECT
 from vllm.config.option import option
 
 if TYPE_CHECKING:
@@ -17,16 +17,18 @@ class CacheConfig:
     block_size: int = option(
         None,
         kind=INT,
-        choices=(8, 16, 32, 64, 128, 256),
+        choices=(16, 32, 64, 128, 256),
         auto="the device",
         help="Tokens per block of KV cache.",
     )
     gpu_memory_utilization: float = option(
-        0.9,
+        None,
+        kind=FLOAT,
         low=0.01,
         high=1,
-        help="Share of the device's memory (of the machine's, on the CPU) to use for weights, "
-        "activations and KV cache.",
+        auto="the device",
+        help="Share of the free memory of the device (0.9 unless set) or, on the CPU, of the machine "
+        "(0.5 unless set) to use for weights, activations and KV cache.",
     )
     kv_cache_memory_bytes: int = option(
         0,
@@ -47,5 +49,5 @@ class CacheConfig:
         kind=TEXT_OR_OBJECT,
         flag="--kv-cache-dtype",
         auto="the model's dtype",
-        help="Type of keys and values in the cache.",
+        help="Type of keys and values in the cache: so far the model's, by whichever name.",
     )

@@ -11,14 +11,17 @@ from vllm.config.device import DeviceConfig
 from vllm.config.draft import Draft
 from vllm.config.load import LoadConfig
 from vllm.config.model import ModelConfig
-from vllm.config.model_facts import named_dtype, resolve_model
+from vllm.config.model_facts import DTYPES, resolve_model
 from vllm.config.observability import ObservabilityConfig
 from vllm.config.parallel import ParallelConfig
 from vllm.config.scheduler import SchedulerConfig
 from vllm.config.vllm import VllmConfig, all_settings
 from vllm.envs import Environment
+from vllm.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms.base import Platform
 
@@ -77,12 +80,20 @@ def _cache(draft: Draft, model: ModelConfig) -> CacheConfig:
     fields = draft.of(CacheConfig)
     if fields["block_size"] is None:
         fields["block_size"] = draft.platform.capabilities.default_block_size
-    asked = fields["cache_dtype"]
-    if asked == "auto":
-        fields["cache_dtype"] = model.dtype
-    else:
-        fields["cache_dtype"] = named_dtype("--kv-cache-dtype", asked, draft.platform)
+    if fields["gpu_memory_utilization"] is None:
+        fields["gpu_memory_utilization"] = draft.platform.capabilities.default_memory_utilization
+    fields["cache_dtype"] = _cache_dtype(fields["cache_dtype"], model)
     return CacheConfig(**fields)
+
+
+def _cache_dtype(asked: Any, model: ModelConfig) -> torch.dtype:
+    if asked == "auto" or DTYPES.get(asked, asked) == model.dtype:
+        return model.dtype
+    name = str(model.dtype).removeprefix("torch.")
+    raise ConfigError(
+        f"--kv-cache-dtype {asked}: a KV cache in another type than the model's, {name}, is not "
+        "available yet in this build. Leave --kv-cache-dtype out."
+    )
 
 
 def _scheduler(draft: Draft, model: ModelConfig, parallel: ParallelConfig) -> SchedulerConfig:

@@ -34,6 +34,7 @@ class Capabilities:
     static_shapes: bool = False  # launches must be padded to known shapes
     default_block_size: int = 16
     default_depth: int = 1
+    default_memory_utilization: float = 0.9
 
 
 class HostCopy(Protocol):
@@ -49,6 +50,10 @@ class Device(ABC):
 
     @abstractmethod
     def memory(self) -> MemoryInfo: ...
+
+    def zeros(self, num_bytes: int) -> Tensor:
+        """Zeroed memory: uint8 [num_bytes]."""
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=self.torch_device)
 
     @abstractmethod
     def upload(self, array: np.ndarray, out: Tensor | None = None) -> Tensor:

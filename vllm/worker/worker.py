@@ -121,11 +121,7 @@ class Worker:
             ]
             sizes = {spec.bytes_per_block() for _, _, spec in users}
             assert len(sizes) == 1, f"layers sharing cache tensor {i} differ in block size: {users}"
-            pool = torch.zeros(
-                layout.num_blocks * sizes.pop(),
-                dtype=torch.uint8,
-                device=self.device.torch_device,
-            )
+            pool = self.device.zeros(layout.num_blocks * sizes.pop())
             for group_idx, name, spec in users:
                 layer = self.layers[name]
                 shape = layer.backend.kv_shape(spec, layout.num_blocks)

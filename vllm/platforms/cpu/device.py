@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vllm.platforms.base import Device, MemoryInfo
 
+CACHE_LINE = 64
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
@@ -32,6 +33,13 @@ class CpuDevice(Device):
 
     def memory(self) -> MemoryInfo:
         return read_memory(_PROC, _CGROUP)
+
+    def zeros(self, num_bytes: int) -> Tensor:
+        # NumPy asks for zeroed pages (calloc) instead of writing them: a cache that is larger than
+        # what requests ever use costs nothing, nor does start-up wait for it.
+        memory = np.zeros(num_bytes + CACHE_LINE - 1, np.uint8)
+        start = -memory.ctypes.data % CACHE_LINE
+        return torch.from_numpy(memory[start : start + num_bytes])
 
     def upload(self, array: np.ndarray, out: Tensor | None = None) -> Tensor:
         """A view of `array` (a copy if it is read-only), or `out`'s prefix along dimension 0."""

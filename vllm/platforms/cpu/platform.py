@@ -28,7 +28,9 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)  # what the kernels' inner loops are made f
 class CpuPlatform(Platform):
     name = "cpu"
     capabilities = Capabilities(
-        dtypes=(torch.float32, torch.bfloat16, torch.float16), default_dtype=torch.float32
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        default_dtype=torch.float32,
+        default_memory_utilization=0.5,  # the machine has other things to do
     )
 
     def resolve(self, config: VllmConfig) -> VllmConfig:
