@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vllm import logger as vllm_logger
+
 STORY = Path(__file__).resolve().parents[1] / "examples" / "models" / "tiny-story"
+
+
+class LogLines(logging.Handler):
+    """Keeps what our loggers say, whatever is set up about propagation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(record.getMessage() for record in self.records)
+
+
+@pytest.fixture
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogLines]:
+    """What the `vllm` loggers say during a test; nothing counts as said once already."""
+    monkeypatch.setattr(vllm_logger, "_said", set())
+    lines = LogLines()
+    logger = logging.getLogger("vllm")
+    logger.addHandler(lines)
+    yield lines
+    logger.removeHandler(lines)
 
 
 @pytest.fixture(scope="session")

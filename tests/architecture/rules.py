@@ -81,11 +81,8 @@ def _parse(text: str) -> ast.Module:
 
 
 def sources(*folders: str) -> list[Source]:
-    found = []
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            found.append(Source(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")))
-    return found
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [Source(str(p.relative_to(ROOT)), p.read_text(encoding="utf-8")) for p in paths]
 
 
 def too_long_files(source: Source, exceptions: Mapping[str, str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
-_DTYPES: Final = {
+DTYPES: Final = {
     "half": torch.float16,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -77,7 +77,7 @@ def resolve_model(draft: Draft) -> ModelConfig:
 
 def named_dtype(flag: str, asked: Any, platform: Platform) -> torch.dtype:
     """The torch dtype of a name. Raises ConfigError if there is none or the device lacks it."""
-    dtype = asked if isinstance(asked, torch.dtype) else _DTYPES.get(str(asked).lower())
+    dtype = asked if isinstance(asked, torch.dtype) else DTYPES.get(str(asked).lower())
     names = [str(known).removeprefix("torch.") for known in platform.capabilities.dtypes]
     if dtype is None:
         hint = did_you_mean(asked, DTYPE_NAMES)

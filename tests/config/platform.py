@@ -1,0 +1,47 @@
+"""A platform for tests of the configuration: facts only, no device behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from vllm.attention.interface import AttentionBackend
+from vllm.config.vllm import VllmConfig
+from vllm.platforms.base import Capabilities, Device, Platform
+from vllm.worker.graphs import GraphRunner
+
+
+class FactsOnly(Platform):
+    """`default_depth` and dtypes as given; its `resolve` changes nothing."""
+
+    name = "facts"
+
+    def __init__(
+        self, dtypes: tuple[torch.dtype, ...] = (torch.float32,), default_depth: int = 1
+    ) -> None:
+        self.capabilities = Capabilities(
+            dtypes=dtypes,
+            default_dtype=dtypes[0],
+            default_block_size=128,
+            default_depth=default_depth,
+        )
+
+    def resolve(self, config: VllmConfig) -> VllmConfig:
+        return config
+
+    def device(self, index: int) -> Device:
+        raise NotImplementedError
+
+    def prepare_process(self, config: VllmConfig, rank: int) -> None:
+        raise NotImplementedError
+
+    def graph_runner(self, config: VllmConfig) -> GraphRunner:
+        raise NotImplementedError
+
+    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
+        return ()
+
+    def ops(self) -> Mapping[str, Callable[..., Any]]:
+        return {}
