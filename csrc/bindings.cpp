@@ -26,6 +26,9 @@ TORCH_LIBRARY(vllm, m) {
   m.def(
       "mla_attention(Tensor q, Tensor cache, Tensor query_start, Tensor seq_lens, "
       "Tensor block_table, int latent_dim, float scale, int window, float softcap) -> Tensor");
+  m.def(
+      "moe(Tensor x, Tensor w13, Tensor w2, Tensor topk_ids, Tensor topk_weights, str act) -> "
+      "Tensor");
   m.def("exponential_noise(Tensor seeds, Tensor positions, int vocab_size) -> Tensor");
 }
 
@@ -40,6 +43,7 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("write_latent", &vllm::cpu::write_latent);
   m.impl("paged_attention", &vllm::cpu::paged_attention);
   m.impl("mla_attention", &vllm::cpu::mla_attention);
+  m.impl("moe", &vllm::cpu::moe);
   m.impl("exponential_noise", &vllm::cpu::exponential_noise);
 }
 

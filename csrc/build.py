@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ HOST_SOURCES = (
     "csrc/cpu/attention.cpp",
     "csrc/cpu/cache.cpp",
     "csrc/cpu/elementwise.cpp",
+    "csrc/cpu/moe.cpp",
     "csrc/cpu/select.cpp",
 )
 # Compiled once per instruction set.
@@ -33,8 +35,8 @@ KERNEL_SOURCES = (
     "csrc/cpu/isa/noise.cpp",
 )
 X86_ISAS = {
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
 }
 # No -ffast-math: results must not depend on how a compiler reorders sums. These two only say that
 # nobody reads errno or floating-point exception flags.
@@ -82,15 +84,27 @@ def build(output: Path, scratch: Path) -> None:
         base = [compiler, *COMMON_FLAGS, f"-I{ROOT / 'csrc'}"]
         commands.append([*base, *flags, "-c", str(ROOT / source), "-o", str(target)])
 
+    host_flags = _host_flags()
     for source in HOST_SOURCES:
-        add(source, "host", _host_flags())
+        add(source, f"torch-{_torch_version()}", host_flags)
     for isa, flags in isa_flags().items():
         for source in KERNEL_SOURCES:
             add(source, isa, (*KERNEL_FLAGS, *flags, f"-DVLLM_ISA={isa}"))
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
         list(pool.map(_run, commands))
     output.parent.mkdir(parents=True, exist_ok=True)
-    _run([compiler, "-shared", *map(str, objects), *_link_flags(), "-o", str(output)])
+    # Linked aside and moved, so that a process that loads the module never meets half a file.
+    linked = scratch / output.name
+    _run([compiler, "-shared", *map(str, objects), *_link_flags(), "-o", str(linked)])
+    fresh = output.with_name(f".{output.name}.new")
+    shutil.copy2(linked, fresh)
+    fresh.replace(output)
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)
 
 
 def _host_flags() -> tuple[str, ...]:

@@ -36,6 +36,9 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                          const at::Tensor& block_table, int64_t latent_dim, double scale,
                          int64_t window, double softcap);
 
+at::Tensor moe(const at::Tensor& x, const at::Tensor& w13, const at::Tensor& w2,
+               const at::Tensor& topk_ids, const at::Tensor& topk_weights, const std::string& act);
+
 at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& positions,
                              int64_t vocab_size);
 

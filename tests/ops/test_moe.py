@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.ops.overrides import overrides_of
 from vllm.ops import REFERENCES, resolve
 from vllm.ops.moe import GATED_ACTIVATIONS
 
@@ -19,14 +20,41 @@ def test_every_token_gets_the_weighted_sum_of_its_experts(num_tokens, experts, t
     w2 = torch.randn(experts, hidden, inner, generator=generator) / 4
     scores = torch.rand(num_tokens, experts, generator=generator)
     weights, ids = scores.topk(top_k)
-    got = REFERENCES["moe"](x, w13, w2, ids.int(), weights, act)
     expected = torch.zeros(num_tokens, hidden)
     for t in range(num_tokens):
         for j in range(top_k):
             expert = int(ids[t, j])
             mlp = GATED_ACTIVATIONS[act](w13[expert] @ x[t])
             expected[t] += weights[t, j] * (w2[expert] @ mlp)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for moe in (REFERENCES["moe"], *overrides_of("moe")):
+        got = moe(x, w13, w2, ids.int(), weights, act)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("override", overrides_of("moe"), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_matches_reference(override, dtype):
+    generator = torch.Generator().manual_seed(1)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    x, w13, w2 = rand(9, 16), rand(4, 24, 16), rand(4, 16, 12)
+    ids = torch.randint(0, 4, (9, 2), generator=generator)
+    weights = torch.rand(9, 2, generator=generator)
+    expected = REFERENCES["moe"](x, w13, w2, ids, weights, "silu")
+    got = override(x, w13, w2, ids, weights, "silu")
+    torch.testing.assert_close(got, expected, rtol=2e-2, atol=0.3)
+
+
+def test_wrong_routing_is_refused():
+    x, w13, w2 = torch.zeros(1, 4), torch.zeros(2, 6, 4), torch.zeros(2, 4, 3)
+    weights = torch.ones(1, 1)
+    for override in overrides_of("moe"):
+        with pytest.raises(RuntimeError, match="topk_ids has 2, there are 2 experts"):
+            override(x, w13, w2, torch.tensor([[2]]), weights, "silu")
+        with pytest.raises(RuntimeError, match="act must be"):
+            override(x, w13, w2, torch.tensor([[1]]), weights, "relu")
 
 
 def test_overrides_replace_references_and_unknown_names_are_refused():

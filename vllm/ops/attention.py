@@ -43,7 +43,7 @@ def paged_attention(q: Tensor, cache: Tensor, meta: PagedMeta, spec: AttentionSp
         blocks = meta.block_table[row, : -(-length // block_size)].long()
         k = keys[blocks].permute(1, 2, 0, 3).flatten(2)[..., :length].float()  # [K, D, S]
         v = values[blocks].transpose(0, 1).flatten(1, 2)[:, :length].float()  # [K, S, Dv]
-        grouped = q[begin:end].float().unflatten(1, (num_kv_heads, -1))  # [Q, K, G, D]
+        grouped = q[begin:end].float().view(end - begin, num_kv_heads, -1, spec.head_dim)
         scores = torch.einsum("qkgd,kds->kgqs", grouped, k) * spec.scale
         weights = _weights(scores, end - begin, spec)
         out[begin:end] = torch.einsum("kgqs,ksd->qkgd", weights, v).flatten(1, 2).to(q.dtype)

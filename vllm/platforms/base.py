@@ -1,4 +1,4 @@
-"""What a device supplies to the one engine: memory and transfers, ops, attention, graphs, a policy."""
+"""What a device supplies to the one engine: memory, transfers, ops, attention, graphs, a policy."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Device(ABC):
 
     @abstractmethod
     def upload(self, array: np.ndarray, out: Tensor | None = None) -> Tensor:
-        """Copy host to device, asynchronously where possible; into `out` (a prefix view) if given."""
+        """Copy to the device, asynchronously where possible; into a prefix of `out` if given."""
 
     @abstractmethod
     def download(self, tensor: Tensor) -> HostCopy:

@@ -28,24 +28,38 @@ _PLAIN = (
     "rotary",
     "write_kv",
     "write_latent",
+    "moe",
     "exponential_noise",
 )
+_WRAPPED = ("paged_attention", "mla_attention")
 
 
 @cache
 def is_available() -> bool:
-    """Whether native ops can be called. Loads them on the first call; warns if they are not there."""
+    """Whether native ops can be called. The first call loads them, or warns that there are none."""
     try:
         importlib.import_module("vllm._C")
     except ImportError as error:
         logger.warning(
-            "native CPU kernels are not available (%s): running on the much slower torch reference. "
+            "native CPU kernels are not available (%s): running on the slower torch reference. "
             "Build them with: python csrc/build.py --inplace",
             error,
         )
         return False
+    missing = [name for name in (*_PLAIN, *_WRAPPED) if not _is_registered(name)]
+    if missing:
+        logger.warning(
+            "native CPU kernels are older than this source (no %s): running on the slower "
+            "torch reference. Build them again with: python csrc/build.py --inplace",
+            ", ".join(missing),
+        )
+        return False
     logger.info("CPU kernels: %s", select_isa(envs.VLLM_CPU_ISA))
     return True
+
+
+def _is_registered(name: str) -> bool:
+    return any(torch._C._jit_get_schemas_for_operator(f"vllm::{name}"))
 
 
 def select_isa(name: str) -> str:

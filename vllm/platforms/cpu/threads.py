@@ -34,8 +34,8 @@ def plan_threads(bind: str, rank: int, world_size: int, wanted: int) -> ThreadPl
         lists = bind.split("|")
         if len(lists) != world_size:
             raise ConfigError(
-                f"VLLM_CPU_OMP_THREADS_BIND={bind!r} lists CPUs for {len(lists)} ranks, but there are "
-                f"{world_size}; give one list per rank, separated by '|'"
+                f"VLLM_CPU_OMP_THREADS_BIND={bind!r} lists CPUs for {len(lists)} ranks, but there "
+                f"are {world_size}; give one list per rank, separated by '|'"
             )
         cpus = parse_cpu_list(lists[rank])
         absent = sorted(set(cpus) - os.sched_getaffinity(0))
@@ -69,7 +69,7 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
 
 
 def physical_cores(cpus: Sequence[int], root: Path) -> list[int]:
-    """The first of `cpus` on every physical core: two threads of one core share its vector units."""
+    """The first of `cpus` on every physical core: threads of one core share its vector units."""
     seen: set[str] = set()
     cores = []
     for cpu in cpus:
