@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
+from tests.entrypoints.openai.real_server import NAME, RealServer, serving
 from vllm.entrypoints.openai.api_server import build_app
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.serving.context import ServingContext
@@ -53,3 +54,11 @@ async def client(make_app: Callable[..., Any]) -> AsyncIterator[httpx.AsyncClien
     transport = httpx.ASGITransport(app=make_app(), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    flags = ("--served-model-name", NAME, "alias", "--enable-prompt-tokens-details")
+    with serving(*flags, log=log) as server:
+        yield server

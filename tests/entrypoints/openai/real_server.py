@@ -17,6 +17,7 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[3]
 STORY = ROOT / "examples" / "models" / "tiny-story"
+NAME = "story"  # of the model, where several tests share a server
 START_LIMIT_S = 120.0
 
 

@@ -11,22 +11,13 @@ import httpx
 import openai
 import pytest
 
-from tests.entrypoints.openai.real_server import serving
+from tests.entrypoints.openai.real_server import NAME, serving
 from tests.entrypoints.openai.sse import events_of
 from vllm.entrypoints.cli.main import main
 
 pytestmark = pytest.mark.engine
 HELLO = [{"role": "user", "content": "Tell me a short story."}]
 GREEDY = {"temperature": 0, "max_tokens": 24}
-NAME = "story"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    flags = ("--served-model-name", NAME, "alias", "--enable-prompt-tokens-details")
-    with serving(*flags, log=log) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

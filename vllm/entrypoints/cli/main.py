@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from vllm.errors import BadRequest, ConfigError, LoadError
+from vllm.errors import BadRequest, ConfigError, EngineDeadError, LoadError
 from vllm.utils.argparse import FlexibleArgumentParser
 
 # name: (module with add_arguments(parser, words) and run(args), what it does)
@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": ("vllm.entrypoints.cli.bench", "Measure latency, throughput or a server."),
     "collect-env": ("vllm.entrypoints.cli.collect_env", "Show what a report of a bug should say."),
 }
+ENGINE_FAILED = 1
 USER_ERROR = 2
 
 
@@ -35,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, LoadError, BadRequest) as error:
         print(f"vllm {command}: {error}", file=sys.stderr)
         return USER_ERROR
+    except EngineDeadError as error:
+        # The engine's process has logged its own traceback; ours would only show who waited.
+        print(f"vllm {command}: {error}", file=sys.stderr)
+        return ENGINE_FAILED
     except (BrokenPipeError, KeyboardInterrupt):
         return 130
 
