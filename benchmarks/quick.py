@@ -27,6 +27,7 @@ from vllm.benchmarks.http_client import Server, ServerError  # noqa: E402
 
 STORY = ROOT / "examples" / "models" / "tiny-story"
 START_LIMIT_S = 60.0
+RUN_LIMIT_S = 180.0
 
 
 def main() -> None:
@@ -54,7 +55,9 @@ def offline(benchmark: str, model: str, **values: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".json") as figures:
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", benchmark]
         command += ["--model", model, "--output-json", figures.name, "--disable-tqdm", *flags]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_LIMIT_S, check=False
+        )
         if done.returncode:
             sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
         return dict(json.loads(Path(figures.name).read_text()))
