@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "common/dispatch.h"
+#include "cpu/dtype.h"
 #include "cpu/ops.h"
 
 namespace vllm::cpu {
@@ -264,6 +264,14 @@ Rows checked_rows(const at::Tensor& q, const at::Tensor& query_start, const at::
   return rows;
 }
 
+// [T, N, value_dim]; tokens of no row, which padding may add, give zeros.
+at::Tensor output(const at::Tensor& q, const Rows& rows, int64_t value_dim) {
+  at::Tensor out = at::empty({q.size(0), q.size(1), value_dim}, q.options());
+  const int64_t used = rows.query_start[rows.num_rows];
+  if (used < q.size(0)) out.narrow(0, used, q.size(0) - used).zero_();
+  return out;
+}
+
 void check_block_size(int64_t block_size) {
   TORCH_CHECK(block_size >= 16 && kMaxChunk % block_size == 0,
               "cache must have 16, 32, 64, 128 or 256 tokens per block, has ", block_size);
@@ -303,7 +311,7 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& cache,
                              .query_token_stride = q.stride(0),
                              .query_head_stride = q.stride(1)};
   const Rows rows = checked_rows(q, query_start, seq_lens, block_table, cache.size(0), shape);
-  const at::Tensor out = at::empty({q.size(0), q.size(1), value_dim}, q.options());
+  const at::Tensor out = output(q, rows, value_dim);
   Launch(shape, rows, q, out, static_cast<int>(num_kv_heads)).run();
   return out;
 }
@@ -339,7 +347,7 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                              .query_token_stride = q.stride(0),
                              .query_head_stride = q.stride(1)};
   const Rows rows = checked_rows(q, query_start, seq_lens, block_table, cache.size(0), shape);
-  const at::Tensor out = at::empty({q.size(0), q.size(1), latent_dim}, q.options());
+  const at::Tensor out = output(q, rows, latent_dim);
   Launch(shape, rows, q, out, 1).run();
   return out;
 }

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "common/check.h"
-#include "common/dispatch.h"
+#include "cpu/dtype.h"
 #include "cpu/ops.h"
 
 namespace vllm::cpu {
@@ -86,9 +86,9 @@ void write_latent(const at::Tensor& latent, at::Tensor cache, const at::Tensor& 
     for (int64_t t = begin; t < end; ++t) {
       TORCH_CHECK(slots[t] >= 0 && slots[t] < num_slots, "slot_mapping[", t, "] = ", slots[t],
                   " is outside the cache of ", num_slots, " entries");
-      const int64_t at =
+      const int64_t entry =
           slots[t] / block_size * cache.stride(0) + slots[t] % block_size * cache.stride(1);
-      std::memcpy(base + at * element, bytes(latent) + t * latent.stride(0) * element,
+      std::memcpy(base + entry * element, bytes(latent) + t * latent.stride(0) * element,
                   width * element);
     }
   });

@@ -5,7 +5,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "common/check.h"
-#include "common/dispatch.h"
+#include "cpu/dtype.h"
 #include "cpu/ops.h"
 
 namespace vllm::cpu {
@@ -180,9 +180,9 @@ at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& position
   VLLM_CHECK_SIZE(positions, 0, seeds.size(0));
   VLLM_CHECK_DTYPE(seeds, at::kInt);
   VLLM_CHECK_DTYPE(positions, at::kInt);
-  const at::Tensor words = seeds.contiguous(), at = positions.contiguous();
+  const at::Tensor words = seeds.contiguous(), places = positions.contiguous();
   const int32_t* seed = words.const_data_ptr<int32_t>();
-  const int32_t* position = at.const_data_ptr<int32_t>();
+  const int32_t* position = places.const_data_ptr<int32_t>();
   const at::Tensor out = at::empty({seeds.size(0), vocab_size}, seeds.options().dtype(at::kFloat));
   float* values = out.mutable_data_ptr<float>();
   const auto kernel = kernels().noise;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "common/dispatch.h"
+#include "cpu/dtype.h"
 #include "cpu/ops.h"
 
 namespace vllm::cpu {

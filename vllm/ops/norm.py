@@ -16,7 +16,7 @@ def _normalized(x: Tensor, eps: float) -> Tensor:
 
 @op
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., H], weight [H] -> [..., H] in x's dtype; rounded to it before the weight is applied."""
+    """x [..., H], weight [H] -> [..., H] in x's dtype; rounded before the weight is applied."""
     return weight * _normalized(x, eps).to(x.dtype)
 
 
