@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 
-@dataclass(slots=True)
-class Logprob:
+
+# Of these there are thousands per step, which the garbage collector need not walk through.
+class Logprob(msgspec.Struct, gc=False):
     logprob: float
     rank: int | None = None  # 1-based, in the whole vocabulary
     decoded_token: str | None = None  # None without a tokenizer

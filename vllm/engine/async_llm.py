@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
@@ -101,7 +102,11 @@ class AsyncLLM:
     @classmethod
     def from_vllm_config(cls, config: VllmConfig) -> Self:
         """Start the engine core in a process of its own. Raises ConfigError, LoadError."""
-        return cls(config, ProcessClient(config))
+        engine = cls(config, ProcessClient(config))
+        # A full collection that walks through all modules stops everybody for a third of a second.
+        gc.collect()
+        gc.freeze()
+        return engine
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> Self:

@@ -215,7 +215,7 @@ class ProcessClient:
     def receive(self) -> FromEngine | None:
         message = self._next()
         if isinstance(message, EngineDead):
-            raise EngineDeadError(message.error)
+            raise EngineDeadError(f"the engine core failed: {message.error}")
         return message
 
     def settle(self) -> None:

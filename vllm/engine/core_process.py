@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 import sys
@@ -54,7 +55,7 @@ def core_main(
         sys.exit(1)
     except Exception as error:  # whatever it is, it is the last thing the front end hears
         logger.exception("The engine core failed")
-        link.send(EngineDead(f"the engine core failed: {type(error).__name__}: {error}"))
+        link.send(EngineDead(f"{type(error).__name__}: {error}"))
         sys.exit(1)
     finally:
         link.close()
@@ -62,6 +63,9 @@ def core_main(
 
 def _serve(make_core: Callable[[VllmConfig], Core], config: VllmConfig, link: CoreLink) -> None:
     core = make_core(config)
+    # A full collection that walks through all modules stops everything for a third of a second.
+    gc.collect()
+    gc.freeze()
     try:
         link.send(core.ready)
         while True:

@@ -221,11 +221,12 @@ class SequenceText:
         "_min_tokens",
         "_num_shown",
         "_num_tokens",
+        "_pending",
         "_prefixes",
         "_stops",
         "_stream",
+        "_text",
         "matched",
-        "text",
     )
 
     def __init__(self, stream: TextStream, params: SamplingParams) -> None:
@@ -239,13 +240,14 @@ class SequenceText:
         prefixes = set() if self._include_stop else _proper_prefixes(self._stops)
         self._prefixes = sorted(prefixes, key=len, reverse=True)
         self._last_characters = frozenset(prefix[-1] for prefix in prefixes)
-        self.text = ""
+        self._text = ""
+        self._pending: list[int] = []  # tokens to decode when somebody wants their text
         self.matched: str | None = None  # the stop string that ended the sequence
 
     def push(self, token_ids: Sequence[int]) -> int:
         """Take tokens over, up to the one that completes a stop string; returns how many."""
         if not self._stops:
-            self.text += self._stream.push(token_ids)
+            self._pending += token_ids
             return len(token_ids)
         for index, token_id in enumerate(token_ids):
             self._num_tokens += 1
@@ -255,22 +257,25 @@ class SequenceText:
 
     def finish(self) -> None:
         """No tokens follow: what was held back as half a character is text now."""
+        self._decode_pending()
         if self.matched is None:
             self._extend(self._stream.finish())
 
     def take(self, is_last: bool) -> str:
         """Text to show that was not taken before."""
         end = self._end(is_last)
-        text = self.text[self._num_shown : end]
+        text = self._text[self._num_shown : end]
         self._num_shown = max(end, self._num_shown)
         return text
 
     def visible(self, is_last: bool) -> str:
         """All text to show."""
-        return self.text[: self._end(is_last)]
+        end = self._end(is_last)
+        return self._text[:end]
 
     def _end(self, is_last: bool) -> int:
-        text = self.text
+        self._decode_pending()
+        text = self._text
         if is_last or not text or text[-1] not in self._last_characters:
             return len(text)
         for prefix in self._prefixes:
@@ -278,25 +283,30 @@ class SequenceText:
                 return len(text) - len(prefix)
         return len(text)
 
+    def _decode_pending(self) -> None:
+        if self._pending:
+            self._text += self._stream.push(self._pending)
+            self._pending = []
+
     def _extend(self, fresh: str) -> bool:
         """Append text; True if it completes a stop string, behind which the text is cut.
 
         Of several, the one that ends first counts, and of those the one that begins first: what
         reading character by character would find, however the text is cut into tokens.
         """
-        num_old = len(self.text)
-        self.text += fresh
+        num_old = len(self._text)
+        self._text += fresh
         if not fresh or self._num_tokens < self._min_tokens:
             return False
         best: tuple[int, int, str] | None = None
         for stop in self._stops:
-            begin = self.text.find(stop, max(0, num_old - len(stop) + 1))
+            begin = self._text.find(stop, max(0, num_old - len(stop) + 1))
             if begin >= 0 and (best is None or (begin + len(stop), begin) < best[:2]):
                 best = (begin + len(stop), begin, stop)
         if best is None:
             return False
         end, begin, self.matched = best
-        self.text = self.text[: end if self._include_stop else begin]
+        self._text = self._text[: end if self._include_stop else begin]
         return True
 
 
