@@ -14,7 +14,7 @@ DEVICE := $(or $(VLLM_TARGET_DEVICE),cpu)
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --quiet
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH = $(shell grep '^torch==' requirements-cpu.txt)
 TORCH_INDEX = $(shell sed -n 's/^--extra-index-url *//p' requirements-cpu.txt)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
@@ -43,7 +43,7 @@ bench: build
 
 venv: $(DONE)/requirements
 
-build: $(DONE)/build-$(DEVICE)
+build: $(DONE)/package-$(DEVICE) $(DONE)/native-$(DEVICE)
 
 # Each step leaves a file behind, so that nothing is done twice.
 
@@ -70,17 +70,29 @@ endif
 
 $(DONE)/requirements: $(DONE)/torch requirements-common.txt
 	@echo "==> Requirements"
-	@$(PIP) -r requirements-common.txt $(if $(filter hpu,$(DEVICE)),,$(TORCH)) 'setuptools>=77.0.3'
+	@$(PIP) --quiet -r requirements-common.txt $(if $(filter hpu,$(DEVICE)),,$(TORCH)) 'setuptools>=77.0.3'
 	@touch $@
 
-$(DONE)/build-$(DEVICE): $(DONE)/requirements setup.py pyproject.toml vllm/version.py $(NATIVE)
-	@echo "==> Package for $(DEVICE), with its native code (a minute the first time)"
-	@VLLM_TARGET_DEVICE=$(DEVICE) $(PIP) --no-build-isolation --no-deps -e .
+$(DONE)/package-$(DEVICE): $(DONE)/requirements setup.py pyproject.toml vllm/version.py
+	@echo "==> Package"
+	@VLLM_TARGET_DEVICE=$(DEVICE) VLLM_BUILD_NATIVE=0 $(PIP) --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DONE)/native-$(DEVICE): $(DONE)/requirements $(NATIVE)
+ifeq ($(DEVICE),cpu)
+	@if command -v $${CXX:-g++} >/dev/null; then \
+	  echo "==> Native kernels (a minute the first time)"; \
+	  $(BIN)/python csrc/build.py --inplace; \
+	else \
+	  echo "==> No C++ compiler: the kernels will be torch's, several times slower."; \
+	  echo "    For fast ones: apt-get install g++ python3-dev, then make build"; \
+	fi
+endif
 	@touch $@
 
 $(DONE)/dev: $(DONE)/requirements requirements-dev.txt
 	@echo "==> Tests and linters"
-	@$(PIP) -r requirements-dev.txt
+	@$(PIP) --quiet -r requirements-dev.txt
 	@touch $@
 
 clean:

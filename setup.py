@@ -51,7 +51,9 @@ def requirements(file: str) -> list[str]:
 
 def native(device: str) -> dict[str, Any]:
     """Arguments of setup() for native code; none where nothing is built."""
-    if device != "cpu" or not NATIVE_BUILD.exists():
+    # `make build` compiles by itself, where what is up to date is not compiled again.
+    is_wanted = os.environ.get("VLLM_BUILD_NATIVE", "1") != "0"
+    if device != "cpu" or not NATIVE_BUILD.exists() or not is_wanted:
         return {}
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:

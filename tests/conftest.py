@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from vllm import logger as vllm_logger
+
+# Deadlines measure the machine, which other tests share.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 STORY = Path(__file__).resolve().parents[1] / "examples" / "models" / "tiny-story"
 

@@ -186,6 +186,14 @@ VARIABLES: tuple[Variable, ...] = (
         has_effect=False,
     ),
     Variable(
+        "VLLM_CACHE_ROOT",
+        "",
+        str,
+        "a directory",
+        "Accepted without effect: nothing is cached besides models, which HF_HOME places.",
+        has_effect=False,
+    ),
+    Variable(
         "VLLM_USE_V1",
         None,
         _boolean,
@@ -249,6 +257,9 @@ class Environment:
         for variable in VARIABLES:
             variable.read(self._environ)
 
+    def known(self) -> list[str]:
+        return sorted(_TABLE)
+
     def unknown(self) -> list[str]:
         """Variables named VLLM_* that nothing declares: probably misspelt, or another engine's."""
         return sorted(n for n in self._environ if n.startswith("VLLM_") and n not in _TABLE)
@@ -300,6 +311,7 @@ if TYPE_CHECKING:
     VLLM_SERVER_DEV_MODE: bool
     VLLM_HOST_IP: str
     VLLM_PORT: int
+    VLLM_CACHE_ROOT: str
     VLLM_USE_V1: bool | None
     VLLM_NO_USAGE_STATS: bool
     VLLM_DO_NOT_TRACK: bool

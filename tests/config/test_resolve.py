@@ -13,7 +13,7 @@ import torch
 
 from tests.config.platform import FactsOnly
 from tests.conftest import LogLines
-from vllm.config.vllm import VllmConfig
+from vllm.config.vllm import VllmConfig, all_settings
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError, LoadError
 
@@ -337,6 +337,25 @@ def test_hub_name_without_network_fails_at_once_and_explains_itself(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(LoadError, match=r"--model org/name: .*cannot be reached"):
         settle(model="org/name", download_dir=str(tmp_path))
+
+
+def test_none_is_as_if_nothing_was_said(settle: Settle, directory: Directory) -> None:
+    plain = settle()
+    names = (set(EngineArgs().values()) - {"model"}) & {s.name for s in all_settings()}
+
+    assert settle(**dict.fromkeys(names)).scheduler == plain.scheduler
+    assert settle(model=directory()).model.path == plain.model.path
+
+
+def test_vocabulary_size_must_be_stated(settle: Settle, directory: Directory) -> None:
+    with pytest.raises(LoadError, match="vocab_size"):
+        settle(model=str(directory(vocab_size=0)))
+
+
+def test_misspelt_variable_is_pointed_out(settle: Settle, log_lines: LogLines) -> None:
+    settle({"VLLM_CPU_KV_CACHE_SPACE": "4"})
+
+    assert "Did you mean VLLM_CPU_KVCACHE_SPACE?" in log_lines.text
 
 
 def test_secrets_are_not_shown(settle: Settle) -> None:

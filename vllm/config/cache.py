@@ -27,8 +27,8 @@ class CacheConfig:
         low=0.01,
         high=1,
         auto="the device",
-        help="Share of the free memory of the device (0.9 unless set) or, on the CPU, of the machine "
-        "(0.5 unless set) to use for weights, activations and KV cache.",
+        help="Share of the free memory of the device (0.9 unless set) or, on the CPU, of the "
+        "machine (0.5 unless set) to use for weights, activations and KV cache.",
     )
     kv_cache_memory_bytes: int = option(
         0,

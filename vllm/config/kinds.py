@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def _take_float(value: Any) -> float:
 
 
 def _take_text(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        return str(value)
     return value if isinstance(value, str) else str(_refuse(value))
 
 

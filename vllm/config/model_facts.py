@@ -10,7 +10,7 @@ import torch
 
 from vllm.config.draft import Draft
 from vllm.config.model import DTYPE_NAMES, ModelConfig
-from vllm.errors import ConfigError
+from vllm.errors import ConfigError, LoadError
 from vllm.logger import init_logger
 from vllm.transformers_utils import config as checkpoints
 from vllm.transformers_utils.config import Checkpoint
@@ -69,7 +69,7 @@ def resolve_model(draft: Draft) -> ModelConfig:
         tokenizer_path=tokenizer_path,
         hf_config=checkpoint.hf_config,
         architecture=checkpoint.architecture,
-        vocab_size=checkpoint.hf_config.vocab_size,
+        vocab_size=_vocab_size(checkpoint),
         eos_token_ids=checkpoints.end_token_ids(checkpoint, generation),
         default_sampling_params=_sampling_params(generation),
     )
@@ -173,6 +173,13 @@ def _beyond(asked: int, limit: int, checkpoint: Checkpoint, allowed: bool) -> in
         )
     logger.warning("--max-model-len %d is more than the %d the model was made for", asked, limit)
     return asked
+
+
+def _vocab_size(checkpoint: Checkpoint) -> int:
+    size = checkpoint.hf_config.to_dict().get("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise LoadError(f"{checkpoint.path / 'config.json'} has no usable vocab_size: {size!r}")
+    return size
 
 
 def _drop_window(checkpoint: Checkpoint) -> None:

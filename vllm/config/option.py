@@ -34,7 +34,12 @@ class Setting:
     folded: bool  # acts through other fields, and is kept only to show what was asked for
 
     def check(self, value: Any) -> Any:
-        """`value` in the setting's type. Raises ConfigError: flag, value and what is allowed."""
+        """`value` in the setting's type; None is as if nothing was said.
+
+        Raises ConfigError naming flag, value and what is allowed.
+        """
+        if value is None:
+            return self.default
         if self.auto and value == self.default:
             return value
         try:

@@ -18,12 +18,16 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.config.vllm import VllmConfig, all_settings
 from vllm.envs import Environment
 from vllm.errors import ConfigError
+from vllm.logger import init_logger
+from vllm.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     import torch
 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms.base import Platform
+
+logger = init_logger(__name__)
 
 # A step reads all weights whatever its size. At 2048 tokens arithmetic has long taken over from
 # that on any device, and a step still ends soon enough for the requests that generate next to it.
@@ -59,6 +63,9 @@ def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Dra
     from vllm.platforms import current_platform
 
     env.check()
+    for name in env.unknown():
+        hint = did_you_mean(name, env.known())
+        logger.warning_once("%s has no effect: there is no such variable.%s", name, hint)
     arguments = args.values()
     values = {s.name: s.check(arguments[s.name]) for s in all_settings()}
     unavailable.check_all(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from vllm.config.kinds import INT
 from vllm.config.option import option
 

@@ -37,8 +37,10 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, rest = self.parse_known_args(args, namespace)
         if rest:
-            hints = [did_you_mean(word.partition("=")[0], self._all_flags()) for word in rest]
-            self.error(f"unrecognized arguments: {' '.join(rest)}.{''.join(dict.fromkeys(hints))}")
+            parser = self._chosen(found)
+            hints = [did_you_mean(word.partition("=")[0], parser._all_flags()) for word in rest]
+            hint = "".join(dict.fromkeys(hints))
+            parser.error(f"unrecognized arguments: {' '.join(rest)}.{hint}")
         return found
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -66,12 +68,19 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
     def _has_commands(self) -> bool:
         return any(isinstance(a, argparse._SubParsersAction) for a in self._actions)
 
+    def _chosen(self, found: argparse.Namespace) -> FlexibleArgumentParser:
+        """The parser of the command in `found`; this one if there are no commands."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                name = vars(found).get(action.dest)
+                parser = action.choices.get(name) if name else None
+                if isinstance(parser, FlexibleArgumentParser):
+                    return parser
+        return self
+
     def _all_flags(self) -> Iterator[str]:
         for action in self._actions:
             yield from action.option_strings
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    yield from parser._option_string_actions
 
     def _translate(self, words: list[str]) -> list[str]:
         words = [self._dashes(word) for word in words]
