@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import pytest
@@ -296,3 +297,20 @@ def test_without_a_tokenizer_outputs_are_tokens(config_without_tokenizer: VllmCo
     assert (choice.text, choice.token_ids) == ("", [100, 101, 102])
     assert choice.logprobs is not None
     assert choice.logprobs[0][100].decoded_token is None
+
+
+def test_statistics_are_logged_at_intervals_unless_disabled(
+    config: VllmConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    for disabled, expected in ((False, True), (True, False)):
+        observability = dataclasses.replace(
+            config.observability, disable_log_stats=disabled, log_stats_interval_s=0.0
+        )
+        engine = make_engine(dataclasses.replace(config, observability=observability))
+        engine.front.log_statistics()
+        engine.add_request("a", "x", params(max_tokens=5))
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "vllm"):
+            engine.run()
+        assert ("generation" in caplog.text) is expected

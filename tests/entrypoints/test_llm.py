@@ -198,10 +198,22 @@ def test_the_model_can_be_looked_at(llm: LLM) -> None:
     assert llm.reset_prefix_cache() is True
 
 
-@pytest.mark.parametrize("name", ["encode", "embed", "classify", "score", "sleep", "start_profile"])
-def test_what_does_not_exist_yet_refuses_clearly(llm: LLM, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("encode", ["x"]),
+        ("embed", ["x"]),
+        ("classify", ["x"]),
+        ("score", ["x", "y"]),
+        ("sleep", []),
+        ("wake_up", []),
+        ("start_profile", []),
+        ("get_metrics", []),
+    ],
+)
+def test_what_does_not_exist_yet_refuses_clearly(llm: LLM, name: str, arguments: list[str]) -> None:
     with pytest.raises(NotAvailable, match="yet"):
-        getattr(llm, name)("x") if name != "start_profile" else llm.start_profile()
+        getattr(llm, name)(*arguments)
 
 
 def test_a_model_that_is_not_there_is_a_clear_error() -> None:

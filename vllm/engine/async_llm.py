@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from typing_extensions import Self
@@ -101,7 +101,10 @@ class AsyncLLM:
 
     @classmethod
     def from_vllm_config(cls, config: VllmConfig) -> Self:
-        """Start the engine core in a process of its own. Raises ConfigError, LoadError."""
+        """Start the engine core in a process of its own. Raises ConfigError, LoadError.
+
+        Statistics go to the loggers that are added.
+        """
         engine = cls(config, ProcessClient(config))
         # A full collection that walks through all modules stops everybody for a third of a second.
         gc.collect()
@@ -110,7 +113,10 @@ class AsyncLLM:
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> Self:
-        return cls.from_vllm_config(engine_args.create_engine_config())
+        """As `from_vllm_config`; statistics are logged unless that is disabled."""
+        engine = cls.from_vllm_config(engine_args.create_engine_config())
+        engine._front.log_statistics()
+        return engine
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -226,6 +232,17 @@ class AsyncLLM:
     async def reset_prefix_cache(self) -> bool:
         """Forget cached prefixes; False while requests hold blocks."""
         return bool(await self.call("reset_prefix_cache"))
+
+    async def collective_rpc(self, method: str, args: Sequence[Any] = ()) -> list[Any]:
+        """Run a method of the Worker on every rank; returns what each returned."""
+        result: list[Any] = await self.call("collective_rpc", method, *args)
+        return result
+
+    async def sleep(self, level: int = 1) -> NoReturn:
+        raise NotAvailable("sleep mode is not available yet; end the engine to free its memory")
+
+    async def wake_up(self, tags: list[str] | None = None) -> NoReturn:
+        raise NotAvailable("sleep mode is not available yet, so there is nothing to wake up")
 
     def shutdown(self) -> None:
         """End the engine core. Open requests fail with EngineDeadError."""

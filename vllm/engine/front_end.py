@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any
 import vllm.errors
 from vllm.config.vllm import VllmConfig
 from vllm.engine.client import EngineClient
-from vllm.engine.messages import Abort, Call, CallResult, StepUpdates
+from vllm.engine.messages import Abort, Call, CallResult, EngineStats, StepUpdates
 from vllm.engine.output_processor import OutputProcessor
 from vllm.engine.processor import ProcessedRequest, Processor
 from vllm.errors import BadRequest, NotAvailable
-from vllm.metrics.stats import StatLogger
+from vllm.logger import init_logger
+from vllm.metrics.logging import LoggingStats
+from vllm.metrics.stats import IterationStats, StatLogger
 from vllm.outputs import RequestOutput
 from vllm.transformers_utils.detokenizer import TextDecoder
 from vllm.transformers_utils.tokenizer import get_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+logger = init_logger(__name__)
 
 
 class CallFailed(RuntimeError):
@@ -41,6 +46,12 @@ class FrontEnd:
         self.output_processor = OutputProcessor(decoder, config.scheduler.stream_interval)
         self.stat_loggers: list[StatLogger] = []
         self._call_ids = itertools.count()
+
+    def log_statistics(self) -> None:
+        """Attach what --disable-log-stats leaves out."""
+        observability = self.config.observability
+        if not observability.disable_log_stats:
+            self.stat_loggers.append(IntervalLog(observability.log_stats_interval_s))
 
     def need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -86,6 +97,19 @@ class FrontEnd:
         call = Call(next(self._call_ids), method, arguments)
         self.client.send(call)
         return call.call_id
+
+
+class IntervalLog:
+    """Logs statistics at intervals, for programs that have no loop of their own to do it."""
+
+    def __init__(self, interval_s: float) -> None:
+        self.stats = LoggingStats(interval_s)
+
+    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
+        stats = self.stats
+        stats.record(engine, iteration)
+        if stats.clock() - stats.last_line_at_s >= stats.interval_s and (line := stats.line()):
+            logger.info("%s", line)
 
 
 def value_of(result: CallResult) -> Any:

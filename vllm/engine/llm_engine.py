@@ -39,9 +39,10 @@ class LLMEngine:
     @classmethod
     def from_vllm_config(cls, config: VllmConfig) -> Self:
         """The core runs in this process, or with VLLM_ENABLE_V1_MULTIPROCESSING in its own."""
-        if envs.VLLM_ENABLE_V1_MULTIPROCESSING:
-            return cls(config, ProcessClient(config))
-        return cls(config, InProcessClient(config))
+        is_remote = envs.VLLM_ENABLE_V1_MULTIPROCESSING
+        engine = cls(config, ProcessClient(config) if is_remote else InProcessClient(config))
+        engine.front.log_statistics()
+        return engine
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> Self:

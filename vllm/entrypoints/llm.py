@@ -196,6 +196,12 @@ class LLM:
     def stop_profile(self) -> NoReturn:
         raise NotAvailable("profiling is not available yet, so there is none to stop")
 
+    def get_metrics(self) -> NoReturn:
+        raise NotAvailable(
+            "metrics of an LLM object are not available yet; see RequestOutput.metrics, or the "
+            "/metrics of a server"
+        )
+
     # -- tasks of pooling models ------------------------------------------------------------------
 
     def encode(self, *args: Any, **kwargs: Any) -> NoReturn:
