@@ -255,6 +255,18 @@ def test_statistics_count_every_token_and_request(engine: Engine) -> None:
     assert all(0 <= f.prefill_s <= f.e2e_s for f in finished)
 
 
+def test_aborted_requests_are_counted(engine: Engine) -> None:
+    recorder = Recorder()
+    engine.add_stat_logger(recorder)
+    for request_id in ("a", "b"):
+        engine.add_request(request_id, [7, 8, 9], params(max_tokens=5))
+    engine.step()
+    engine.abort_request("a")
+    engine.run()
+    finished = [f.reason for i in recorder.iterations for f in i.finished]
+    assert finished == [FinishReason.ABORT, FinishReason.LENGTH]
+
+
 def test_times_of_a_request_are_in_order(engine: Engine) -> None:
     engine.add_request("a", "x", params("FINAL_ONLY", max_tokens=5))
     metrics = engine.run()[0].metrics

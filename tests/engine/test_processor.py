@@ -112,6 +112,11 @@ def test_truncation_to_what_fits_leaves_room_for_the_output(processor: Processor
     assert len(processor.process("a", [5] * 5000, params).prompt_token_ids) == 1024 - 100
 
 
+def test_more_sequences_than_memory_could_hold_are_refused(processor: Processor) -> None:
+    with pytest.raises(BadRequest, match="n=1000000000"):
+        processor.process("a", [5], SamplingParams(n=10**9))
+
+
 def test_truncation_to_more_than_the_model_takes_is_refused(processor: Processor) -> None:
     with pytest.raises(BadRequest, match="truncate_prompt_tokens=2000"):
         processor.process("a", [5], SamplingParams(truncate_prompt_tokens=2000))

@@ -164,7 +164,9 @@ class ProcessClient:
         self._closed = False
         self._encode = encoder().encode
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = decoder(FromEngine)
-        self._directory = tempfile.mkdtemp(prefix="vllm-")
+        # A socket's path may have 107 characters, which a long TMPDIR would exceed.
+        parent = tempfile.gettempdir()
+        self._directory = tempfile.mkdtemp("", "vllm-", parent if len(parent) < 70 else "/tmp")
         addresses = Addresses(
             f"ipc://{self._directory}/to-core", f"ipc://{self._directory}/from-core"
         )

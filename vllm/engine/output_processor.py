@@ -191,6 +191,7 @@ class OutputProcessor:
         self.token_text: TokenText = _no_text if decoder is None else decoder.token_text
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
+        self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
         # Steps are timed by the monotonic clock, requests by that of the calendar.
         self._epoch_s = time.time() - time.monotonic()
 
@@ -213,6 +214,7 @@ class OutputProcessor:
     def process(self, step: StepUpdates) -> ProcessedStep:
         """Apply a step. Updates of requests that have ended here are dropped."""
         result = ProcessedStep()
+        result.iteration.finished, self._aborted = self._aborted, []
         changed: dict[OpenRequest, list[OutputSequence]] = {}
         for update in step.updates:
             sequence = self._sequences.get(update.request_id)
@@ -225,7 +227,7 @@ class OutputProcessor:
             if sequence.finish_reason is not None:
                 if update.finish_reason is None:
                     result.to_abort.append(sequence.id)
-                self._close(sequence, step.time_s, result.iteration)
+                result.iteration.finished.append(self._close(sequence, step.time_s))
             changed.setdefault(sequence.request, []).append(sequence)
         for request, sequences in changed.items():
             output = request.output(dict.fromkeys(sequences), self.stream_interval)
@@ -241,14 +243,14 @@ class OutputProcessor:
         core_ids: list[str] = []
         outputs: list[RequestOutput] = []
         for request_id in request_ids:
-            request = self.requests.pop(request_id, None)
+            request = self.requests.get(request_id)
             if request is None:
                 continue
             open_sequences = [s for s in request.sequences if s.finish_reason is None]
             for sequence in open_sequences:
-                del self._sequences[sequence.id]
                 sequence.text.finish()
                 sequence.finish_reason = FinishReason.ABORT
+                self._aborted.append(self._close(sequence, time.monotonic()))
             core_ids += [sequence.id for sequence in open_sequences]
             output = request.output(open_sequences, self.stream_interval)
             if output is not None:
@@ -286,7 +288,8 @@ class OutputProcessor:
         sequence.last_token_s = now_s
         metrics.last_token_time = now_s + self._epoch_s
 
-    def _close(self, sequence: OutputSequence, now_s: float, iteration: IterationStats) -> None:
+    def _close(self, sequence: OutputSequence, now_s: float) -> FinishedRequest:
+        """Forget a sequence that has ended, and with the last one its request."""
         assert sequence.finish_reason is not None
         request = sequence.request
         del self._sequences[sequence.id]
@@ -296,17 +299,15 @@ class OutputProcessor:
         last_s = sequence.last_token_s or now_s
         first_s = sequence.first_token_s or last_s
         arrival_s = request.metrics.arrival_time - self._epoch_s
-        iteration.finished.append(
-            FinishedRequest(
-                reason=sequence.finish_reason,
-                e2e_s=max(0.0, last_s - arrival_s),
-                queue_s=sequence.queue_s,
-                prefill_s=max(0.0, first_s - arrival_s - sequence.queue_s),
-                decode_s=last_s - first_s,
-                num_prompt_tokens=len(request.prompt_token_ids),
-                num_generation_tokens=len(sequence.token_ids),
-                max_tokens=request.params.max_tokens or 0,
-            )
+        return FinishedRequest(
+            reason=sequence.finish_reason,
+            e2e_s=max(0.0, last_s - arrival_s),
+            queue_s=sequence.queue_s,
+            prefill_s=max(0.0, first_s - arrival_s - sequence.queue_s),
+            decode_s=last_s - first_s,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            num_generation_tokens=len(sequence.token_ids),
+            max_tokens=request.params.max_tokens or 0,
         )
 
 

@@ -18,6 +18,7 @@ from vllm.sampling_params import MAX_SEED, SamplingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MAX_SEQUENCES: Final = 16_384  # of one request: each costs memory before any of them runs
 SEED_STRIDE: Final = 0x9E3779B97F4A7C15  # odd, so that all seeds of one request differ
 NUM_SEEDS: Final = 2**64
 
@@ -93,6 +94,13 @@ class Processor:
             raise BadRequest(
                 f"sampling_params must be SamplingParams, got a {type(params).__name__}",
                 "sampling_params",
+            )
+        if params.num_sequences > MAX_SEQUENCES:
+            name = "n" if params.best_of is None else "best_of"
+            raise BadRequest(
+                f"{name}={params.num_sequences} is more than the {MAX_SEQUENCES} sequences one "
+                "request may have; send several requests",
+                name,
             )
         params = copy.copy(params)
         if self.tokenizer is not None:

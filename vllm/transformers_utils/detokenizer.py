@@ -189,12 +189,12 @@ class TextDecoder:
 
 def byte_table(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[bytes]:
     """The bytes of every token of a byte-level tokenizer, by id; b"" where there is no token."""
-    num_tokens = len(tokenizer)
-    table = [b""] * max(vocab_size, num_tokens, 1 + max(tokenizer.get_vocab().values()))
+    vocabulary = tokenizer.get_vocab()
+    table = [b""] * max(vocab_size, 1 + max(vocabulary.values()))
     to_byte = {symbol: chr(byte) for byte, symbol in enumerate(byte_symbols())}
     known = frozenset(to_byte)
     translation = str.maketrans(to_byte)
-    for token, token_id in tokenizer.get_vocab().items():
+    for token, token_id in vocabulary.items():
         if known.issuperset(token):
             table[token_id] = token.translate(translation).encode("latin-1")
         else:
