@@ -79,7 +79,7 @@ def word_problem(rng: random.Random) -> Exchange:
 
 
 def comparison(rng: random.Random) -> Exchange:
-    a, b = rng.sample(range(0, 51), 2)
+    a, b = rng.sample(range(51), 2)
     is_bigger = rng.random() < 0.5
     result = max(a, b) if is_bigger else min(a, b)
     word = rng.choice(["bigger", "larger", "more"] if is_bigger else ["smaller", "less"])

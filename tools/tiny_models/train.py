@@ -8,7 +8,6 @@ then moved to its place under `--out`.
 
 import argparse
 import json
-import math
 import os
 import tempfile
 import time
@@ -26,20 +25,37 @@ from transformers import (
 
 from tools.tiny_models import card
 from tools.tiny_models import tokenizer as tokenizers
-from tools.tiny_models.data import TokenStream
+from tools.tiny_models.data import TokenStream, copying_rows
 from tools.tiny_models.evaluate import evaluate
+from tools.tiny_models.initialise import initialise
 from tools.tiny_models.recipes import RECIPES, Recipe
 from tools.tiny_models.tokenizer import BOS_ID, EOS_ID, PAD_ID, TURN_END_ID
 
 SHORT, LONG = 512, 1024  # tokens per sequence
+EMBEDDING_LR = 3.0  # factor on the learning rate
 
 
-def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth."""
+def schedule(recipe: Recipe, step: int, num_steps: int) -> float:
+    """Factor on the peak learning rate: linear warm-up, then linear decay to a fiftieth."""
     if step < recipe.warmup_steps:
-        return recipe.peak_lr * (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(1, num_steps - recipe.warmup_steps)
-    return recipe.peak_lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return (step + 1) / recipe.warmup_steps
+    return max(0.02, (num_steps - step) / max(1, num_steps - recipe.warmup_steps))
+
+
+def optimizer_for(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW without weight decay on norms; embeddings start large and learn faster."""
+    embeddings = model.get_input_embeddings().weight
+    layers = [p for p in model.parameters() if p.dim() > 1 and p is not embeddings]
+    norms = [p for p in model.parameters() if p.dim() == 1]
+    return torch.optim.AdamW(
+        [
+            {"params": layers, "weight_decay": 0.1, "peak_lr": recipe.peak_lr},
+            {"params": norms, "weight_decay": 0.0, "peak_lr": recipe.peak_lr},
+            {"params": [embeddings], "weight_decay": 0.1, "peak_lr": EMBEDDING_LR * recipe.peak_lr},
+        ],
+        betas=(0.9, 0.98),
+        fused=True,
+    )
 
 
 def loss_of(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -55,7 +71,7 @@ def loss_of(model: PreTrainedModel, ids: torch.Tensor, weights: torch.Tensor) ->
     weights = weights[:, 1:].flatten()
     entropy = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     loss = (entropy * weights).sum() / weights.sum()
-    if model.config.model_type == "qwen3_moe":
+    if model.config.model_type == "mixtral":
         loss = loss + model.config.router_aux_loss_coef * output.aux_loss
     return loss
 
@@ -64,29 +80,30 @@ def fit(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, num_steps: int) -> P
     """Train from scratch for `num_steps` steps."""
     torch.manual_seed(recipe.seed)
     config = recipe.config()
-    is_moe = config.model_type == "qwen3_moe"
+    is_moe = config.model_type == "mixtral"
     config.output_router_logits = is_moe
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    initialise(model, recipe.seed)
+    optimizer = optimizer_for(model, recipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
     stream = TokenStream(tokenizer, recipe.seed)
     progress = tqdm(range(num_steps), desc=recipe.name, unit="step", mininterval=5.0)
     smooth = float("nan")
     for step in progress:
         is_long = step >= num_steps * (1 - recipe.long_share)
         shape = (recipe.rows // 2, LONG) if is_long else (recipe.rows, SHORT)
-        loss = loss_of(model, *stream.take(*shape))
-        optimizer.zero_grad()
+        ids, weights = stream.take(*shape)
+        if step < num_steps * recipe.copying_share:
+            num_copying = recipe.rows // 4
+            copied = copying_rows(num_copying, SHORT, generator)
+            ids[:num_copying], weights[:num_copying] = copied
+        loss = loss_of(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step, num_steps)
+            group["lr"] = group["peak_lr"] * schedule(recipe, step, num_steps)
         optimizer.step()
+        optimizer.zero_grad()
         smooth = loss.item() if step == 0 else 0.98 * smooth + 0.02 * loss.item()
         progress.set_postfix(loss=f"{smooth:.3f}", refresh=False)
     model.config.output_router_logits = False
