@@ -268,22 +268,9 @@ class Environment:
 _PROCESS = Environment()
 
 
-def is_set(name: str) -> bool:
-    return _PROCESS.is_set(name)
-
-
-def set_for_process(name: str, value: str) -> None:
-    """Set a variable for this process and those it starts: for libraries that read only those."""
-    os.environ[name] = value
-
-
 def inherited(name: str) -> str | None:
     """A variable of another program's making (NO_COLOR, OMP_NUM_THREADS); None if not set."""
     return os.environ.get(name)
-
-
-def environment_variables() -> tuple[Variable, ...]:
-    return VARIABLES
 
 
 if not TYPE_CHECKING:

@@ -101,6 +101,7 @@ def _source(draft: Draft, name: str) -> Source:
         revision=revision,
         download_dir=values["download_dir"] or None,
         token=values["hf_token"] or None,
+        ignore=values["ignore_patterns"],
     )
 
 

@@ -151,6 +151,8 @@ def _build(
 def _warn_of_unknown(
     changes: Mapping[str, Any], raw: Mapping[str, Any], config: PretrainedConfig
 ) -> None:
+    if not changes:
+        return
     defaults = type(config)().to_dict() if not raw.get("auto_map") else raw
     known = {*raw, *defaults, *_READ_ONCE}
     for name in changes:

@@ -13,12 +13,11 @@ from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 
-TOKENIZER_FILES: Final = (
-    "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py",
-)  # fmt: skip
+SAFETENSORS: Final = "*.safetensors"
+TOKENIZER_FILES: Final = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 _WEIGHTS: Final = {
-    "auto": ("*.safetensors",),
-    "safetensors": ("*.safetensors",),
+    "auto": (SAFETENSORS,),  # or those of pt, if there is no safetensors file
+    "safetensors": (SAFETENSORS,),
     "pt": ("*.bin", "*.pt"),
     "dummy": (),
 }
@@ -33,6 +32,7 @@ class Source:
     revision: str = "main"
     download_dir: str | None = None
     token: str | None = None
+    ignore: tuple[str, ...] = ()  # patterns of files not to fetch
 
 
 def locate(source: Source, files: Sequence[str]) -> Path:
@@ -82,7 +82,12 @@ def _from_hub(source: Source, files: Sequence[str]) -> Path:
 
     cache = source.download_dir or constants.HF_HUB_CACHE
     fetch = partial(
-        snapshot_download, source.name, revision=source.revision, cache_dir=source.download_dir
+        snapshot_download,
+        source.name,
+        revision=source.revision,
+        cache_dir=source.download_dir,
+        allow_patterns=[*files],
+        ignore_patterns=[*source.ignore],
     )
     try:
         cached: Path | None = Path(fetch(local_files_only=True))
@@ -96,8 +101,9 @@ def _from_hub(source: Source, files: Sequence[str]) -> Path:
             f"(revision {source.revision}); the hub was not asked because HF_HUB_OFFLINE is set. "
             "Give a local directory, or unset HF_HUB_OFFLINE to download."
         )
-    problem = _unreachable(source)
-    if problem is not None:
+    try:
+        names = _files_on_hub(source)
+    except _Unreachable as problem:
         if cached is not None:
             logger.warning("Using the cached %s: %s", source.name, problem)
             return cached
@@ -105,12 +111,19 @@ def _from_hub(source: Source, files: Sequence[str]) -> Path:
             f"{source.flag} {source.name}: no such directory here, and not in the cache {cache} "
             f"(revision {source.revision}); {problem}. Give a local directory, or check the name, "
             "the network and the login (HF_TOKEN)."
-        )
-    return Path(fetch(token=source.token, allow_patterns=list(files)))
+        ) from None
+    wanted = [*files]
+    if SAFETENSORS in wanted and not any(name.endswith(".safetensors") for name in names):
+        wanted += _WEIGHTS["pt"]
+    return Path(fetch(token=source.token, allow_patterns=wanted))
 
 
-def _unreachable(source: Source) -> str | None:
-    """Why the hub cannot give this model, found out by one quick request; None if it can."""
+class _Unreachable(Exception):
+    """Why the hub cannot give a model."""
+
+
+def _files_on_hub(source: Source) -> list[str]:
+    """Names of a model's files. Raises _Unreachable, and soon."""
     import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -118,9 +131,12 @@ def _unreachable(source: Source) -> str | None:
     try:
         # The client of the hub retries for minutes; one request without retries comes first.
         httpx.head(constants.ENDPOINT, timeout=5.0)
-        HfApi(token=source.token).model_info(source.name, revision=source.revision, timeout=10.0)
+        api = HfApi(token=source.token)
+        info = api.model_info(source.name, revision=source.revision, timeout=10.0)
     except HfHubHTTPError as error:
-        return f"{constants.ENDPOINT} refused it: {str(error).splitlines()[0]}"
+        said = str(error).splitlines()[0]
+        raise _Unreachable(f"{constants.ENDPOINT} refused it: {said}") from None
     except (httpx.HTTPError, OSError) as error:
-        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {error})"
-    return None
+        reason = f"{type(error).__name__}: {error}"
+        raise _Unreachable(f"{constants.ENDPOINT} cannot be reached ({reason})") from None
+    return [file.rfilename for file in info.siblings or ()]

@@ -65,12 +65,4 @@ def load_tokenizer(
         ) from error
     if not tokenizer.is_fast and mode != "slow":
         logger.warning("%s has no fast tokenizer: tokenizing will be slow", path)
-    # A vocabulary's length is worked out anew at each call; every request asks for it.
-    _freeze_length(tokenizer)
     return tokenizer
-
-
-def _freeze_length(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Load lazily built tables now, while only one thread looks at them."""
-    len(tokenizer)
-    tokenizer.all_special_ids  # noqa: B018
