@@ -82,6 +82,9 @@ class ScriptedCore:
         stats = EngineStats(num_running=len(self.requests), num_steps=self.num_steps)
         return StepUpdates(updates, stats, time.monotonic())
 
+    def check_health(self) -> None:
+        """A script has no ranks to lose."""
+
     def stop(self) -> None:
         self.stopped = True
 

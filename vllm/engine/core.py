@@ -88,6 +88,10 @@ class EngineCore:
             self.scheduler.check_idle()
         return StepUpdates(updates, self.scheduler.snapshot(), time.monotonic())
 
+    def check_health(self) -> None:
+        """Raises ExecutorDied if a rank is gone; the way to notice it while there is no work."""
+        self.executor.check_health()
+
     def stop(self) -> None:
         self.executor.stop()
 

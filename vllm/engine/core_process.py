@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import zmq
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vllm.engine.client import Core
 
 logger = init_logger(__name__)
+
+IDLE_MS: Final = 1000  # between looks at the ranks while there is no work
 
 
 class Addresses(NamedTuple):
@@ -69,7 +71,9 @@ def _serve(make_core: Callable[[VllmConfig], Core], config: VllmConfig, link: Co
     try:
         link.send(core.ready)
         while True:
-            for message in link.receive(wait=not core.has_work):
+            if not core.has_work:
+                link.wait(on_idle=core.check_health)
+            for message in link.receive():
                 if isinstance(message, Shutdown):
                     return
                 answer = core.handle(message)
@@ -108,9 +112,14 @@ class CoreLink:
     def send(self, message: FromEngine) -> None:
         self._outbox.send(self._encode(message))
 
-    def receive(self, wait: bool) -> Iterator[ToEngine]:
-        """What has come; with `wait`, at least one message. Exits if the front end is gone."""
-        ready = dict(self._poller.poll(None if wait else 0))
+    def wait(self, on_idle: Callable[[], None]) -> None:
+        """Until there is something to receive; `on_idle` is called now and then."""
+        while not self._poller.poll(IDLE_MS):
+            on_idle()
+
+    def receive(self) -> Iterator[ToEngine]:
+        """What has come so far. Exits if the front end is gone."""
+        ready = dict(self._poller.poll(0))
         if self._parent in ready:
             logger.error("The front end is gone; stopping")
             sys.exit(1)

@@ -63,6 +63,7 @@ class FrontEnd:
 
     def submit(self, request: ProcessedRequest) -> None:
         """Hand a request to the core. Raises BadRequest, and then nothing is left of it."""
+        self._check_processors(request)
         self.output_processor.add(request)
         try:
             for child in request.children:
@@ -70,6 +71,18 @@ class FrontEnd:
         except BaseException:
             self.abort([request.request_id])
             raise
+
+    def _check_processors(self, request: ProcessedRequest) -> None:
+        if not request.params.logits_processors:
+            return
+        backend = self.config.parallel.distributed_executor_backend
+        if self.client.is_remote or backend != "uni":
+            raise NotAvailable(
+                "logits_processors are Python callables and need the model in this process. Use "
+                "LLM with VLLM_ENABLE_V1_MULTIPROCESSING=0 and --distributed-executor-backend uni, "
+                "or logit_bias, allowed_token_ids or bad_words.",
+                "logits_processors",
+            )
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """End requests, wherever they are; returns their last outputs."""
