@@ -16,7 +16,6 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/.done
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH = $(shell grep '^torch==' requirements-cpu.txt)
-TORCH_INDEX = $(shell sed -n 's/^--extra-index-url *//p' requirements-cpu.txt)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
@@ -55,8 +54,7 @@ $(DONE)/venv:
 	  { echo "no venv: install it with 'apt-get install python3-venv'"; rm -rf $(VENV); exit 1; }
 	@mkdir -p $(DONE) && touch $@
 
-# Without --no-deps, pip would look for every dependency of torch in torch's own index too. On Gaudi
-# torch comes with the container, so the environment shows what is installed there.
+# On Gaudi torch comes with the container, so the environment shows what is installed there.
 $(DONE)/torch: $(DONE)/venv requirements-cpu.txt
 ifeq ($(DEVICE),hpu)
 	@sed -i 's/^include-system-site-packages.*/include-system-site-packages = true/' $(VENV)/pyvenv.cfg
@@ -64,7 +62,7 @@ ifeq ($(DEVICE),hpu)
 	  { echo "torch is not installed: on hpu it comes with the Gaudi container"; exit 1; }
 else
 	@echo "==> $(TORCH) (about 200 MB)"
-	@$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH)
+	@$(PIP) $(TORCH)
 endif
 	@touch $@
 

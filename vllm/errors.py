@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """A setting is wrong or contradicts another: names the flag, its value and the remedy. Exit code 2."""
+    """A setting is wrong or contradicts another: names flag, value and remedy. Exit code 2."""
 
 
 class BadRequest(ValueError):

@@ -17,9 +17,13 @@ BLOCK = 4
 
 
 def layout(num_blocks: int = 64, window: int | None = None, hybrid: bool = False) -> KVCacheLayout:
-    sizes: dict[str, int] = dict(
-        block_size=BLOCK, num_kv_heads=1, head_dim=8, value_dim=8, dtype_bytes=4
-    )
+    sizes = {
+        "block_size": BLOCK,
+        "num_kv_heads": 1,
+        "head_dim": 8,
+        "value_dim": 8,
+        "dtype_bytes": 4,
+    }
     groups = []
     if window is None or hybrid:
         groups.append(KVGroup(FullAttention(**sizes), ("full",)))
@@ -30,16 +34,16 @@ def layout(num_blocks: int = 64, window: int | None = None, hybrid: bool = False
 
 def make_config(**changes: Any) -> Any:
     """Only what a scheduler reads of a VllmConfig."""
-    scheduler = dict(
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        enable_chunked_prefill=True,
-        policy="fcfs",
-        pipeline_depth=1,
-        long_prefill_token_threshold=0,
-        max_num_partial_prefills=1,
-        max_long_partial_prefills=1,
-    )
+    scheduler = {
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "enable_chunked_prefill": True,
+        "policy": "fcfs",
+        "pipeline_depth": 1,
+        "long_prefill_token_threshold": 0,
+        "max_num_partial_prefills": 1,
+        "max_long_partial_prefills": 1,
+    }
     enable_prefix_caching = changes.pop("enable_prefix_caching", True)
     max_model_len = changes.pop("max_model_len", 128)
     eos = changes.pop("eos_token_ids", frozenset())

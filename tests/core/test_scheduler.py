@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.conftest import BLOCK, Engine, expected, layout
+from vllm.core.kv_cache.sizing import blocks_per_sequence
 from vllm.engine.messages import FinishReason
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
@@ -227,17 +228,40 @@ def test_prompt_and_drawn_tokens_are_counted_apart() -> None:
     assert (stats.num_prompt_tokens, stats.num_generation_tokens) == (len(PROMPT), 3)
 
 
-request_strategy = st.fixed_dictionaries(
-    dict(
-        prefix=st.integers(0, 2),
-        length=st.integers(1, 40),
-        max_tokens=st.integers(1, 25),
-        stop=st.one_of(st.none(), st.integers(0, 49)),
-        priority=st.integers(0, 2),
-        delay=st.integers(0, 6),
-        abort_after=st.one_of(st.none(), st.integers(0, 12)),
-        seed=st.integers(0, 1),
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize(
+    ("window", "depth", "budget"), [(5, 1, 3), (4, 2, 1), (7, 2, 2), (6, 4, 3)]
+)
+def test_the_smallest_pool_for_a_window_serves_a_long_sequence(
+    window: int, depth: int, budget: int, caching: bool
+) -> None:
+    groups = layout(2, window).groups
+    needed = blocks_per_sequence(groups, 100, budget * depth)
+    engine = Engine(
+        layout(1 + needed, window),
+        pipeline_depth=depth,
+        max_num_batched_tokens=budget,
+        max_num_seqs=1,
+        enable_prefix_caching=caching,
+        max_model_len=100,
     )
+    engine.add("a", PROMPT * 8, max_tokens=15)
+    engine.run()
+    assert engine.outputs["a"] == expected(PROMPT * 8, 15)
+    assert engine.scheduler.stats.num_preemptions == 0
+
+
+request_strategy = st.fixed_dictionaries(
+    {
+        "prefix": st.integers(0, 2),
+        "length": st.integers(1, 40),
+        "max_tokens": st.integers(1, 25),
+        "stop": st.one_of(st.none(), st.integers(0, 49)),
+        "priority": st.integers(0, 2),
+        "delay": st.integers(0, 6),
+        "abort_after": st.one_of(st.none(), st.integers(0, 12)),
+        "seed": st.integers(0, 1),
+    }
 )
 
 

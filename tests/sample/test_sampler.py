@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.sample.bench import CPU, Bench
-from vllm.errors import BadRequest, ConfigError
+from vllm.errors import ConfigError
 from vllm.platforms.cpu.native import native_ops
 from vllm.sample.interface import SamplerOutput
 from vllm.sample.sampler import Sampler
@@ -236,8 +236,8 @@ def test_a_processor_that_returns_nonsense_is_named(result: Tensor | None) -> No
     params = SamplingParams(temperature=0.0, logits_processors=[lambda ids, logits: result])
     slot = bench.add(params)
 
-    with pytest.raises(BadRequest, match="must return a tensor of shape"):
-        bench.sample(torch.randn(1, V), [slot])
+    bench.sample(torch.randn(1, V), [slot])
+    assert "must return a tensor of shape" in bench.state.take_failures()[slot]
 
 
 def test_logprobs_are_those_of_the_model_whatever_the_stages_do() -> None:

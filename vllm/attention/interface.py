@@ -1,4 +1,4 @@
-"""Attention as the engine sees it: what a layer asks for, what a launch brings, what a device does."""
+"""Attention: what a layer asks for, what a launch brings, what a device does."""
 
 from __future__ import annotations
 
@@ -67,7 +67,13 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, meta: AttentionMeta, spec: AttentionSpec
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: Tensor,
+        meta: AttentionMeta,
+        spec: AttentionSpec,
     ) -> Tensor:
         """Write k, v into the cache, attend; q [T, N, D], k [T, K, D], v [T, K, Dv] -> [T, N, Dv].
 

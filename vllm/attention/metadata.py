@@ -10,8 +10,9 @@ from torch import Tensor
 class PagedMeta(NamedTuple):
     """Causal attention of R rows over a paged cache; full, sliding-window and MLA layers alike.
 
-    Row r owns the tokens [query_start[r], query_start[r + 1]) of the launch; they are the last ones
-    of its seq_lens[r] tokens. Token t is written to cache entry slot_mapping[t] = block * P + offset.
+    Row r owns the tokens [query_start[r], query_start[r + 1]) of the launch; they are the last
+    of its seq_lens[r] tokens. Token t is written to cache entry slot_mapping[t] = block * P +
+    offset.
     """
 
     query_start: Tensor  # [R + 1] int32

@@ -154,7 +154,7 @@ class Scheduler:
         return plan
 
     def _plan_running(self, builder: PlanBuilder) -> bool:
-        """Rows for requests that hold a slot, first in order first; False after a shortage of blocks."""
+        """Rows for requests that hold a slot, in order; False after a shortage of blocks."""
         enough = True
         index = 0
         while index < len(self.running) and builder.budget > 0:
@@ -393,7 +393,7 @@ def _pick(logprobs: LogprobArrays, index: int, request: Request) -> LogprobArray
 
 
 def _unseen(part: PromptLogprobs, request: Request) -> LogprobArrays | None:
-    """What `part` adds to the prompt log-probabilities sent so far; a recomputed prompt repeats some."""
+    """What `part` adds to what was sent so far; a recomputed prompt repeats some."""
     skip = request.num_prompt_logprobs - part.start
     assert skip >= 0, (request.id, part.start, request.num_prompt_logprobs)
     values = part.values

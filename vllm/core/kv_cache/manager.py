@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vllm.core.kv_cache.block_pool import DUMMY_BLOCK, BlockId, BlockPool
 from vllm.core.kv_cache.prefix import extend_hashes
-from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout, KVGroup, MLA, SlidingWindow
+from vllm.core.kv_cache.spec import MLA, FullAttention, KVCacheLayout, KVGroup, SlidingWindow
 from vllm.core.request import Request
 
 
@@ -32,7 +32,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 class GroupRule(ABC):
-    """How one kind of layer uses blocks: what a query needs, and so what may be reused or dropped."""
+    """How one kind of layer uses blocks: what a query needs; what may be reused or dropped."""
 
     def __init__(self, index: int, block_size: int) -> None:
         self.index = index
@@ -48,7 +48,7 @@ class GroupRule(ABC):
 
     @abstractmethod
     def longest_match(self, pool: BlockPool, hashes: Sequence[bytes], limit: int) -> int:
-        """Most lead blocks, at most `limit`, after which a sequence can go on from cached blocks."""
+        """Most lead blocks, up to `limit`, after which a sequence can go on from cached ones."""
 
 
 class FullRule(GroupRule):
@@ -125,8 +125,8 @@ class KVCacheManager:
     def match(self, request: Request) -> PrefixMatch:
         """The longest cached prefix this request can start from. Changes no block.
 
-        At least one token is left to compute, since its hidden state gives the next token. A request
-        that wants prompt log-probabilities needs every hidden state and reuses nothing.
+        At least one token is left to compute, since its hidden state gives the next token. A
+        request that wants prompt log-probabilities needs every hidden state and reuses nothing.
         """
         nothing = PrefixMatch(0, [[] for _ in self.rules])
         if not self.enable_prefix_caching or request.params.prompt_logprobs is not None:
@@ -147,7 +147,7 @@ class KVCacheManager:
         return PrefixMatch(num_tokens, [self._cached(rule, hashes, length) for rule in self.rules])
 
     def fits(self, request: Request, upto: int, match: PrefixMatch) -> bool:
-        """Whether a request that holds nothing could go on to position `upto` with what is free now."""
+        """Whether a request that holds nothing could go on to `upto` with what is free now."""
         wanted = 0
         for rule, matched in zip(self.rules, match.blocks, strict=True):
             used = [b for b in matched if b != DUMMY_BLOCK]
@@ -171,7 +171,7 @@ class KVCacheManager:
         return deltas
 
     def reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:
-        """Blocks for the positions below `upto`; what is new, or None (nothing taken) if out of them."""
+        """Blocks for the positions below `upto`: the new ones, or None (none taken) if too few."""
         num_blocks = ceil_div(upto, self.block_size)
         missing = sum(max(0, num_blocks - len(blocks)) for blocks in request.blocks)
         if missing == 0:
@@ -200,10 +200,11 @@ class KVCacheManager:
                     for i in range(first, num_full):
                         self.pool.publish(blocks[i], request.block_hashes[i], rule.index)
             request.num_published = num_full
-            self._release_passed(request)
+        # At every commit, not just when a block fills: `most_held` counts on it.
+        self._release_passed(request)
 
     def release(self, request: Request) -> None:
-        """Give back all blocks: the last ones are reused first, since prefixes are what others share."""
+        """Give back all blocks, the last to be reused first: prefixes are what others share."""
         for blocks in request.blocks:
             self.pool.release(reversed(blocks))
         request.blocks = []
