@@ -125,9 +125,20 @@ class CoreLink:
             sys.exit(1)
         while self._inbox in ready:
             try:
-                yield self._decoder.decode(self._inbox.recv(zmq.NOBLOCK))
+                data = self._inbox.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            message = self._decode(data)
+            if message is not None:
+                yield message
+
+    def _decode(self, data: bytes) -> ToEngine | None:
+        """None for what cannot be read, which must not end everyone else's requests."""
+        try:
+            return self._decoder.decode(data)
+        except Exception:
+            logger.exception("Dropped a message of %d bytes that does not decode", len(data))
+            return None
 
     def close(self) -> None:
         self._inbox.close(linger=0)
