@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from vllm.errors import BadRequest, NotAvailable
+from vllm.inputs.text import check_encodable
 
 # Below this a temperature divides logits into overflow; such a row takes its most likely token.
 GREEDY_TEMPERATURE: Final = 1e-5
@@ -80,6 +81,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _normalize(self)
+        _check_flags(self)
         _check_counts(self)
         _check_draw(self)
         _check_stops(self)
@@ -207,6 +209,8 @@ class BeamSearchParams(msgspec.Struct, omit_defaults=True, kw_only=True):
         self.max_tokens = _integer("max_tokens", self.max_tokens, 1)
         self.temperature = _real("temperature", self.temperature, 0.0)
         self.length_penalty = _real("length_penalty", self.length_penalty)
+        _check_flag("ignore_eos", self.ignore_eos)
+        _check_flag("include_stop_str_in_output", self.include_stop_str_in_output)
 
 
 def refuse_on_wire(value: Any) -> Any:
@@ -266,6 +270,8 @@ def _strings(name: str, values: Any) -> list[str]:
         raise BadRequest(f"{name} must be a string or a list of strings, got {values!r}", name)
     if "" in values:
         raise BadRequest(f"{name} holds an empty string, which every text contains", name)
+    for value in values:
+        check_encodable(name, value)
     return list(values)
 
 
@@ -286,6 +292,22 @@ def _normalize(p: SamplingParams) -> None:
     if not isinstance(given_kind, RequestOutputKind):
         kinds = ", ".join(kind.name for kind in RequestOutputKind)
         raise BadRequest(f"output_kind must be one of {kinds}, got {given_kind!r}", "output_kind")
+
+
+def _check_flags(p: SamplingParams) -> None:
+    for name in (
+        "ignore_eos",
+        "detokenize",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "include_stop_str_in_output",
+    ):
+        _check_flag(name, getattr(p, name))
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise BadRequest(f"{name} must be True or False, got {value!r}", name)
 
 
 def _check_counts(p: SamplingParams) -> None:

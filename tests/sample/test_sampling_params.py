@@ -266,3 +266,19 @@ def test_pooling_parameters_are_checked() -> None:
         PoolingParams(dimensions=0)
     with pytest.raises(BadRequest):
         PoolingParams(truncate_prompt_tokens=0)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "ignore_eos",
+        "detokenize",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "include_stop_str_in_output",
+    ],
+)
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_flags_are_booleans(field: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=f"{field} must be True or False"):
+        SamplingParams(**{field: value})

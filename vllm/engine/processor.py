@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from vllm.config.model import ModelConfig
 from vllm.engine.messages import EngineRequest
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs import ParsedPrompt, parse_prompt
+from vllm.inputs.text import check_encodable
 from vllm.sampling_params import MAX_SEED, SamplingParams
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class Processor:
     ) -> ProcessedRequest:
         """`prompt` in any form of vllm.inputs. Raises BadRequest."""
         arrival_time_s = time.time() if arrival_time_s is None else arrival_time_s
+        _check_request_id(request_id)
+        priority = _checked_priority(priority)
         parsed = prompt if isinstance(prompt, ParsedPrompt) else parse_prompt(prompt)
         params = self.resolve(params)
         token_ids = parsed.token_ids
@@ -68,9 +72,7 @@ class Processor:
             token_ids = self.encode(parsed.text)
         token_ids = self._truncated(token_ids, params)
         self._check_prompt(token_ids)
-        if params.max_tokens is None:
-            params.max_tokens = self.model.max_model_len - len(token_ids)
-            params.min_tokens = self._fitting_min_tokens(params, len(token_ids))
+        self._fit(params, len(token_ids))
         children = [
             EngineRequest(
                 request_id=self._internal_id(request_id, params, index),
@@ -95,6 +97,8 @@ class Processor:
                 f"sampling_params must be SamplingParams, got a {type(params).__name__}",
                 "sampling_params",
             )
+        params = copy.copy(params)
+        params.__post_init__()  # checks again: a caller may have set fields since construction
         if params.num_sequences > MAX_SEQUENCES:
             name = "n" if params.best_of is None else "best_of"
             raise BadRequest(
@@ -102,7 +106,6 @@ class Processor:
                 "request may have; send several requests",
                 name,
             )
-        params = copy.copy(params)
         if self.tokenizer is not None:
             params.resolve_bad_words(self.tokenizer)
         else:
@@ -152,7 +155,11 @@ class Processor:
                 "truncate_prompt_tokens",
             )
         if keep == -1:
-            keep = max(1, self.model.max_model_len - (params.max_tokens or 1))
+            if len(token_ids) <= limit:
+                return token_ids
+            # Room for the output, unless more was asked for than there can be.
+            room = self.model.max_model_len - (params.max_tokens or 1)
+            keep = room if room > 0 else limit
         return token_ids[-keep:]
 
     def _check_prompt(self, token_ids: list[int]) -> None:
@@ -174,16 +181,17 @@ class Processor:
                 "prompt",
             )
 
-    def _fitting_min_tokens(self, params: SamplingParams, num_prompt_tokens: int) -> int:
-        assert params.max_tokens is not None
-        if params.min_tokens > params.max_tokens:
+    def _fit(self, params: SamplingParams, num_prompt_tokens: int) -> None:
+        """Bound numbers by the model, so that they also fit the wire and the engine's arrays."""
+        room = self.model.max_model_len - num_prompt_tokens
+        if params.min_tokens > room:
             raise BadRequest(
                 f"min_tokens={params.min_tokens} cannot be reached: {num_prompt_tokens} prompt "
-                f"tokens leave room for {params.max_tokens} of --max-model-len "
-                f"{self.model.max_model_len}",
+                f"tokens leave room for {room} of --max-model-len {self.model.max_model_len}",
                 "min_tokens",
             )
-        return params.min_tokens
+        params.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        params.top_k = min(params.top_k, self.model.vocab_size)
 
 
 def _child_params(params: SamplingParams, index: int) -> SamplingParams:
@@ -192,13 +200,35 @@ def _child_params(params: SamplingParams, index: int) -> SamplingParams:
         return params
     assert params.seed is not None
     child = copy.copy(params)
-    child.seed = (params.seed + index * SEED_STRIDE + NUM_SEEDS // 2) % NUM_SEEDS - NUM_SEEDS // 2
+    child.seed = _child_seed(params.seed, index)
     if params.num_sequences > params.n and params.logprobs is None:
         child.logprobs = 0  # to tell which are best
     if index > 0:
         child.prompt_logprobs = None  # the same for all
     child.n, child.best_of = 1, None
     return child
+
+
+def _child_seed(seed: int, index: int) -> int:
+    """An int64 that no other child has, and never -1, which means none where it is decoded."""
+    child = (seed + index * SEED_STRIDE + NUM_SEEDS // 2) % NUM_SEEDS - NUM_SEEDS // 2
+    return child if child != -1 else _child_seed(seed, MAX_SEQUENCES)
+
+
+def _check_request_id(request_id: Any) -> None:
+    if not isinstance(request_id, str):
+        raise BadRequest(f"request_id must be text, got {request_id!r}", "request_id")
+    check_encodable("request_id", request_id)
+
+
+def _checked_priority(priority: Any) -> int:
+    try:
+        number = None if isinstance(priority, bool) else operator.index(priority)
+    except TypeError:
+        number = None
+    if number is None or not -MAX_SEED - 1 <= number <= MAX_SEED:
+        raise BadRequest(f"priority must be an integer of 64 bits, got {priority!r}", "priority")
+    return number
 
 
 def _require_no_tokenizer(params: SamplingParams) -> None:

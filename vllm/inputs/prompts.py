@@ -11,6 +11,7 @@ import numpy as np
 from typing_extensions import NotRequired
 
 from vllm.errors import BadRequest, NotAvailable
+from vllm.inputs.text import check_encodable
 
 
 class TextPrompt(TypedDict):
@@ -49,7 +50,7 @@ class ParsedPrompt:
 def parse_prompt(prompt: Any) -> ParsedPrompt:
     """One prompt. Raises BadRequest, NotAvailable for a kind that this engine cannot take."""
     if isinstance(prompt, str):
-        return ParsedPrompt(prompt, None)
+        return _text_prompt(prompt, None)
     if isinstance(prompt, Mapping):
         return _parse_mapping(prompt)
     if isinstance(prompt, list | tuple | np.ndarray):
@@ -90,10 +91,19 @@ def _parse_mapping(prompt: Mapping[str, Any]) -> ParsedPrompt:
         raise BadRequest(f"'prompt' must be text, got a {type(text).__name__}", "prompt")
     if salt is not None and (not isinstance(salt, str) or not salt):
         raise BadRequest(f"'cache_salt' must be text of some length, got {salt!r}", "cache_salt")
+    if salt is not None:
+        check_encodable("cache_salt", salt)
     if token_ids is not None:
         return ParsedPrompt(text, _token_ids(token_ids), salt)
     if text is None:
         raise BadRequest("a prompt dict needs 'prompt' or 'prompt_token_ids'", "prompt")
+    return _text_prompt(text, salt)
+
+
+def _text_prompt(text: str, salt: str | None) -> ParsedPrompt:
+    if not text:
+        raise BadRequest("the prompt is empty; it needs at least one token", "prompt")
+    check_encodable("prompt", text)
     return ParsedPrompt(text, None, salt)
 
 
@@ -101,6 +111,9 @@ def _token_ids(values: Any) -> list[int]:
     if isinstance(values, np.ndarray):
         values = values.tolist()
     try:
+        values = list(values)
+        if bool in set(map(type, values)):
+            raise TypeError("True is no token")
         return list(map(operator.index, values))
     except TypeError:
         raise BadRequest(
