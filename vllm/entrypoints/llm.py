@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm.auto import tqdm
@@ -130,6 +130,10 @@ class LLM:
         `concurrency_limit` is the most prompts searched at the same time.
         """
         _refuse_lora(lora_request)
+        if not isinstance(params, BeamSearchParams):
+            raise BadRequest(
+                f"params must be BeamSearchParams, got a {type(params).__name__}", "params"
+            )
         parsed = self._token_prompts(parse_prompts(prompts))
         batch = max(1, len(parsed)) if concurrency_limit is None else concurrency_limit
         if batch < 1:
@@ -237,16 +241,22 @@ class LLM:
         priority: Sequence[int] | None,
     ) -> list[ProcessedRequest]:
         params = _one_each("sampling_params", sampling_params, SamplingParams, len(prompts))
+        for given in params:
+            if given is not None and not isinstance(given, SamplingParams):
+                raise BadRequest(
+                    f"sampling_params must be SamplingParams, got a {type(given).__name__}",
+                    "sampling_params",
+                )
         priorities = _one_each("priority", priority, int, len(prompts))
         processor = self.llm_engine.processor
         requests = []
         for index, prompt in enumerate(self._token_prompts(prompts)):
-            own = copy.copy(params[index] or processor.default_params())
+            given = params[index]
+            own = processor.default_params() if given is None else copy.copy(given)
             own.output_kind = RequestOutputKind.FINAL_ONLY
             request_id = next(self._request_ids)
-            requests.append(
-                processor.process(request_id, prompt, own, priority=priorities[index] or 0)
-            )
+            own_priority = 0 if priorities[index] is None else priorities[index]
+            requests.append(processor.process(request_id, prompt, own, priority=own_priority))
         return requests
 
     def _run(self, requests: list[ProcessedRequest], use_tqdm: Progress) -> list[RequestOutput]:
@@ -307,6 +317,11 @@ def _one_each(name: str, values: Any, kind: type, count: int) -> list[Any]:
     """`values` spread over `count` prompts: one for all, or one for each."""
     if values is None or isinstance(values, kind):
         return [values] * count
+    if isinstance(values, Mapping | str | bytes) or not isinstance(values, Sized):
+        raise BadRequest(
+            f"{name} must be of {kind.__name__} or a list of them, got a {type(values).__name__}",
+            name,
+        )
     if len(values) != count:
         raise BadRequest(
             f"{name} has {len(values)} entries for {count} prompts; give one for each, or one for "
