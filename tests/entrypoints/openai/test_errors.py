@@ -110,3 +110,20 @@ async def test_engine_death_ends_an_open_stream_with_an_error_event(client, engi
     *_, failure, done = response.text.strip().split("\n\n")
     assert '"type":"EngineDeadError"' in failure
     assert done == "data: [DONE]"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PATH, '{"prompt": "a\\ud83d"}'),
+        (PATH, '{"prompt": "a", "cache_salt": "\\ud83d"}'),
+        (PATH, '{"prompt": "a", "stop": ["\\ud83d"]}'),
+        (PATH, '{"prompt": "a", "unheard\\ud83d": "of"}'),
+        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "\\ud83d"}]}'),
+        ("/tokenize", '{"prompt": "\\ud83d"}'),
+    ],
+)
+async def test_a_lone_surrogate_anywhere_is_a_400(client, path, body):
+    headers = {"content-type": "application/json"}
+    response = await client.post(path, content=body, headers=headers)
+    assert response.status_code == 400

@@ -100,6 +100,9 @@ def _bad_request_of(error: RequestValidationError) -> BadRequest:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return BadRequest(f"the request body is not valid JSON: {reason} at {first['loc'][-1]}")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, BadRequest):
+        return cause
     param = _field(first["loc"][1:], error.body)
     if not param:
         return BadRequest(

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from vllm.errors import NotAvailable
+from vllm.inputs.text import check_encodable
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -51,6 +52,23 @@ class RequestModel(BaseModel):
     """A request body. Unknown fields are kept, and logged once each."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_texts(cls, body: Any) -> Any:
+        """Every text at any depth: fields typed Any are not checked by pydantic."""
+        todo: list[tuple[Any, Any]] = []
+        if isinstance(body, dict):
+            todo += [(name, part) for name, value in body.items() for part in (name, value)]
+        while todo:
+            name, value = todo.pop()
+            if isinstance(value, str):
+                check_encodable(ascii(name)[1:-1], value)
+            elif isinstance(value, list):
+                todo += [(name, item) for item in value if not isinstance(item, int)]
+            elif isinstance(value, dict):
+                todo += [(name, item) for pair in value.items() for item in pair]
+        return body
 
     def warn_about_unknown_fields(self) -> None:
         for name in self.model_extra or ():
