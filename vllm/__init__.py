@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from vllm import envs
 from vllm.version import __version__, __version_tuple__
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.pooling_params import PoolingParams
     from vllm.sampling_params import SamplingParams
+
+envs.limit_openmp_spinning()
 
 _MODULE_OF = {
     "LLM": "vllm.entrypoints.llm",

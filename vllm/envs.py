@@ -273,6 +273,17 @@ def inherited(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def limit_openmp_spinning() -> None:
+    """Let idle OpenMP threads sleep soon, unless the user has set how long they spin.
+
+    Must run before torch is imported. By default they spin for milliseconds, which slows a step
+    down ten times and more as soon as another process wants the core (the server next to the
+    engine core, on two cores). The price is that an idle machine wakes them for every op.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
