@@ -371,3 +371,11 @@ def test_cache_space_of_the_environment_is_folded_in_unless_the_flag_is_given(
     assert settle(env).cache.kv_cache_memory_bytes == 2**29
     assert settle(env, kv_cache_memory_bytes="1M").cache.kv_cache_memory_bytes == 2**20
     assert settle(env, platform=FactsOnly()).cache.kv_cache_memory_bytes == 0
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1000])
+def test_scheduler_steps_out_of_range_are_refused_by_their_own_name(
+    tiny_story: Path, steps: int
+) -> None:
+    with pytest.raises(ConfigError, match=rf"--num-scheduler-steps {steps}: must be 1 to 64"):
+        EngineArgs(model=str(tiny_story), num_scheduler_steps=steps).create_engine_config()

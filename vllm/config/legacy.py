@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vllm.config.kinds import BOOL, FLOAT, INT, OBJECT, TEXT, TEXTS, Kind
+from vllm.config.scheduler import MAX_DEPTH
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
@@ -60,6 +61,11 @@ def _at_least_two(on: bool) -> DepthBound:
 
 
 def _exactly(depth: int) -> DepthBound:
+    if not 1 <= depth <= MAX_DEPTH:
+        raise ConfigError(
+            f"--num-scheduler-steps {depth}: must be 1 to {MAX_DEPTH}, the number of steps in "
+            "flight."
+        )
     return DepthBound(low=depth, high=depth)
 
 

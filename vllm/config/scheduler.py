@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from vllm.config.kinds import INT
 from vllm.config.option import option
 
+MAX_DEPTH = 64  # steps in flight; each may waste a token per request that stops
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
@@ -33,7 +35,7 @@ class SchedulerConfig:
         None,
         kind=INT,
         low=1,
-        high=64,
+        high=MAX_DEPTH,
         auto="the device",
         help="Steps in flight. 1: each step waits for the tokens of the one before; 2 and more "
         "hide the work of the host behind the device.",

@@ -60,13 +60,17 @@ def plan_kv_cache(config: VllmConfig, facts: Sequence[WorkerFacts]) -> KVCacheLa
             reason = f"{PREFIX_RESERVE} x max_num_seqs x max_model_len; memory would allow more"
     if num_blocks - 1 < per_sequence:
         raise _too_small(config, groups, num_blocks, bytes_per_block, step_tokens)
+    _check_free(num_blocks * bytes_per_block, min(f.free_bytes for f in facts), reason)
     _explain(config, groups, num_blocks, bytes_per_block, reason)
     return KVCacheLayout(num_blocks, groups)
 
 
 def _budget(config: VllmConfig, facts: WorkerFacts) -> tuple[int, str]:
     if config.cache.kv_cache_memory_bytes:
-        return config.cache.kv_cache_memory_bytes, "asked for"
+        return (
+            config.cache.kv_cache_memory_bytes,
+            "VLLM_CPU_KVCACHE_SPACE or --kv-cache-memory-bytes",
+        )
     share = config.cache.gpu_memory_utilization
     usable = int(share * (facts.free_bytes + facts.weight_bytes)) - facts.weight_bytes
     budget = max(0, usable - facts.activation_bytes)
@@ -81,6 +85,16 @@ def _budget(config: VllmConfig, facts: WorkerFacts) -> tuple[int, str]:
         budget / GIB,
     )
     return budget, f"gpu_memory_utilization {share:g}"
+
+
+def _check_free(wanted_bytes: int, free_bytes: int, reason: str) -> None:
+    """Devices that hand out memory on first use would fail only later, amid requests."""
+    if wanted_bytes > free_bytes:
+        raise ConfigError(
+            f"the KV cache of {wanted_bytes / GIB:.2f} GiB ({reason}) is more than the "
+            f"{free_bytes / GIB:.2f} GiB that are free. Ask for less (VLLM_CPU_KVCACHE_SPACE, "
+            "--kv-cache-memory-bytes or --num-gpu-blocks-override), or leave them out."
+        )
 
 
 def _too_small(
@@ -102,8 +116,9 @@ def _too_small(
     needed = 1 + blocks_per_sequence(groups, config.model.max_model_len, step_tokens)
     shorter = f", or set --max-model-len to at most {low}" if low >= block_size else ""
     return ConfigError(
-        f"the KV cache has room for {num_blocks} blocks ({num_blocks * bytes_per_block / GIB:.3f} GiB), "
-        f"but one sequence of --max-model-len {config.model.max_model_len} needs {needed} "
+        f"the KV cache has room for {num_blocks} blocks "
+        f"({num_blocks * bytes_per_block / GIB:.3f} GiB), but one sequence of --max-model-len "
+        f"{config.model.max_model_len} needs {needed} "
         f"({needed * bytes_per_block / GIB:.3f} GiB). Give it more memory (VLLM_CPU_KVCACHE_SPACE, "
         f"--kv-cache-memory-bytes, --gpu-memory-utilization or --num-gpu-blocks-override){shorter}."
     )
@@ -119,8 +134,8 @@ def _explain(
     block_size = groups[0].spec.block_size
     num_tokens = (num_blocks - 1) * block_size // len(groups)
     logger.info(
-        "KV cache: %d blocks of %d tokens in %d group(s), %.3f GiB (%s): %d tokens, or %.1f sequences "
-        "of %d",
+        "KV cache: %d blocks of %d tokens in %d group(s), %.3f GiB (%s): %d tokens, or %.1f "
+        "sequences of %d",
         num_blocks,
         block_size,
         len(groups),
