@@ -158,20 +158,26 @@ class OpenRequest:
         outputs = [s.output(is_delta) for s in (due if is_delta else self.sequences)]
         if ranked:
             outputs = self._best(outputs)
-        prompt_logprobs = self.prompt_logprobs
-        if is_delta and self.prompt_logprobs_sent:
-            prompt_logprobs = None
-        self.prompt_logprobs_sent = True
         return RequestOutput(
             request_id=self.id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=self._due_prompt_logprobs(is_delta, finished),
             outputs=outputs,
             finished=finished,
             metrics=self.metrics,
             num_cached_tokens=self.num_cached_tokens,
         )
+
+    def _due_prompt_logprobs(self, is_delta: bool, finished: bool) -> PromptLogprobs | None:
+        """All of them or none: another sequence may draw before the first has computed them."""
+        values = self.prompt_logprobs
+        if values is None or (is_delta and self.prompt_logprobs_sent):
+            return None
+        if len(values) < len(self.prompt_token_ids) and not finished:
+            return None
+        self.prompt_logprobs_sent = True
+        return list(values)
 
     def _best(self, outputs: list[CompletionOutput]) -> list[CompletionOutput]:
         scores = [sequence.cumulative_logprob for sequence in self.sequences]
