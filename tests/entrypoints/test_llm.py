@@ -252,3 +252,15 @@ def test_the_core_may_run_in_its_own_process(llm: LLM, monkeypatch: pytest.Monke
             generate(remote, prompts)
     finally:
         remote.llm_engine.shutdown()
+
+
+def test_chat_takes_the_content_format_of_the_template(llm: LLM) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is 1 + 1?"}]}]
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    auto, string = (
+        llm.chat(messages, greedy, use_tqdm=False, chat_template_content_format=how)
+        for how in ("auto", "string")
+    )
+    assert auto[0].prompt_token_ids == string[0].prompt_token_ids
+    with pytest.raises(BadRequest, match="chat_template_content_format 'x'"):
+        llm.chat(messages, greedy, use_tqdm=False, chat_template_content_format="x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from tqdm.auto import tqdm
 from typing_extensions import Self
@@ -14,7 +14,7 @@ from vllm.beam_search import beam_search
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.llm_engine import LLMEngine
 from vllm.engine.processor import ProcessedRequest
-from vllm.entrypoints.chat_utils import Message, render_chat
+from vllm.entrypoints.chat_utils import ContentFormat, Message, render_chat
 from vllm.entrypoints.interrupts import DeferredInterrupt
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs import ParsedPrompt, PromptType, parse_prompts
@@ -89,6 +89,7 @@ class LLM:
         use_tqdm: Progress = True,
         lora_request: None = None,
         chat_template: str | None = None,
+        chat_template_content_format: ContentFormat | Literal["auto"] = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -96,6 +97,12 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or several; see `generate`."""
         _refuse_lora(lora_request)
+        if chat_template_content_format not in ("auto", "string", "openai"):
+            raise BadRequest(
+                f"chat_template_content_format {chat_template_content_format!r}: must be auto, "
+                "string or openai",
+                "chat_template_content_format",
+            )
         tokenizer = self.get_tokenizer()
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = []
@@ -108,6 +115,7 @@ class LLM:
                 continue_final_message=continue_final_message,
                 tools=tools,
                 chat_template_kwargs=chat_template_kwargs,
+                content_format=chat_template_content_format,
             )
             if isinstance(rendered, str):
                 # The template has written the special tokens.
