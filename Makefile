@@ -28,7 +28,7 @@ help:
 serve: build
 	@$(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
 
-test: build $(DONE)/dev
+test: build $(DONE)/dev $(DONE)/browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
 
 lint: $(DONE)/dev
@@ -88,10 +88,22 @@ ifeq ($(DEVICE),cpu)
 endif
 	@touch $@
 
-$(DONE)/dev: $(DONE)/requirements requirements-dev.txt
-	@echo "==> Tests and linters"
+$(DONE)/dev: $(DONE)/requirements requirements-dev.txt constraints-dev.txt
+	@echo "==> Tests, linters and clients (about 500 MB)"
 	@$(PIP) --quiet -r requirements-dev.txt
 	@touch $@
+
+# Tests of the page need a browser; without one they are skipped and say so.
+$(DONE)/browser:
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "==> Chromium"; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	  else \
+	    echo "==> No browser: the tests of the page will be skipped (apt-get install chromium)"; \
+	  fi; \
+	fi
+	@mkdir -p $(DONE) && touch $@
 
 clean:
 	rm -rf build *.egg-info vllm/_C*.so .pytest_cache .ruff_cache .mypy_cache
