@@ -1,12 +1,15 @@
 """Beam search as a client of the engine: each round asks for one more token of every beam.
 
-All beams of a prompt share their prefix, which the prefix cache computes once.
+All beams of a prompt share their prefix, which the prefix cache computes once. The search itself
+runs nothing: it yields rounds and is sent their outputs, so that callers who wait and callers who
+await share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vllm.config.model import ModelConfig
 from vllm.errors import BadRequest, NotAvailable
@@ -14,8 +17,18 @@ from vllm.inputs import ParsedPrompt
 from vllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
-# Runs requests to their end and returns their outputs in order.
+
+class Round(NamedTuple):
+    """Requests to run to their end."""
+
+    prompts: list[ParsedPrompt]
+    params: SamplingParams
+
+
+# Runs the requests of a round and returns their outputs in order.
 Runner = Callable[[list[ParsedPrompt], SamplingParams], list[RequestOutput]]
+AsyncRunner = Callable[[list[ParsedPrompt], SamplingParams], Awaitable[list[RequestOutput]]]
+Rounds = Generator[Round, list[RequestOutput], list[BeamSearchOutput]]
 
 
 @dataclass(slots=True)
@@ -35,11 +48,42 @@ def beam_search(
     A score is the sum of log-probabilities over the length, prompt included, to the power of
     `length_penalty`.
     """
+    search = rounds(prompts, params, model)
+    try:
+        turn = next(search)
+        while True:
+            turn = search.send(run(*turn))
+    except StopIteration as end:
+        found: list[BeamSearchOutput] = end.value
+        return found
+
+
+async def beam_search_async(search: Rounds, run: AsyncRunner) -> list[BeamSearchOutput]:
+    """As `beam_search`, awaiting each round of `search`."""
+    try:
+        turn = next(search)
+        while True:
+            turn = search.send(await run(*turn))
+    except StopIteration as end:
+        found: list[BeamSearchOutput] = end.value
+        return found
+
+
+def rounds(
+    prompts: Sequence[ParsedPrompt],
+    params: BeamSearchParams,
+    model: ModelConfig,
+    num_logprobs: int = 0,
+) -> Rounds:
+    """The search: prompts must have token ids. Alternatives come at least `num_logprobs` at a time.
+
+    Raises BadRequest at the first step.
+    """
     _check(prompts, params, model)
     num_candidates = 2 * params.beam_width  # enough for beam_width to go on if as many end
     step_params = SamplingParams(
         max_tokens=1,
-        logprobs=num_candidates,
+        logprobs=max(num_candidates, num_logprobs),
         temperature=params.temperature if model.logprobs_mode.startswith("processed") else 0.0,
         ignore_eos=params.ignore_eos,
         detokenize=False,
@@ -49,7 +93,7 @@ def beam_search(
         beams = [(search, beam) for search in searches for beam in search.beams]
         if not beams:
             break
-        outputs = run(
+        outputs = yield Round(
             [ParsedPrompt(None, beam.tokens, search.prompt.cache_salt) for search, beam in beams],
             step_params,
         )
@@ -58,7 +102,8 @@ def beam_search(
         for (search, beam), output in zip(beams, outputs, strict=True):
             _extend(search, beam, output, params, model)
         for search in searches:
-            search.beams = _best(search.beams, params, model)
+            is_done = params.early_stopping and len(search.ended) >= params.beam_width
+            search.beams = [] if is_done else _best(search.beams, params, model)
     return [_finish(search, params, model) for search in searches]
 
 
@@ -95,11 +140,13 @@ def _extend(
     model: ModelConfig,
 ) -> None:
     choice = output.outputs[0]
+    if choice.finish_reason == "error":
+        raise RuntimeError(f"a beam could not go on: {choice.stop_reason}")
     assert choice.logprobs is not None
     for token_id, logprob in choice.logprobs[0].items():
         assert logprob.rank is not None
         if logprob.rank > 2 * params.beam_width:
-            continue  # drawn, but none of the most likely
+            continue  # drawn or asked for, but none of the most likely
         ends = token_id in model.eos_token_ids and not params.ignore_eos
         keep = not ends or params.include_stop_str_in_output
         sequence = BeamSearchSequence(

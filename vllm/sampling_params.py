@@ -195,7 +195,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 class BeamSearchParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Parameters of a beam search; `length_penalty` is the exponent of the length a score is
-    divided by."""
+    divided by. With `early_stopping` it ends when `beam_width` sequences have."""
 
     beam_width: int
     max_tokens: int
@@ -203,14 +203,16 @@ class BeamSearchParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     temperature: float = 0.0
     length_penalty: float = 1.0
     include_stop_str_in_output: bool = False
+    early_stopping: bool = False
 
     def __post_init__(self) -> None:
         self.beam_width = _integer("beam_width", self.beam_width, 1)
         self.max_tokens = _integer("max_tokens", self.max_tokens, 1)
         self.temperature = _real("temperature", self.temperature, 0.0)
-        self.length_penalty = _real("length_penalty", self.length_penalty)
-        _check_flag("ignore_eos", self.ignore_eos)
-        _check_flag("include_stop_str_in_output", self.include_stop_str_in_output)
+        # A length to a higher power is no float any more.
+        self.length_penalty = _real("length_penalty", self.length_penalty, -20.0, 20.0)
+        for name in ("ignore_eos", "include_stop_str_in_output", "early_stopping"):
+            _check_flag(name, getattr(self, name))
 
 
 def refuse_on_wire(value: Any) -> Any:

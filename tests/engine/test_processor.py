@@ -107,9 +107,12 @@ def test_truncation_keeps_the_last_tokens(
     assert processor.process("a", [1, 2, 3, 4], params).prompt_token_ids == expected
 
 
-def test_truncation_to_what_fits_leaves_room_for_the_output(processor: Processor) -> None:
-    params = SamplingParams(truncate_prompt_tokens=-1, max_tokens=100)
-    assert len(processor.process("a", [5] * 5000, params).prompt_token_ids) == 1024 - 100
+@pytest.mark.parametrize(("max_tokens", "kept"), [(100, 924), (1000, 512), (1024, 1023)])
+def test_truncation_to_what_fits_leaves_room_for_the_output_and_half_the_prompt(
+    processor: Processor, max_tokens: int, kept: int
+) -> None:
+    params = SamplingParams(truncate_prompt_tokens=-1, max_tokens=max_tokens)
+    assert len(processor.process("a", [5] * 5000, params).prompt_token_ids) == kept
 
 
 def test_more_sequences_than_memory_could_hold_are_refused(processor: Processor) -> None:

@@ -70,7 +70,7 @@ class Processor:
         if token_ids is None:
             assert parsed.text is not None
             token_ids = self.encode(parsed.text)
-        token_ids = self._truncated(token_ids, params)
+        token_ids = truncated(token_ids, params, self.model.max_model_len)
         self._check_prompt(token_ids)
         self._fit(params, len(token_ids))
         children = [
@@ -143,25 +143,6 @@ class Processor:
         prefix = f"{index}_" if params.num_sequences > 1 else ""
         return f"{prefix}{request_id}:{self._num_requests}"
 
-    def _truncated(self, token_ids: list[int], params: SamplingParams) -> list[int]:
-        keep = params.truncate_prompt_tokens
-        if keep is None:
-            return token_ids
-        limit = self.model.max_model_len - 1
-        if keep > limit:
-            raise BadRequest(
-                f"truncate_prompt_tokens={keep} is more than the {limit} prompt tokens this engine "
-                "accepts. Use less, -1 for what fits, or raise --max-model-len.",
-                "truncate_prompt_tokens",
-            )
-        if keep == -1:
-            if len(token_ids) <= limit:
-                return token_ids
-            # Room for the output, unless more was asked for than there can be.
-            room = self.model.max_model_len - (params.max_tokens or 1)
-            keep = room if room > 0 else limit
-        return token_ids[-keep:]
-
     def _check_prompt(self, token_ids: list[int]) -> None:
         if not token_ids:
             raise BadRequest("the prompt is empty; it needs at least one token", "prompt")
@@ -192,6 +173,28 @@ class Processor:
             )
         params.max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         params.top_k = min(params.top_k, self.model.vocab_size)
+
+
+def truncated(token_ids: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
+    """The last tokens, as many as `truncate_prompt_tokens` says. Raises BadRequest."""
+    keep = params.truncate_prompt_tokens
+    if keep is None:
+        return token_ids
+    limit = max_model_len - 1
+    if keep > limit:
+        raise BadRequest(
+            f"truncate_prompt_tokens={keep} is more than the {limit} prompt tokens this engine "
+            "accepts. Use less, -1 for what fits, or raise --max-model-len.",
+            "truncate_prompt_tokens",
+        )
+    if keep == -1:
+        if len(token_ids) <= limit:
+            return token_ids
+        # Room for the output, unless more was asked for than there can be; but never less than
+        # half of the context for the prompt: of one token nothing sensible continues.
+        room = max_model_len - (params.max_tokens or 1)
+        keep = max(room, max_model_len // 2, 1) if room > 0 else limit
+    return token_ids[-keep:]
 
 
 def _child_params(params: SamplingParams, index: int) -> SamplingParams:
