@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vllm.errors import NotAvailable
+from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs.text import check_encodable
 from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -44,6 +44,27 @@ SAMPLING_FIELDS = (
     "allowed_token_ids",
     "bad_words",
 )
+
+# Of these, what a beam search goes by.
+BEAM_FIELDS = frozenset(
+    "n best_of ignore_eos include_stop_str_in_output skip_special_tokens "
+    "spaces_between_special_tokens truncate_prompt_tokens".split()
+)
+# What it cannot go by, with the values that ask for nothing.
+IGNORED_BY_BEAMS: Mapping[str, tuple[Any, ...]] = {
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "repetition_penalty": (1.0,),
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (0.0,),
+    "stop": ("", []),
+    "stop_token_ids": ([],),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+}
 
 TEXT_FORMATS = (None, "text")
 
@@ -94,8 +115,6 @@ class GenerationRequest(RequestModel):
 
     # Per endpoint: fields that no engine of ours serves yet, by the remedy to offer.
     unavailable: ClassVar[Mapping[str, str]] = {
-        "use_beam_search": "leave it out and sample with best_of, or use LLM.beam_search",
-        "length_penalty": "leave it out: it ranks beams, and there is no beam search here",
         "structured_outputs": "leave it out",
         "guided_json": "leave it out",
         "guided_regex": "leave it out",
@@ -108,6 +127,9 @@ class GenerationRequest(RequestModel):
         "kv_transfer_params": "leave it out",
         "vllm_xargs": "leave it out",
     }
+
+    # Whether chunks of a stream have room for them.
+    streams_prompt_logprobs: ClassVar[bool] = False
 
     model: str | None = None
     n: int | None = None
@@ -130,6 +152,7 @@ class GenerationRequest(RequestModel):
     repetition_penalty: float | None = None
     length_penalty: float | None = None
     use_beam_search: bool | None = False
+    early_stopping: bool | None = False
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -171,7 +194,7 @@ class GenerationRequest(RequestModel):
         """Raises NotAvailable for a field whose value would have to be ignored."""
         for name, remedy in self.unavailable.items():
             value = getattr(self, name)
-            if value not in (None, False) and not (name == "length_penalty" and value == 1.0):
+            if value:
                 raise NotAvailable(f"{name} is not available on this server; {remedy}", name)
         if self.response_format is not None and self.response_format.type != "text":
             raise NotAvailable(
@@ -187,8 +210,28 @@ class GenerationRequest(RequestModel):
             value = getattr(self, name)
             if value is not None:
                 merged[name] = value
+        if self.use_beam_search:
+            self._check_beams(values)
+            # A search draws nothing: neither a seed nor the sampling temperature matters to it.
+            merged = {name: value for name, value in merged.items() if name in BEAM_FIELDS}
         kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         return SamplingParams.from_optional(**merged, **values, output_kind=kind)
+
+    def _check_beams(self, values: Mapping[str, Any]) -> None:
+        """Raises BadRequest for what would have to be ignored."""
+        if self.stream:
+            raise BadRequest(
+                "use_beam_search cannot stream: which beam is best is known at the end. Leave out "
+                "one of use_beam_search and stream.",
+                "use_beam_search",
+            )
+        given = {name: getattr(self, name) for name in IGNORED_BY_BEAMS}
+        for name, value in {**given, "prompt_logprobs": values.get("prompt_logprobs")}.items():
+            if value is not None and value not in IGNORED_BY_BEAMS.get(name, ()):
+                raise BadRequest(
+                    f"{name} has no effect on a beam search; leave out {name} or use_beam_search",
+                    name,
+                )
 
 
 class PromptTokensDetails(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -25,9 +25,12 @@ class CompletionRequest(GenerationRequest):
     unavailable: ClassVar = {
         **GenerationRequest.unavailable,
         "suffix": "leave it out: no model served here fills in the middle",
+        "prompt_embeds": "send the prompt as text or as token ids",
     }
+    streams_prompt_logprobs: ClassVar = True
 
-    prompt: CompletionPrompt
+    prompt: CompletionPrompt | None = None
+    prompt_embeds: Any = None
     suffix: str | None = None
     echo: bool | None = False
     logprobs: int | None = None

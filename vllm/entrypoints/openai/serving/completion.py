@@ -77,6 +77,8 @@ class ServingCompletion:
 
     async def _prompts(self, request: CompletionRequest) -> list[TokensPrompt]:
         prompt = request.prompt
+        if prompt is None:
+            raise BadRequest("prompt is required: text, token ids, or a list of either", "prompt")
         if not prompt:
             raise BadRequest("prompt is empty; it needs at least one token", "prompt")
         is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
@@ -111,20 +113,42 @@ class CompletionAnswer:
         )
         self.prompt_only = bool(request.echo) and request.max_tokens == 0
         self.num_sequences = request.n or 1
+        count = request.logprobs or 0
+        self.num_alternatives = context.model.vocab_size if count == -1 else count
         self.logprobs: dict[int, CompletionLogprobsBuilder] = {}
         self.started: set[int] = set()
         # Of each prompt: a stream brings them once, and its sequences may start at different times.
+        self.needs_prompt_logprobs = request.prompt_logprobs is not None or bool(
+            request.echo and request.logprobs is not None
+        )
         self.prompt_logprobs: dict[int, PromptLogprobs] = {}
+        self.held: dict[int, RequestOutput] = {}
 
     def response(self, choices: list[CompletionChoice]) -> CompletionResponse:
         return CompletionResponse(self.id, self.created, self.model, choices)
 
     def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[CompletionResponse]:
-        choices = self.choices(prompt_idx, output)
+        whole = self._with_held(prompt_idx, output)
+        if whole is None:
+            return ()
+        choices = self.choices(prompt_idx, whole)
         chunks = [self.response([choice]) for choice in choices]
         if chunks and self.request.wants_continuous_usage:
             chunks[-1].usage = self.meter.usage()
         return chunks
+
+    def _with_held(self, prompt_idx: int, output: RequestOutput) -> RequestOutput | None:
+        """None while the log-probabilities that a first chunk starts with are not there yet."""
+        if not self.needs_prompt_logprobs or prompt_idx in self.prompt_logprobs:
+            return output
+        earlier = self.held.pop(prompt_idx, None)
+        if earlier is not None:
+            earlier.extend(output)
+            output = earlier
+        if output.prompt_logprobs is None and not output.finished:
+            self.held[prompt_idx] = output
+            return None
+        return output
 
     def finish(self) -> Sequence[CompletionResponse]:
         if not (self.request.wants_usage or self.context.options.enable_force_include_usage):
@@ -162,7 +186,7 @@ class CompletionAnswer:
         )
         if echo:
             choice.text = self._prompt_text(output) + choice.text
-        if request.prompt_logprobs is not None:
+        if is_first and request.prompt_logprobs is not None:
             choice.prompt_logprobs = prompt_logprobs(self.name, echoed_logprobs)
         if request.return_token_ids:
             choice.token_ids = list(sequence.token_ids)
@@ -170,7 +194,7 @@ class CompletionAnswer:
         return choice
 
     def _prompt_text(self, output: RequestOutput) -> str:
-        if output.prompt is not None:
+        if output.prompt is not None and self.request.truncate_prompt_tokens is None:
             return output.prompt
         return self.context.decode(output.prompt_token_ids or [])
 
@@ -185,10 +209,13 @@ class CompletionAnswer:
             return None
         builder = self.logprobs.get(index)
         if builder is None:
-            builder = CompletionLogprobsBuilder(self.name, self.request.logprobs)
+            builder = CompletionLogprobsBuilder(self.name, self.num_alternatives)
             self.logprobs[index] = builder
         token_ids = [] if self.prompt_only else sequence.token_ids
         logprobs: PromptLogprobs = [] if self.prompt_only else [*(sequence.logprobs or ())]
         if echoed:
-            token_ids, logprobs = [*echoed, *token_ids], [*echoed_logprobs, *logprobs]
+            # A request that was aborted early knows only some of them.
+            unknown = [None] * (len(echoed) - len(echoed_logprobs))
+            token_ids = [*echoed, *token_ids]
+            logprobs = [*echoed_logprobs, *unknown, *logprobs]
         return builder.push(token_ids, logprobs)

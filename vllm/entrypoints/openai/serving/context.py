@@ -14,6 +14,7 @@ from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import GenerationFailed, UnknownModel
 from vllm.entrypoints.openai.protocol.chat import ChatRenderRequest
 from vllm.entrypoints.openai.protocol.common import GenerationRequest, random_id
+from vllm.entrypoints.openai.serving.beams import search_beams
 from vllm.entrypoints.openai.streaming import UsageMeter, merged
 from vllm.errors import BadRequest
 from vllm.inputs import TokensPrompt
@@ -97,8 +98,16 @@ class ServingContext:
         request.refuse_what_is_unavailable()
         if request.stream_options is not None and not request.stream:
             raise BadRequest("stream_options needs stream=true", "stream_options")
-        if request.stream and request.prompt_logprobs is not None:
+        if (
+            request.stream
+            and request.prompt_logprobs is not None
+            and not request.streams_prompt_logprobs
+        ):
             raise BadRequest("prompt_logprobs cannot be streamed; drop one", "prompt_logprobs")
+        if not request.use_beam_search:
+            for name, neutral in (("length_penalty", 1.0), ("early_stopping", False)):
+                if getattr(request, name) not in (None, neutral):
+                    raise BadRequest(f"{name} needs use_beam_search=true", name)
         return model
 
     def usage_meter(self) -> UsageMeter:
@@ -116,8 +125,8 @@ class ServingContext:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
-    def decode(self, token_ids: list[int]) -> str:
-        text = self.tokenizer.decode(token_ids)
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         assert isinstance(text, str), type(text)
         return text
 
@@ -170,21 +179,11 @@ class ServingContext:
                 f"sequences; a request may have {MAX_SEQUENCES}",
                 "n",
             )
-        streams = [
-            self.engine.generate(
-                prompt,
-                params,
-                # Clients may repeat their ids; the engine's are unique.
-                f"{response_id}-{next(self._serial)}",
-                priority=request.priority or 0,
-            )
-            for prompt in prompts
-        ]
         if self.config.observability.enable_log_requests:
             for prompt in prompts:
                 self._log(response_id, prompt, params)
         self.num_in_flight += 1
-        outputs = merged(streams)
+        outputs = self._outputs(prompts, params, response_id, request)
         try:
             async for prompt_idx, output in outputs:
                 for sequence in output.outputs:
@@ -194,6 +193,24 @@ class ServingContext:
         finally:
             self.num_in_flight -= 1
             await outputs.aclose()
+
+    def _outputs(
+        self,
+        prompts: Sequence[TokensPrompt],
+        params: SamplingParams,
+        response_id: str,
+        request: GenerationRequest,
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        def next_id() -> str:
+            # Clients may repeat their ids; the engine's are unique.
+            return f"{response_id}-{next(self._serial)}"
+
+        if request.use_beam_search:
+            return search_beams(self, prompts, params, request, next_id)
+        priority = request.priority or 0
+        return merged(
+            [self.engine.generate(p, params, next_id(), priority=priority) for p in prompts]
+        )
 
     def _log(self, response_id: str, prompt: TokensPrompt, params: SamplingParams) -> None:
         limit = self.options.max_log_len
