@@ -80,10 +80,9 @@ def rounds(
     Raises BadRequest at the first step.
     """
     _check(prompts, params, model)
-    num_candidates = 2 * params.beam_width  # enough for beam_width to go on if as many end
     step_params = SamplingParams(
         max_tokens=1,
-        logprobs=max(num_candidates, num_logprobs),
+        logprobs=max(_num_candidates(params, model), num_logprobs),
         temperature=params.temperature if model.logprobs_mode.startswith("processed") else 0.0,
         ignore_eos=params.ignore_eos,
         detokenize=False,
@@ -102,13 +101,15 @@ def rounds(
         for (search, beam), output in zip(beams, outputs, strict=True):
             _extend(search, beam, output, params, model)
         for search in searches:
-            is_done = params.early_stopping and len(search.ended) >= params.beam_width
-            search.beams = [] if is_done else _best(search.beams, params, model)
+            num_ended = len({tuple(beam.tokens) for beam in search.ended})
+            is_done = params.early_stopping and num_ended >= params.beam_width
+            best = [] if is_done else _ranked(search.beams, params, model)
+            search.beams = best[: params.beam_width]
     return [_finish(search, params, model) for search in searches]
 
 
 def _check(prompts: Sequence[ParsedPrompt], params: BeamSearchParams, model: ModelConfig) -> None:
-    wanted = 2 * params.beam_width
+    wanted = _num_candidates(params, model)
     limit = model.vocab_size if model.max_logprobs == -1 else model.max_logprobs
     if wanted > limit:
         raise BadRequest(
@@ -130,6 +131,11 @@ def _check(prompts: Sequence[ParsedPrompt], params: BeamSearchParams, model: Mod
             f"{model.max_model_len} tokens of --max-model-len. Use fewer, or raise it.",
             "max_tokens",
         )
+
+
+def _num_candidates(params: BeamSearchParams, model: ModelConfig) -> int:
+    """Continuations of each beam: enough for beam_width to go on if as many end."""
+    return min(2 * params.beam_width, model.vocab_size)
 
 
 def _extend(
@@ -159,18 +165,24 @@ def _extend(
         (search.ended if ends else search.beams).append(sequence)
 
 
-def _best(
+def _ranked(
     sequences: list[BeamSearchSequence], params: BeamSearchParams, model: ModelConfig
 ) -> list[BeamSearchSequence]:
+    """Best first."""
+
     def score(sequence: BeamSearchSequence) -> float:
         ends = sequence.tokens[-1] in model.eos_token_ids
         length = max(1, len(sequence.tokens) - ends)
         return float(sequence.cum_logprob / length**params.length_penalty)
 
-    return sorted(sequences, key=score, reverse=True)[: params.beam_width]
+    return sorted(sequences, key=score, reverse=True)
 
 
 def _finish(search: Search, params: BeamSearchParams, model: ModelConfig) -> BeamSearchOutput:
     for beam in search.beams:
         beam.finish_reason = "length"
-    return BeamSearchOutput(_best([*search.ended, *search.beams], params, model))
+    # Sequences that differ only in which of several stop tokens ended them read the same.
+    distinct: dict[tuple[int, ...], BeamSearchSequence] = {}
+    for beam in _ranked([*search.ended, *search.beams], params, model):
+        distinct.setdefault(tuple(beam.tokens), beam)
+    return BeamSearchOutput(list(distinct.values())[: params.beam_width])

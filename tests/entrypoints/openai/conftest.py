@@ -24,6 +24,9 @@ def make_context(engine: FakeEngine, **options: Any) -> ServingContext:
         max_model_len=4096,
         vocab_size=256,
         default_sampling_params={},
+        max_logprobs=20,
+        logprobs_mode="raw_logprobs",
+        eos_token_ids=frozenset(),
     )
     config = SimpleNamespace(model=model, observability=SimpleNamespace(enable_log_requests=False))
     return ServingContext(

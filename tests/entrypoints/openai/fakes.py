@@ -39,6 +39,7 @@ class FakeEngine:
     gap_s: float = 0.0
     dies_after: int = 1_000_000  # tokens
     raises: Exception | None = None
+    late_prompt_logprobs: bool = False  # with the second token
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
     seen: list[tuple[TokensPrompt, SamplingParams, int]] = field(default_factory=list)
@@ -97,7 +98,9 @@ class FakeEngine:
                 request_id=request_id,
                 prompt=prompt.get("prompt"),
                 prompt_token_ids=prompt["prompt_token_ids"],
-                prompt_logprobs=self._prompt_logprobs(prompt, params) if i == 0 or last else None,
+                prompt_logprobs=self._prompt_logprobs(prompt, params)
+                if i == int(self.late_prompt_logprobs) or (last and not delta)
+                else None,
                 outputs=[
                     CompletionOutput(
                         index=sequence,

@@ -176,3 +176,58 @@ async def test_a_stream_that_cannot_start_is_an_http_error(client, engine):
     response = await client.post(PATH, json={"prompt": "Hi", "stream": True})
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "InternalServerError"
+
+
+async def test_a_beam_search_answers_with_its_best_sequences(client, engine):
+    answer = await post(
+        client, prompt="Hi", use_beam_search=True, n=1, best_of=2, max_tokens=3, logprobs=1
+    )
+    (choice,) = answer["choices"]
+    assert choice["text"] == "aaa"
+    assert choice["finish_reason"] == "length"
+    assert choice["logprobs"]["token_logprobs"] == [-0.5] * 3
+    assert answer["usage"]["completion_tokens"] == 3
+    assert [params.max_tokens for _, params, _ in engine.seen] == [1] * len(engine.seen)
+    prompts = [prompt["prompt_token_ids"] for prompt, _, _ in engine.seen]
+    assert prompts[0] == engine.tokenizer.encode("Hi")
+    assert engine.tokenizer.encode("Hiaa") in prompts
+
+
+async def test_beams_go_by_nothing_that_only_sampling_does(client, engine):
+    for neutral in ({"top_p": 1.0, "top_k": -1, "stop": [], "seed": 3}, {"length_penalty": 1.0}):
+        await post(client, prompt="Hi", use_beam_search=True, max_tokens=1, **neutral)
+
+
+async def test_prompt_logprobs_come_with_the_first_chunk_of_each_sequence(client):
+    body = {"prompt": "Hi", "max_tokens": 2, "n": 2, "prompt_logprobs": 0}
+    whole = await post(client, **body)
+    pieces = await stream(client, PATH, body)
+    firsts = {}
+    for piece in pieces:
+        choice = piece["choices"][0]
+        if "prompt_logprobs" in choice:
+            assert choice["index"] not in firsts
+            firsts[choice["index"]] = choice["prompt_logprobs"]
+    assert firsts == {0: whole["choices"][0]["prompt_logprobs"], 1: firsts[0]}
+
+
+@pytest.mark.parametrize(
+    "body", [{"echo": True, "logprobs": 0}, {"prompt_logprobs": 0, "return_token_ids": True}]
+)
+async def test_tokens_wait_for_the_prompts_logprobs(client, engine, body):
+    """Another sequence may draw before the first has computed them."""
+    engine.late_prompt_logprobs = True
+    pieces = await stream(client, PATH, {"prompt": "Hi", "max_tokens": 3, **body})
+    assert len(pieces) == 2
+    first = pieces[0]["choices"][0]
+    assert first["text"] == ("Hian" if "echo" in body else "an")
+    if "echo" in body:
+        assert first["logprobs"]["token_logprobs"] == [None, -0.5, -0.5, -0.5]
+    else:
+        assert first["prompt_logprobs"][0] is None
+        assert len(first["token_ids"]) == 2
+
+
+async def test_all_alternatives_are_minus_one(client):
+    answer = await post(client, prompt="Hi", max_tokens=1, logprobs=-1)
+    assert len(answer["choices"][0]["logprobs"]["top_logprobs"][0]) == 2

@@ -72,7 +72,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "")
+        kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "") + "Error"
         body = _response(error.status_code, str(error.detail), kind)
         return json_response(body, error.status_code, error.headers)
 

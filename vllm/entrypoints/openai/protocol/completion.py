@@ -6,13 +6,14 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import Field, StrictInt, StrictStr, field_validator
 
 from vllm.entrypoints.openai.protocol.common import (
     GenerationRequest,
     PromptLogprobsField,
     Usage,
 )
+from vllm.errors import BadRequest
 
 DEFAULT_MAX_TOKENS = 16
 CompletionPrompt = Annotated[
@@ -35,6 +36,19 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = False
     logprobs: int | None = None
     add_special_tokens: bool = True
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _check_kinds(cls, prompt: Any) -> Any:
+        kinds = {type(item) for item in prompt} if isinstance(prompt, list) else set()
+        if len(kinds) > 1:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise BadRequest(
+                f"prompt mixes {names}: it is text, a list of texts, a list of token ids, or a "
+                "list of lists of token ids",
+                "prompt",
+            )
+        return prompt
 
 
 class CompletionLogprobs(msgspec.Struct):
