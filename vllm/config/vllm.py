@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from vllm.config.cache import CacheConfig
 from vllm.config.device import DeviceConfig
@@ -40,3 +42,28 @@ GROUPS: dict[str, type] = {
 def all_settings() -> Iterator[Setting]:
     for group in GROUPS.values():
         yield from settings_of(group)
+
+
+def described(config: VllmConfig) -> dict[str, dict[str, Any]]:
+    """Settings and facts by group, as JSON can hold them. No secrets."""
+    return {
+        group: {
+            field.name: plain(getattr(part, field.name)) for field in fields(part) if field.repr
+        }
+        for group, part in ((group, getattr(config, group)) for group in GROUPS)
+    }
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it; what it has no form for is shown as text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(plain, value), key=str)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value)

@@ -1,0 +1,45 @@
+"""Routes for developers, offered under VLLM_SERVER_DEV_MODE only: some disturb all clients."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from vllm.config.vllm import described
+from vllm.entrypoints.openai.state import server_of
+from vllm.errors import NotAvailable
+
+router = APIRouter()
+
+
+@router.post("/reset_prefix_cache")
+async def reset_prefix_cache(request: Request) -> Response:
+    await server_of(request).context.engine.reset_prefix_cache()
+    return Response(status_code=200)
+
+
+@router.get("/server_info")
+async def server_info(
+    request: Request, config_format: Literal["text", "json"] = "text"
+) -> Response:
+    """The engine's configuration, as one text or as an object of objects. No secrets."""
+    config = server_of(request).context.config
+    shown = described(config) if config_format == "json" else repr(config)
+    return JSONResponse({"vllm_config": shown})
+
+
+@router.post("/sleep")
+@router.post("/wake_up")
+@router.get("/is_sleeping")
+async def sleep() -> Response:
+    raise NotAvailable("sleep mode is not available yet; stop the server to free its memory")
+
+
+@router.post("/collective_rpc")
+async def collective_rpc() -> Response:
+    raise NotAvailable(
+        "collective_rpc is not available over HTTP: it would let a client call any method of the "
+        "workers. Use LLM.collective_rpc or AsyncLLM.collective_rpc."
+    )
