@@ -100,13 +100,3 @@ async def test_browsers_of_allowed_origins_may_use_the_server(make_app):
         for origin, allowed in (("https://a.example", True), ("https://b.example", False)):
             reply = await client.get("/version", headers={"Origin": origin})
             assert ("access-control-allow-origin" in reply.headers) is allowed
-
-
-async def test_development_routes_exist_in_development_mode_only(make_app, engine, monkeypatch):
-    async with connect(make_app()) as client:
-        assert (await client.post("/reset_prefix_cache")).status_code == 404
-    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
-    async with connect(make_app()) as client:
-        assert (await client.post("/reset_prefix_cache")).status_code == 200
-        assert "fake" in (await client.get("/server_info")).json()["vllm_config"]
-    assert engine.num_resets == 1

@@ -13,8 +13,7 @@ from vllm import envs
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import install_error_handlers, json_response
 from vllm.entrypoints.openai.middleware import ApiKeyGuard, RequestIdHeader
-from vllm.entrypoints.openai.protocol.tokenize import DetokenizeRequest, TokenizeRequest
-from vllm.entrypoints.openai.routes import development, generation
+from vllm.entrypoints.openai.routes import development, generation, tokenizer
 from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext
@@ -49,6 +48,9 @@ def build_app(context: ServingContext, metrics: PrometheusStats, log: LoggingSta
     )
     app.include_router(router)
     app.include_router(generation.router)
+    app.include_router(tokenizer.router)
+    if options.enable_tokenizer_info_endpoint:
+        app.include_router(tokenizer.info_router)
     if envs.VLLM_SERVER_DEV_MODE:
         app.include_router(development.router)
     install_error_handlers(app)
@@ -87,16 +89,6 @@ async def list_models(request: Request) -> Response:
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, request: Request) -> Response:
     return json_response(server_of(request).models.get(model))
-
-
-@router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-    return json_response(await server_of(request).tokenize.tokenize(body))
-
-
-@router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-    return json_response(await server_of(request).tokenize.detokenize(body))
 
 
 @router.get("/health")

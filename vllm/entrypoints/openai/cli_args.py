@@ -65,6 +65,9 @@ class ServerOptions:
     enable_request_id_headers: bool = option(
         False, help="Answer with the X-Request-Id of the request, or a new one."
     )
+    enable_tokenizer_info_endpoint: bool = option(
+        False, help="Offer /tokenizer_info: the tokenizer's settings and chat template."
+    )
     max_log_len: int = option(
         None,
         kind=INT,

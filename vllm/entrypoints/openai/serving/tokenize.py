@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from vllm.config.vllm import plain
 from vllm.entrypoints.openai.protocol.tokenize import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -46,3 +49,19 @@ class ServingTokenize:
                 f"tokens has ids {wrong[:8]}; the model's are 0 to {size - 1}", "tokens"
             )
         return DetokenizeResponse(self.context.decode(request.tokens))
+
+    def info(self) -> dict[str, Any]:
+        """The tokenizer's class, its settings and the template that chats use."""
+        tokenizer = self.context.tokenizer
+        # Where the files are is this machine's business.
+        settings = {
+            name: plain(value)
+            for name, value in tokenizer.init_kwargs.items()
+            if not name.endswith(("_file", "name_or_path", "is_local", "_files_only"))
+        }
+        template = self.context.chat_template or tokenizer.chat_template
+        return {
+            **settings,
+            "tokenizer_class": type(tokenizer).__name__,
+            "chat_template": plain(template),
+        }

@@ -1,0 +1,158 @@
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from tests.entrypoints.openai.sse import events_of
+
+pytestmark = pytest.mark.asyncio
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@asynccontextmanager
+async def connect(app):
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"messages": HELLO, "max_tokens": 3}, "chat.completion"),
+        ({"prompt": "Hi", "max_tokens": 3}, "text_completion"),
+    ],
+)
+async def test_an_invocation_is_a_chat_or_a_completion_by_its_body(client, body, kind):
+    answer = (await client.post("/invocations", json=body)).json()
+    assert answer["object"] == kind
+    assert answer["usage"]["completion_tokens"] == 3
+    pieces = events_of((await client.post("/invocations", json={**body, "stream": True})).text)
+    assert all(piece["object"].startswith(kind) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "Hi", "max_tokens": "many"}, "max_tokens"),
+        ({"prompt": [["a"]]}, "prompt"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
+        ({"messages": HELLO, "top_p": 2}, "top_p"),
+        ({"input": "Hi"}, None),
+        ({}, None),
+        ([], None),
+    ],
+)
+async def test_a_wrong_invocation_is_a_400_that_names_the_field(client, body, param):
+    reply = await client.post("/invocations", json=body)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["type"] == "BadRequestError"
+    assert (reply.json()["error"]["param"] or "").startswith(param or "")
+    assert (param is None) == (reply.json()["error"]["param"] is None)
+
+
+async def test_unknown_paths_and_methods_have_errors_of_openais_shape(client):
+    for method, path, status, kind in (
+        ("GET", "/v1/nothing", 404, "NotFoundError"),
+        ("GET", "/v1/completions", 405, "MethodNotAllowedError"),
+    ):
+        reply = await client.request(method, path)
+        assert reply.status_code == status
+        error = reply.json()["error"]
+        assert (error["type"], error["code"]) == (kind, status)
+        assert error["message"]
+
+
+async def test_the_tokenizer_is_described_where_that_is_offered(make_app, engine):
+    async with connect(make_app()) as client:
+        assert (await client.get("/tokenizer_info")).status_code == 404
+    async with connect(make_app(enable_tokenizer_info_endpoint=True)) as client:
+        info = (await client.get("/tokenizer_info")).json()
+    assert info["tokenizer_class"] == type(engine.tokenizer).__name__
+    assert info["chat_template"] == engine.tokenizer.chat_template
+
+
+DEVELOPMENT = [
+    ("POST", "/reset_prefix_cache"),
+    ("GET", "/server_info"),
+    ("POST", "/sleep"),
+    ("POST", "/wake_up"),
+    ("GET", "/is_sleeping"),
+    ("POST", "/collective_rpc"),
+]
+
+
+async def test_development_routes_exist_in_development_mode_only(make_app, engine, monkeypatch):
+    async with connect(make_app()) as client:
+        for method, path in DEVELOPMENT:
+            assert (await client.request(method, path)).status_code == 404
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    async with connect(make_app()) as client:
+        for method, path in DEVELOPMENT[:2]:
+            assert (await client.request(method, path)).status_code == 200
+        assert "fake" in (await client.get("/server_info")).json()["vllm_config"]
+        for method, path in DEVELOPMENT[2:]:
+            reply = await client.request(method, path)
+            assert reply.status_code == 400
+            assert "not available" in reply.json()["error"]["message"]
+    assert engine.num_resets == 1
+
+
+async def test_any_served_name_may_be_asked_for_and_is_answered_with(client):
+    for name in ("fake", "alias"):
+        reply = await client.post("/v1/completions", json={"model": name, "prompt": "a"})
+        assert reply.json()["model"] == name
+    assert (await client.post("/v1/completions", json={"prompt": "a"})).json()["model"] == "fake"
+    names = [card["id"] for card in (await client.get("/v1/models")).json()["data"]]
+    assert names == ["fake", "alias"]
+    assert (await client.get("/v1/models/alias")).json()["id"] == "alias"
+    reply = await client.post("/v1/completions", json={"model": "other", "prompt": "a"})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (404, "NotFoundError")
+
+
+STREAMED = [
+    ("/v1/completions", {"prompt": "Hi", "max_tokens": 2, "stream": True}),
+    ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2, "stream": True}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMED)
+async def test_usage_can_be_forced_on_every_stream(make_app, path, body):
+    async with connect(make_app(enable_force_include_usage=True)) as client:
+        *_, last = events_of((await client.post(path, json=body)).text)
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMED)
+async def test_cached_prompt_tokens_are_told_where_that_is_enabled(make_app, path, body):
+    body = {**body, "stream": False}
+    for enabled, details in ((True, {"cached_tokens": 2}), (False, None)):
+        async with connect(make_app(enable_prompt_tokens_details=enabled)) as client:
+            usage = (await client.post(path, json=body)).json()["usage"]
+        assert usage["prompt_tokens_details"] == details
+
+
+async def test_tokens_are_written_as_ids_where_the_server_says_so(make_app):
+    async with connect(make_app(return_tokens_as_token_ids=True)) as client:
+        body = {"prompt": "Hi", "max_tokens": 1, "logprobs": 0}
+        reply = (await client.post("/v1/completions", json=body)).json()
+        assert reply["choices"][0]["logprobs"]["tokens"][0].startswith("token_id:")
+        body = {"messages": HELLO, "max_tokens": 1, "logprobs": True}
+        reply = (await client.post("/v1/chat/completions", json=body)).json()
+        first = reply["choices"][0]["logprobs"]["content"][0]
+        assert first["token"].startswith("token_id:")
+
+
+async def test_load_counts_the_requests_being_answered(make_app, engine):
+    engine.gap_s = 0.01
+    async with connect(make_app()) as client:
+        open_request = asyncio.create_task(
+            client.post("/v1/completions", json={"prompt": "a", "max_tokens": 20})
+        )
+        while not engine.running:
+            await asyncio.sleep(0.001)
+        assert (await client.get("/load")).json() == {"server_load": 1}
+        await open_request
+        assert (await client.get("/load")).json() == {"server_load": 0}
