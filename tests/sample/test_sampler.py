@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.sample.bench import CPU, Bench
+from vllm.core.plan import NO_TOKEN
 from vllm.errors import ConfigError
 from vllm.platforms.cpu.native import native_ops
 from vllm.sample.interface import SamplerOutput
@@ -173,7 +174,7 @@ def test_a_small_temperature_draws_without_overflow() -> None:
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("everywhere", [True, False])
-def test_a_poisoned_row_gives_some_token_and_spares_the_others(
+def test_a_poisoned_row_gives_no_wrong_token_and_spares_the_others(
     poison: float, everywhere: bool
 ) -> None:
     bench, slots, logits = mixed_bench()
@@ -183,7 +184,9 @@ def test_a_poisoned_row_gives_some_token_and_spares_the_others(
         poisoned[victim, slice(None) if everywhere else 17] = poison
         output = bench.sample(poisoned, slots)
 
-        assert 0 <= output.token_ids[victim] < V
+        assert NO_TOKEN <= output.token_ids[victim] < V
+        if everywhere and poison != math.inf:
+            assert output.token_ids[victim] == NO_TOKEN
         spared = torch.arange(len(slots)) != victim
         assert torch.equal(output.token_ids[spared], clean.token_ids[spared])
         assert output.logprobs is not None and clean.logprobs is not None

@@ -132,6 +132,13 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         help="Requests are not logged unless --enable-log-requests says so.",
     ),
     Legacy(
+        name="enable_server_load_tracking",
+        kind=BOOL,
+        neutral=False,
+        silent=True,
+        help="/load always counts.",
+    ),
+    Legacy(
         name="swap_space",
         kind=FLOAT,
         neutral=4.0,

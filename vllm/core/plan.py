@@ -7,6 +7,8 @@ travel once, at admission; afterwards only new blocks and the (slot, start, coun
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from vllm.sampling_params import SamplingParams
 
 Int32Array = NDArray[np.int32]
+NO_TOKEN: Final = -1  # drawn from logits that are NaN, or forbid every token
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -81,7 +84,7 @@ class StepResult(msgspec.Struct, frozen=True):
     """What a step produced, for the rows with samples[r] set, in row order."""
 
     step: int
-    token_ids: np.ndarray  # [S] int32
+    token_ids: np.ndarray  # [S] int32; NO_TOKEN fails its request
     logprobs: LogprobArrays | None = None  # S entries, when any row asked for log-probabilities
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: dict[int, str] = {}  # by slot: requests whose own code failed; their tokens are void

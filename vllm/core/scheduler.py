@@ -11,19 +11,31 @@ import bisect
 import copy
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from vllm.core.kv_cache.manager import BlockDelta, KVCacheManager
 from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import Admission, LogprobArrays, PromptLogprobs, StepPlan, StepResult
+from vllm.core.plan import (
+    NO_TOKEN,
+    Admission,
+    LogprobArrays,
+    PromptLogprobs,
+    StepPlan,
+    StepResult,
+)
 from vllm.core.policy import POLICIES, WaitingQueue
 from vllm.core.request import Request, Status
 from vllm.engine.messages import EngineRequest, EngineStats, FinishReason, RequestUpdate
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+
+NO_TOKEN_ERROR: Final = (
+    "no token could be drawn: the model's logits are NaN, or what the request asks for forbids "
+    "every token"
+)
 
 
 class Row(NamedTuple):
@@ -283,6 +295,8 @@ class Scheduler:
                 token_id = token_ids[drawn]
             if not request.is_finished and request.slot in result.failures:
                 updates.append(self._fail(request, result.failures[request.slot]))
+            elif token_id == NO_TOKEN and not request.is_finished:
+                updates.append(self._fail(request, NO_TOKEN_ERROR))
             elif not request.is_finished:
                 update = self._advance(request, token_id)
                 if index in prompt_logprobs:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.core.plan import NO_TOKEN, Int32Array
 from vllm.errors import ConfigError
 from vllm.ops.registry import Ops
 from vllm.sample.interface import LogprobTensors, SamplerOutput, SampleRows
@@ -20,8 +20,8 @@ LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed
 class Sampler:
     """Draws one token per row; a row's token depends on nothing but the row.
 
-    A row whose logits hold NaN, or nothing but -inf, draws some token of the vocabulary; the other
-    rows do not notice. Log-probabilities are those of the model ("raw") or of what the stages left
+    A row whose logits hold NaN, or nothing but -inf, draws NO_TOKEN; the other rows do not notice.
+    Log-probabilities are those of the model ("raw") or of what the stages left
     ("processed"), as `logprobs_mode` says.
     """
 
@@ -48,7 +48,7 @@ class Sampler:
         wants_np = rows.state.wants_np[rows.slots_np]
         present = int(np.bitwise_or.reduce(wants_np, initial=0))
         if not present:
-            return SamplerOutput(logits.argmax(dim=-1).int(), None)
+            return SamplerOutput(_greatest(logits), None)
         if not present & Want.LOGPROBS:
             logits = self._run_stages(logits, rows, wants_np, present)
             return SamplerOutput(self._choose(logits, rows, wants_np), None)
@@ -72,7 +72,7 @@ class Sampler:
     def _logprobs(self, scores: Tensor, token_ids: Tensor, k: int) -> LogprobTensors:
         if self.normalizes:
             scores = scores.log_softmax(dim=-1)
-        return gather_logprobs(scores, token_ids, k)
+        return gather_logprobs(scores, token_ids.clamp(min=0), k)
 
     def _run_stages(
         self, logits: Tensor, rows: SampleRows, wants_np: Int32Array, present: int
@@ -96,10 +96,10 @@ class Sampler:
         """Token ids [S] int32: the most likely one, or a draw."""
         drawing_np = np.flatnonzero(wants_np & Want.DRAW)
         if not len(drawing_np):
-            return logits.argmax(dim=-1).int()
+            return _greatest(logits)
         if len(drawing_np) == len(wants_np):
             return self._draw(logits, rows)
-        token_ids = logits.argmax(dim=-1).int()
+        token_ids = _greatest(logits)
         some, index = self._at(rows, drawing_np)
         return token_ids.index_copy_(0, index, self._draw(logits.index_select(0, index), some))
 
@@ -107,7 +107,7 @@ class Sampler:
         """A race of exponential clocks with the probabilities as rates: the first to ring wins."""
         seeds = rows.state.seeds.index_select(0, rows.slots)
         noise = self.exponential_noise(seeds, rows.positions, self.vocab_size)
-        return logits.softmax(dim=-1).div_(noise).argmax(dim=-1).int()
+        return _greatest(logits.softmax(dim=-1).div_(noise))
 
     def _at(self, rows: SampleRows, index_np: np.ndarray) -> tuple[SampleRows, Tensor]:
         index = self._upload(index_np)
@@ -116,3 +116,12 @@ class Sampler:
 
     def _upload(self, index_np: np.ndarray) -> Tensor:
         return torch.from_numpy(index_np).to(self.device, non_blocking=True)
+
+
+def _greatest(values: Tensor) -> Tensor:
+    """Column of the greatest of each row of [S, V], int32; NO_TOKEN for NaN or nothing but -inf.
+
+    `max` reports NaN and takes as long as `argmax`: the check costs a comparison per row.
+    """
+    best, token_ids = values.max(dim=-1)
+    return token_ids.int().masked_fill_((best > -torch.inf).logical_not_(), NO_TOKEN)

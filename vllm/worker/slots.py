@@ -132,8 +132,12 @@ class Slots:
         return self._flat_tokens.index_select(0, index)
 
     def write_drawn(self, slots: Int32Array, positions: Int32Array, token_ids: Tensor) -> None:
-        """Put freshly drawn token_ids, int32 [S], at (slots, positions)."""
-        self._flat_tokens.index_copy_(0, self.flat_index(slots, positions), token_ids)
+        """Put freshly drawn token_ids, int32 [S], at (slots, positions).
+
+        A row that drew NO_TOKEN has failed; until that is committed, steps read some token there.
+        """
+        tokens = token_ids.clamp(min=0)
+        self._flat_tokens.index_copy_(0, self.flat_index(slots, positions), tokens)
 
     def wants_prompt_logprobs(self, slots: Int32Array) -> np.ndarray:
         """[R] bool: rows whose request asked for prompt log-probabilities."""
