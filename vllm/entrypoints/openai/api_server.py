@@ -13,7 +13,7 @@ from vllm import envs
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import install_error_handlers, json_response
 from vllm.entrypoints.openai.middleware import ApiKeyGuard, RequestIdHeader
-from vllm.entrypoints.openai.routes import development, generation, tokenizer
+from vllm.entrypoints.openai.routes import development, generation, tokenizer, ui
 from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext
@@ -21,6 +21,7 @@ from vllm.entrypoints.openai.serving.models import ServingModels
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
 from vllm.entrypoints.openai.state import ServerState, server_of
 from vllm.errors import EngineDeadError
+from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.prometheus import CONTENT_TYPE, PrometheusStats
 from vllm.version import __version__
@@ -28,7 +29,13 @@ from vllm.version import __version__
 router = APIRouter()
 
 
-def build_app(context: ServingContext, metrics: PrometheusStats, log: LoggingStats) -> FastAPI:
+def build_app(
+    context: ServingContext,
+    metrics: PrometheusStats,
+    log: LoggingStats,
+    live: LiveStats | None = None,
+) -> FastAPI:
+    """`live`: what the page shows of the engine; without it there is no page."""
     options = context.options
     app = FastAPI(
         title="vLLM",
@@ -45,12 +52,15 @@ def build_app(context: ServingContext, metrics: PrometheusStats, log: LoggingSta
         tokenize=ServingTokenize(context),
         metrics=metrics,
         log=log,
+        live=live,
     )
     app.include_router(router)
     app.include_router(generation.router)
     app.include_router(tokenizer.router)
     if options.enable_tokenizer_info_endpoint:
         app.include_router(tokenizer.info_router)
+    if live is not None:
+        app.include_router(ui.router)
     if envs.VLLM_SERVER_DEV_MODE:
         app.include_router(development.router)
     install_error_handlers(app)

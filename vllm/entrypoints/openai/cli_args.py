@@ -75,6 +75,7 @@ class ServerOptions:
         auto="no limit",
         help="Most characters and token ids of a prompt in the log of requests.",
     )
+    disable_ui: bool = option(False, help="No page at / and no figures of the engine for it.")
     disable_fastapi_docs: bool = option(False, help="No /docs, /redoc and /openapi.json.")
     shutdown_timeout: int = option(
         5, low=0, help="Seconds that open requests have to end when the server is stopped."

@@ -22,6 +22,7 @@ from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
+from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats, NoLogging
 from vllm.metrics.prometheus import PrometheusStats
 
@@ -83,6 +84,9 @@ async def _serve(args: argparse.Namespace, options: ServerOptions, listener: soc
         await engine.check_health()  # from here on it notices when the core ends
         engine.add_stat_logger(metrics)
         engine.add_stat_logger(log)
+        live = None if options.disable_ui else LiveStats(engine.client.ready.num_blocks)
+        if live is not None:
+            engine.add_stat_logger(live)
         context = ServingContext(
             engine=engine,
             tokenizer=engine.get_tokenizer(),
@@ -90,7 +94,8 @@ async def _serve(args: argparse.Namespace, options: ServerOptions, listener: soc
             options=options,
             chat_template=load_chat_template(options.chat_template or None),
         )
-        server = AnnouncingServer(options, build_app(context, metrics, log), context.model_name)
+        app = build_app(context, metrics, log, live)
+        server = AnnouncingServer(options, app, context.model_name)
         await server.serve(sockets=[listener])
     finally:
         engine.shutdown()

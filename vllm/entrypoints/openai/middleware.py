@@ -14,7 +14,17 @@ from vllm.entrypoints.openai.protocol.common import ErrorDetail, ErrorResponse, 
 
 # What monitors and browsers must reach without a key; none of it shows or costs anything.
 OPEN_PATHS = frozenset(
-    {"/health", "/ping", "/version", "/metrics", "/docs", "/redoc", "/openapi.json"}
+    {
+        "/",
+        "/ui/live",
+        "/health",
+        "/ping",
+        "/version",
+        "/metrics",
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+    }
 )
 
 

@@ -11,6 +11,7 @@ from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.entrypoints.openai.serving.models import ServingModels
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
+from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.prometheus import PrometheusStats
 
@@ -24,6 +25,7 @@ class ServerState:
     tokenize: ServingTokenize
     metrics: PrometheusStats
     log: LoggingStats
+    live: LiveStats | None  # None: there is no page
 
 
 def server_of(request: Request) -> ServerState:

@@ -1,0 +1,201 @@
+"""The last minutes of an engine, one sample per second, for the page that shows it live."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from vllm.engine.messages import EngineStats
+from vllm.metrics.stats import IterationStats
+
+SAMPLE_S: Final = 1.0
+MAX_SAMPLES: Final = 300
+WINDOW_SAMPLES: Final = 60  # what the percentiles of the summary are of
+
+# A percentile is exact to half of this ratio: what a chart can show.
+BIN_RATIO: Final = 1.08
+LOWEST_S: Final = 1e-5
+NUM_BINS: Final = math.ceil(math.log(1e4 / LOWEST_S) / math.log(BIN_RATIO))
+
+Bins = npt.NDArray[np.int64]
+
+
+class Percentiles(msgspec.Struct, array_like=True):
+    """Seconds."""
+
+    p50: float
+    p95: float
+
+
+class Sample(msgspec.Struct, array_like=True, kw_only=True):
+    """One second of the engine. Gauges are as of its end, counts are of what it held."""
+
+    time: int  # seconds since the epoch, at its start
+    num_running: int
+    num_waiting: int
+    num_used_blocks: int
+    num_cached_blocks: int
+    num_prompt_tokens: int
+    num_generation_tokens: int
+    num_steps: int
+    num_preemptions: int
+    prefix_queries: int  # tokens
+    prefix_hits: int
+    time_to_first_token: Percentiles | None
+    inter_token: Percentiles | None
+    step: Percentiles | None
+
+
+class Summary(msgspec.Struct):
+    """Of the last WINDOW_SAMPLES samples; None where nothing was measured."""
+
+    time_to_first_token: Percentiles | None
+    inter_token: Percentiles | None
+    step: Percentiles | None
+    prefix_hit_rate: float | None
+
+
+class LiveView(msgspec.Struct):
+    num_blocks: int  # that requests can have
+    num_running: int  # now
+    num_waiting: int
+    num_preemptions: int  # since the start
+    summary: Summary
+    fields: tuple[str, ...]  # names of a sample's values
+    samples: list[Sample]  # oldest first, without gaps
+
+
+class Durations:
+    """Counts durations in bins of equal ratio: these add up over seconds, percentiles do not."""
+
+    __slots__ = ("bins", "pending")
+
+    def __init__(self) -> None:
+        self.pending: list[float] = []
+        self.bins: Bins | None = None
+
+    def close(self) -> None:
+        """Count what has come; a second without durations keeps no bins."""
+        if self.pending:
+            values = np.maximum(np.array(self.pending), LOWEST_S)
+            indices = (np.log(values / LOWEST_S) / math.log(BIN_RATIO)).astype(np.int64)
+            self.bins = np.bincount(np.minimum(indices, NUM_BINS - 1), minlength=NUM_BINS)
+            self.pending = []
+
+
+def percentiles(durations: Iterable[Durations]) -> Percentiles | None:
+    """Of all closed durations together."""
+    bins = [part.bins for part in durations if part.bins is not None]
+    if not bins:
+        return None
+    total = np.cumsum(np.sum(bins, axis=0))
+    p50, p95 = (int(np.searchsorted(total, q * total[-1])) for q in (0.5, 0.95))
+    return Percentiles(_middle_s(p50), _middle_s(p95))
+
+
+def _middle_s(index: int) -> float:
+    return float(f"{LOWEST_S * BIN_RATIO ** (index + 0.5):.3g}")
+
+
+class Second:
+    """A sample being collected, and what a summary needs of it afterwards."""
+
+    __slots__ = ("inter_token", "number", "sample", "step", "time_to_first_token")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.time_to_first_token = Durations()
+        self.inter_token = Durations()
+        self.step = Durations()
+        self.sample: Sample | None = None
+
+    def close(self, begin: EngineStats, end: EngineStats) -> None:
+        for durations in (self.time_to_first_token, self.inter_token, self.step):
+            durations.close()
+        self.sample = Sample(
+            time=round(self.number * SAMPLE_S),
+            num_running=end.num_running,
+            num_waiting=end.num_waiting,
+            num_used_blocks=round(end.kv_usage * (end.num_blocks - 1)),
+            num_cached_blocks=end.num_cached_blocks,
+            num_prompt_tokens=end.num_prompt_tokens - begin.num_prompt_tokens,
+            num_generation_tokens=end.num_generation_tokens - begin.num_generation_tokens,
+            num_steps=end.num_steps - begin.num_steps,
+            num_preemptions=end.num_preemptions - begin.num_preemptions,
+            prefix_queries=end.prefix_queries - begin.prefix_queries,
+            prefix_hits=end.prefix_hits - begin.prefix_hits,
+            time_to_first_token=percentiles([self.time_to_first_token]),
+            inter_token=percentiles([self.inter_token]),
+            step=percentiles([self.step]),
+        )
+
+
+class LiveStats:
+    """A StatLogger. Owns a ring of the last MAX_SAMPLES seconds; idle ones cost nothing."""
+
+    def __init__(self, num_blocks: int = 0, clock: Callable[[], float] = time.time) -> None:
+        """`num_blocks`: of the KV cache, the dummy row's included, if known before a step is."""
+        self.clock = clock
+        self.engine = EngineStats(num_blocks=num_blocks)
+        self.engine_before = self.engine  # as of the start of the second being collected
+        self.seconds: deque[Second] = deque(maxlen=MAX_SAMPLES)
+        self.second = Second(self._number())
+
+    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
+        self._catch_up()
+        second = self.second
+        second.time_to_first_token.pending += iteration.time_to_first_token_s
+        second.inter_token.pending += iteration.inter_token_s
+        if engine.num_steps > self.engine.num_steps:
+            second.step.pending.append(engine.step_s)
+        self.engine = engine
+
+    def view(self, after: int = 0) -> LiveView:
+        """The samples of the seconds after `after`, as far as they are kept."""
+        self._catch_up()
+        recent = list(islice(reversed(self.seconds), WINDOW_SAMPLES))
+        engine = self.engine
+        return LiveView(
+            num_blocks=max(engine.num_blocks - 1, 0),
+            num_running=engine.num_running,
+            num_waiting=engine.num_waiting,
+            num_preemptions=engine.num_preemptions,
+            summary=_summary(recent),
+            fields=Sample.__struct_fields__,
+            samples=[s.sample for s in self.seconds if s.sample and s.sample.time > after],
+        )
+
+    def _number(self) -> int:
+        return int(self.clock() / SAMPLE_S)
+
+    def _catch_up(self) -> None:
+        """Close the second being collected, and the idle ones after it, when they are over."""
+        number = self._number()
+        if number <= self.second.number:  # also when the clock was set back
+            return
+        self.second.close(self.engine_before, self.engine)
+        self.seconds.append(self.second)
+        for idle in range(max(self.second.number + 1, number - MAX_SAMPLES), number):
+            second = Second(idle)
+            second.close(self.engine, self.engine)
+            self.seconds.append(second)
+        self.second, self.engine_before = Second(number), self.engine
+
+
+def _summary(seconds: Sequence[Second]) -> Summary:
+    queries = sum(second.sample.prefix_queries for second in seconds if second.sample)
+    hits = sum(second.sample.prefix_hits for second in seconds if second.sample)
+    return Summary(
+        time_to_first_token=percentiles(second.time_to_first_token for second in seconds),
+        inter_token=percentiles(second.inter_token for second in seconds),
+        step=percentiles(second.step for second in seconds),
+        prefix_hit_rate=hits / queries if queries else None,
+    )
