@@ -38,13 +38,15 @@ def main() -> None:
     results: dict[str, Any] = {"model": args.model, "machine": platform.platform()}
     results["latency"] = offline("latency", args.model, num_iters=8, num_iters_warmup=2)
     print(report.table("Latency, one batch", latency.rows(results["latency"])), "\n")
-    results["throughput"] = offline("throughput", args.model, num_prompts=128)
+    results["throughput"] = offline(
+        "throughput", args.model, num_prompts=128, input_len=128, output_len=128
+    )
     print(report.table("Throughput, offline", throughput.rows(results["throughput"])), "\n")
     with serving(args.model) as (url, start_s):
         results["start_s"] = start_s
-        results["serve"] = asyncio.run(serve.bench(load_on(url)))
-    rows = [("ready after", f"{start_s:.1f} s"), *serve.rows(results["serve"])]
-    print(report.table("Server, 16 concurrent", rows))
+        results["serve"] = serve.bench(load_on(url)).result
+    print(f"Server, ready after {start_s:.1f} s")
+    print(report.serving_summary(results["serve"]))
     if args.output_json:
         report.save(args.output_json, results)
 
@@ -67,11 +69,12 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def load_on(url: str) -> argparse.Namespace:
+def load_on(url: str) -> serve.ServeOptions:
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
-    flags = ["--base-url", url, "--num-prompts", "96", "--max-concurrency", "16"]
-    return parser.parse_args([*flags, "--input-len", "64", "--output-len", "64", "--disable-tqdm"])
+    flags = ["--base-url", url, "--num-prompts", "96", "--max-concurrency", "16", "--ignore-eos"]
+    flags += ["--input-len", "64", "--output-len", "64", "--disable-tqdm"]
+    return serve.ServeOptions.of(parser.parse_args(flags))
 
 
 @contextmanager

@@ -3,10 +3,8 @@ import json
 from vllm.benchmarks import report
 
 
-def test_summary_is_in_milliseconds():
-    figures = report.summary([0.001, 0.003], [50])
-    assert figures == {"mean_ms": 2.0, "p50_ms": 2.0}
-    assert report.summary([], [50]) == {}
+def test_percentiles_keep_the_unit_of_the_values():
+    assert report.percentiles([1.0, 3.0], [50, 99.5]) == {"50": 2.0, "99.5": 2.99}
 
 
 def test_table_aligns_names():

@@ -4,70 +4,92 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from vllm.benchmarks import report
+from vllm.benchmarks.datasets import DatasetOptions
 from vllm.benchmarks.offline import (
     add_engine_flags,
-    check_at_least_one,
     exact_length,
     make_llm,
-    random_prompts,
+    prompts_of,
+    samples_of,
 )
-from vllm.entrypoints.llm import LLM
+from vllm.config.flags import add_settings, from_flags
+from vllm.config.option import option, settings_of
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.llm import LLM
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyOptions:
+    input_len: int = option(32, low=1, help="Tokens of a prompt.")
+    output_len: int = option(128, low=1, help="Tokens to generate.")
+    batch_size: int = option(8, low=1, help="Prompts at once.")
+    n: int = option(1, low=1, help="Answers to each prompt.")
+    num_iters: int = option(30, low=1, help="Batches to measure.")
+    num_iters_warmup: int = option(10, low=0, help="Batches before those.")
+    disable_detokenize: bool = option(False, help="Leave the time to make text out.")
+    output_json: str = option("", help="Write the figures to this file.")
+    disable_tqdm: bool = option(False, help="Show no progress bar.")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("load")
-    group.add_argument("--input-len", type=int, default=32, help="Tokens of a prompt.")
-    group.add_argument("--output-len", type=int, default=128, help="Tokens to generate.")
-    group.add_argument("--batch-size", type=int, default=8, help="Prompts at once.")
-    group.add_argument("--num-iters", type=int, default=30, help="Batches to measure.")
-    group.add_argument("--num-iters-warmup", type=int, default=10, help="Batches before those.")
-    group.add_argument("--output-json", default="", help="Write the figures to this file.")
-    group.add_argument("--disable-tqdm", action="store_true", help="Show no progress bar.")
+    add_settings(parser, "load", settings_of(LatencyOptions))
     add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    check_at_least_one(args, ("input_len", "output_len", "batch_size", "num_iters"))
-    result = measure(make_llm(args), args)
+    options = from_flags(LatencyOptions, args)
+    result = measure(make_llm(args), options)
     print(report.table("Latency benchmark", rows(result)))
-    if args.output_json:
-        report.save(args.output_json, result)
+    print(f"Avg latency: {result['avg_latency']} seconds")
+    for percentile, latency_s in result["percentiles"].items():
+        print(f"{percentile}% percentile latency: {latency_s} seconds")
+    if options.output_json:
+        report.save(options.output_json, result)
 
 
-def measure(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
-    params = exact_length(args.output_len)
+def measure(llm: LLM, options: LatencyOptions) -> dict[str, Any]:
+    params = exact_length(options.output_len, options.n, not options.disable_detokenize)
+    load = DatasetOptions(
+        num_prompts=options.batch_size,
+        random_input_len=options.input_len,
+        random_output_len=options.output_len,
+        sharegpt_output_len=None,
+    )
     times_s = []
-    num_batches = args.num_iters_warmup + args.num_iters
-    for i in tqdm(range(num_batches), unit="batch", disable=args.disable_tqdm):
+    num_batches = options.num_iters_warmup + options.num_iters
+    for seed in tqdm(range(num_batches), unit="batch", disable=options.disable_tqdm):
         # New prompts each time: the prefix cache would skip the work.
-        prompts = random_prompts(llm, args.batch_size, args.input_len, seed=i)
+        prompts = prompts_of(samples_of(llm, load, seed))
         start_s = time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)
         times_s.append(time.perf_counter() - start_s)
-    times_s = times_s[args.num_iters_warmup :]
+    times_s = times_s[options.num_iters_warmup :]
     mean_s = sum(times_s) / len(times_s)
     return {
-        "input_len": args.input_len,
-        "output_len": args.output_len,
-        "batch_size": args.batch_size,
+        "input_len": options.input_len,
+        "output_len": options.output_len,
+        "batch_size": options.batch_size,
         "avg_latency": mean_s,
         "latencies": times_s,
-        "latency": report.summary(times_s, PERCENTILES),
-        "output_tokens_per_s": args.batch_size * args.output_len / mean_s,
+        "percentiles": report.percentiles(times_s, PERCENTILES),
+        "output_tokens_per_s": options.batch_size * options.n * options.output_len / mean_s,
     }
 
 
 def rows(result: dict[str, Any]) -> list[report.Row]:
     shape = f"{result['batch_size']} x ({result['input_len']} + {result['output_len']}) tokens"
+    spread = "  ".join(f"p{p} {s * 1000:.2f}" for p, s in result["percentiles"].items())
     return [
         ("batch", shape),
-        report.latency_row("latency", result["latency"]),
+        ("latency", f"mean {result['avg_latency'] * 1000:.2f}  {spread} ms"),
         ("output tokens per second", f"{result['output_tokens_per_s']:.1f}"),
     ]

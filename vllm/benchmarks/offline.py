@@ -1,18 +1,20 @@
-"""What the offline benchmarks share: an engine from flags, and prompts of random tokens."""
+"""What the offline benchmarks share: an engine from flags, and what they send."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from vllm.benchmarks.datasets import DatasetOptions, Sample, load_samples
+from vllm.benchmarks.datasets.codec import LocalCodec
 from vllm.engine.arg_utils import EngineArgs
-from vllm.entrypoints.llm import LLM
 from vllm.errors import ConfigError
-from vllm.inputs import TokensPrompt
-from vllm.sampling_params import SamplingParams
+from vllm.inputs import TextPrompt, TokensPrompt
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.llm import LLM
+    from vllm.sampling_params import SamplingParams
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,24 +22,38 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def make_llm(args: argparse.Namespace) -> LLM:
+    """Raises ConfigError or LoadError."""
+    # Takes seconds, which --help and a wrong flag need not cost.
+    from vllm.entrypoints.llm import LLM
+
+    if not args.model:
+        raise ConfigError("--model is missing: name a directory or a model of the hub.")
     return LLM.from_engine_args(EngineArgs.from_cli_args(args))
 
 
-def random_prompts(llm: LLM, num_prompts: int, length: int, seed: int) -> list[TokensPrompt]:
+def samples_of(llm: LLM, options: DatasetOptions, seed: int) -> list[Sample]:
     """Drawn from the whole vocabulary, so that no two share a prefix worth caching."""
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, llm.model_config.vocab_size, size=(num_prompts, length))
-    return [TokensPrompt(prompt_token_ids=row) for row in ids.tolist()]
+    codec = LocalCodec(llm.get_tokenizer)
+    return load_samples(options, codec, range(llm.model_config.vocab_size), seed)
 
 
-def exact_length(num_tokens: int) -> SamplingParams:
-    """Greedy, and never ended by the model."""
-    return SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
+def prompts_of(samples: Sequence[Sample]) -> list[TextPrompt | TokensPrompt]:
+    return [
+        TextPrompt(prompt=sample.prompt)
+        if isinstance(sample.prompt, str)
+        else TokensPrompt(prompt_token_ids=sample.prompt)
+        for sample in samples
+    ]
 
 
-def check_at_least_one(args: argparse.Namespace, names: Sequence[str]) -> None:
-    values: dict[str, Any] = vars(args)
-    for name in names:
-        if values[name] < 1:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} {values[name]}: must be at least 1.")
+def exact_length(num_tokens: int, n: int = 1, detokenize: bool = True) -> SamplingParams:
+    """Never ended by the model."""
+    from vllm.sampling_params import SamplingParams
+
+    return SamplingParams(
+        n=n,
+        temperature=0.0 if n == 1 else 1.0,
+        max_tokens=num_tokens,
+        ignore_eos=True,
+        detokenize=detokenize,
+    )

@@ -4,50 +4,78 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from vllm.benchmarks import report
+from vllm.benchmarks.datasets import DatasetOptions
 from vllm.benchmarks.offline import (
     add_engine_flags,
-    check_at_least_one,
     exact_length,
     make_llm,
-    random_prompts,
+    prompts_of,
+    samples_of,
 )
-from vllm.entrypoints.llm import LLM
+from vllm.config.flags import add_settings, from_flags
+from vllm.config.option import option, settings_of
+from vllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.llm import LLM
+
+# A trace is about when requests come, and here they all come at once.
+DATASETS = ("random", "sharegpt", "prefix_repetition", "custom")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputOptions:
+    n: int = option(1, low=1, help="Answers to each prompt.")
+    disable_detokenize: bool = option(False, help="Leave the time to make text out.")
+    output_json: str = option("", help="Write the figures to this file.")
+    disable_tqdm: bool = option(False, help="Show no progress bar.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("load")
-    group.add_argument("--input-len", type=int, default=128, help="Tokens of a prompt.")
-    group.add_argument("--output-len", type=int, default=128, help="Tokens to generate.")
-    group.add_argument("--num-prompts", type=int, default=200, help="Requests.")
-    group.add_argument("--output-json", default="", help="Write the figures to this file.")
-    group.add_argument("--disable-tqdm", action="store_true", help="Show no progress bar.")
+    add_settings(parser, "dataset", settings_of(DatasetOptions))
+    add_settings(parser, "load", settings_of(ThroughputOptions))
     add_engine_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    check_at_least_one(args, ("input_len", "output_len", "num_prompts"))
-    result = measure(make_llm(args), args)
+    options, dataset = from_flags(ThroughputOptions, args), from_flags(DatasetOptions, args)
+    if dataset.dataset_name not in DATASETS:
+        raise ConfigError(
+            f"--dataset-name {dataset.dataset_name}: its requests have a time; measure a server "
+            f"with `vllm bench serve`. Here: {', '.join(DATASETS)}."
+        )
+    result = measure(make_llm(args), dataset, options)
     print(report.table("Throughput benchmark", rows(result)))
-    if args.output_json:
-        report.save(args.output_json, result)
+    print(
+        f"Throughput: {result['requests_per_second']:.2f} requests/s, "
+        f"{result['tokens_per_second']:.2f} total tokens/s, "
+        f"{result['output_tokens_per_second']:.2f} output tokens/s"
+    )
+    if options.output_json:
+        report.save(options.output_json, result)
 
 
-def measure(llm: LLM, args: argparse.Namespace) -> dict[str, Any]:
-    prompts = random_prompts(llm, args.num_prompts, args.input_len, seed=llm.model_config.seed)
-    params = exact_length(args.output_len)
+def measure(llm: LLM, dataset: DatasetOptions, options: ThroughputOptions) -> dict[str, Any]:
+    samples = samples_of(llm, dataset, seed=llm.model_config.seed)
+    params = [
+        exact_length(sample.max_tokens, options.n, not options.disable_detokenize)
+        for sample in samples
+    ]
     start_s = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=not args.disable_tqdm)
+    outputs = llm.generate(prompts_of(samples), params, use_tqdm=not options.disable_tqdm)
     elapsed_s = time.perf_counter() - start_s
-    num_output = sum(len(output.outputs[0].token_ids) for output in outputs)
-    num_tokens = num_output + args.num_prompts * args.input_len
+    num_output = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
+    num_tokens = num_output + sum(len(output.prompt_token_ids or ()) for output in outputs)
     return {
-        "num_requests": args.num_prompts,
+        "num_requests": len(samples),
         "elapsed_time": elapsed_s,
         "total_num_tokens": num_tokens,
-        "requests_per_second": args.num_prompts / elapsed_s,
+        "total_output_tokens": num_output,
+        "requests_per_second": len(samples) / elapsed_s,
         "tokens_per_second": num_tokens / elapsed_s,
         "output_tokens_per_second": num_output / elapsed_s,
     }

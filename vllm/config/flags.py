@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vllm.config.kinds import BOOL, Kind
 from vllm.config.legacy import LEGACY
@@ -14,6 +14,7 @@ from vllm.config.vllm import GROUPS
 from vllm.errors import ConfigError
 from vllm.utils.argparse import FlexibleArgumentParser
 
+T = TypeVar("T")
 OLD_FLAGS: Final = "old flags"
 NOT_YET: Final = "not available yet"
 _HELP_HINT: Final = (
@@ -49,6 +50,12 @@ def add_settings(parser: argparse.ArgumentParser, title: str, settings: Iterable
             action.type = _checked(setting)
         if setting.choices:
             action.metavar = "{" + ",".join(map(str, setting.choices)) + "}"
+
+
+def from_flags(group: type[T], args: argparse.Namespace) -> T:
+    """The instance of a class of settings that a command line asks for. Raises ConfigError."""
+    values = {s.attribute: s.check(vars(args).get(s.name)) for s in settings_of(group)}
+    return group(**values)
 
 
 def shown_default(setting: Setting) -> str:

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from vllm.benchmarks import serve as serve_benchmark
 from vllm.entrypoints.cli.main import COMMANDS, main
 from vllm.entrypoints.openai.cli_args import add_server_flags, server_options, server_settings
 from vllm.errors import ConfigError
@@ -87,11 +86,3 @@ def test_keys_and_origins_take_words_or_a_json_list(monkeypatch):
 
 def test_every_server_setting_has_help():
     assert all(setting.help for setting in server_settings())
-
-
-def test_gaps_follow_the_request_rate():
-    load = serve_benchmark.Load("m", [[1]] * 4000, 1, 50.0, 1.0, 0, seed=3)
-    mean_s = sum(serve_benchmark.gaps_s(load)) / 4000
-    assert mean_s == pytest.approx(1 / 50, rel=0.1)
-    load = serve_benchmark.Load("m", [[1]] * 3, 1, float("inf"), 1.0, 0, seed=3)
-    assert list(serve_benchmark.gaps_s(load)) == [0.0, 0.0, 0.0]

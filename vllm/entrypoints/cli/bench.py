@@ -25,5 +25,5 @@ def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None
             subparser.set_defaults(run_benchmark=implementation.run)
 
 
-def run(args: argparse.Namespace) -> None:
-    args.run_benchmark(args)
+def run(args: argparse.Namespace) -> int:
+    return int(args.run_benchmark(args) or 0)
