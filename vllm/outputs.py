@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -43,6 +44,7 @@ class CompletionOutput:
     logprobs: SampleLogprobs | None = None
     finish_reason: str | None = None  # stop, length, abort or error; None while it goes on
     stop_reason: int | str | None = None  # the stop token or string; the message of an error
+    lora_request: None = None  # there are no adapters
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -69,7 +71,12 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = False
     metrics: RequestMetrics | None = None
+    # Of features to come, where programs written for vLLM look for them.
+    lora_request: None = None
+    encoder_prompt: None = None
+    encoder_prompt_token_ids: None = None
     num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache
+    kv_transfer_params: None = None
 
     def extend(self, newer: RequestOutput) -> None:
         """Append the delta that follows this one."""
@@ -103,3 +110,49 @@ class BeamSearchOutput:
     """The best beams of one prompt, best first."""
 
     sequences: list[BeamSearchSequence]
+
+
+# Results of pooling models, which no engine runs yet: programs name the classes in annotations.
+
+
+@dataclass(slots=True)
+class PoolingOutput:
+    data: Any  # a tensor
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    embedding: list[float]
+
+
+@dataclass(slots=True)
+class ClassificationOutput:
+    probs: list[float]
+
+
+@dataclass(slots=True)
+class ScoringOutput:
+    score: float
+
+
+OutputT = TypeVar("OutputT")
+
+
+@dataclass(slots=True)
+class PoolingRequestOutput(Generic[OutputT]):
+    request_id: str
+    outputs: OutputT
+    prompt_token_ids: list[int]
+    finished: bool
+
+
+class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
+    pass
+
+
+class ClassificationRequestOutput(PoolingRequestOutput[ClassificationOutput]):
+    pass
+
+
+class ScoringRequestOutput(PoolingRequestOutput[ScoringOutput]):
+    pass

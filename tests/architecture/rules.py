@@ -18,7 +18,8 @@ MAX_FUNCTION_LINES = 80
 MAX_RUNNER_LINES = 500
 
 FOUNDATION = (
-    "errors version logger envs utils sampling_params pooling_params outputs inputs distributed"
+    "errors version logger envs utils sampling_params pooling_params outputs inputs distributed "
+    "logprobs sequence"
 ).split()
 # Packages from low to high: a module imports its own level and what is below.
 LEVELS: tuple[tuple[str, ...], ...] = (
@@ -32,7 +33,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("executor",),
     ("core",),
     ("metrics", "engine"),
-    ("beam_search", "benchmarks", "entrypoints"),
+    ("beam_search", "benchmarks", "entrypoints", "v1"),
 )
 # Interfaces and messages: what levels talk in, importable from all of them.
 CONTRACTS = frozenset(

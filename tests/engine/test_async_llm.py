@@ -75,7 +75,7 @@ async def test_a_slow_reader_gets_merged_deltas_and_stalls_nobody(
     ids = [token for output in [first, *rest] for token in output.outputs[0].token_ids]
     assert ids == list(range(100, 160))
     text = "".join(output.outputs[0].text for output in [first, *rest])
-    assert text == llm.get_tokenizer().decode(ids)
+    assert text == (await llm.get_tokenizer()).decode(ids)
 
 
 async def test_closing_the_iterator_aborts_in_the_core(

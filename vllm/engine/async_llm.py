@@ -136,9 +136,28 @@ class AsyncLLM:
     def is_running(self) -> bool:
         return self._error is None
 
-    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+    @property
+    def is_stopped(self) -> bool:
+        return self._error is not None
+
+    @property
+    def dead_error(self) -> BaseException:
+        """What everything raises now, if `errored`."""
+        return self._error or EngineDeadError("the engine lives")
+
+    async def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises NotAvailable with --skip-tokenizer-init."""
         return self._front.need_tokenizer()
+
+    async def get_model_config(self) -> ModelConfig:
+        return self.model_config
+
+    async def get_vllm_config(self) -> VllmConfig:
+        return self.vllm_config
+
+    async def do_log_stats(self) -> None:
+        """Log a line of statistics now, where they are logged at all."""
+        self._front.log_line()
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front.processor.default_params()

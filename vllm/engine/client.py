@@ -8,6 +8,7 @@ import multiprocessing.util  # its exit hook joins children: it must be register
 import queue
 import shutil
 import signal
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,8 @@ logger = init_logger(__name__)
 
 PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
 LAST_WORDS_MS: Final = 200  # for messages that a core sent just before it ended
+CORE_NAME: Final = "vllm-engine-core"  # of the process
+IMPORTED_EXIT: Final = 75  # exit code of a core whose program starts an engine on import
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
 
 
@@ -162,6 +165,9 @@ class ProcessClient:
     def __init__(self, config: VllmConfig, make_core: CoreMaker | None = None) -> None:
         """Waits until the core is up. Raises ConfigError, LoadError or EngineDeadError."""
         self._stopped = True  # until there is something to stop
+        if multiprocessing.current_process().name == CORE_NAME:
+            # A core of ours is importing the program to find its classes: it would start another.
+            sys.exit(IMPORTED_EXIT)
         self._closed = False
         self._encode = encoder().encode
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = decoder(FromEngine)
@@ -185,7 +191,7 @@ class ProcessClient:
         self._process: SpawnProcess = multiprocessing.get_context("spawn").Process(
             target=core_main,
             args=(make_core or make_engine_core, config, addresses),
-            name="vllm-engine-core",
+            name=CORE_NAME,
         )
         self._at_exit = _stop_at_exit(self)
         try:
@@ -266,11 +272,17 @@ class ProcessClient:
             if self._stopped:
                 return None
             if not self._inbox.poll(LAST_WORDS_MS):
+                self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
+                if self._process.exitcode == IMPORTED_EXIT:
+                    raise ConfigError(
+                        "this program starts an engine when it is imported, and the engine's own "
+                        "process has to import it. Put what the program does into a function, and "
+                        "call that under: if __name__ == '__main__':"
+                    )
                 raise EngineDeadError(self._obituary())
         return self._decoder.decode(self._inbox.recv())
 
     def _obituary(self) -> str:
-        self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
         code = self._process.exitcode
         if code is None:
             how = "closed its sockets"

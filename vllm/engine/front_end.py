@@ -38,20 +38,28 @@ class FrontEnd:
         self.config = config
         self.client = client
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        decoder = None
+        self.processor = Processor(config.model, None)
+        self.output_processor = OutputProcessor(None, config.scheduler.stream_interval)
         if not config.model.skip_tokenizer_init:
-            self.tokenizer = get_tokenizer(config.model)
-            decoder = TextDecoder(self.tokenizer, config.model.vocab_size)
-        self.processor = Processor(config.model, self.tokenizer)
-        self.output_processor = OutputProcessor(decoder, config.scheduler.stream_interval)
+            self.set_tokenizer(get_tokenizer(config.model))
         self.stat_loggers: list[StatLogger] = []
         self._call_ids = itertools.count()
+
+    def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """For requests from now on."""
+        self.tokenizer = self.processor.tokenizer = tokenizer
+        self.output_processor.set_decoder(TextDecoder(tokenizer, self.config.model.vocab_size))
 
     def log_statistics(self) -> None:
         """Attach what --disable-log-stats leaves out."""
         observability = self.config.observability
         if not observability.disable_log_stats:
             self.stat_loggers.append(IntervalLog(observability.log_stats_interval_s))
+
+    def log_line(self) -> None:
+        for stat_logger in self.stat_loggers:
+            if isinstance(stat_logger, IntervalLog):
+                stat_logger.log()
 
     def need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -121,7 +129,11 @@ class IntervalLog:
     def record(self, engine: EngineStats, iteration: IterationStats) -> None:
         stats = self.stats
         stats.record(engine, iteration)
-        if stats.clock() - stats.last_line_at_s >= stats.interval_s and (line := stats.line()):
+        if stats.clock() - stats.last_line_at_s >= stats.interval_s:
+            self.log()
+
+    def log(self) -> None:
+        if line := self.stats.line():
             logger.info("%s", line)
 
 

@@ -60,6 +60,12 @@ class LLMEngine:
         """Raises NotAvailable with --skip-tokenizer-init."""
         return self.front.need_tokenizer()
 
+    def get_model_config(self) -> ModelConfig:
+        return self.model_config
+
+    def get_vllm_config(self) -> VllmConfig:
+        return self.vllm_config
+
     def add_stat_logger(self, stat_logger: StatLogger) -> None:
         self.front.stat_loggers.append(stat_logger)
 

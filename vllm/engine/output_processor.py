@@ -192,9 +192,8 @@ class OutputProcessor:
     """Owner of all open requests. Not thread-safe."""
 
     def __init__(self, decoder: TextDecoder | None, stream_interval: int = 1) -> None:
-        self.decoder = decoder
+        self.set_decoder(decoder)
         self.stream_interval = stream_interval
-        self.token_text: TokenText = _no_text if decoder is None else decoder.token_text
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
         self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
@@ -216,6 +215,11 @@ class OutputProcessor:
         self.requests[request.id] = request
         for sequence in request.sequences:
             self._sequences[sequence.id] = sequence
+
+    def set_decoder(self, decoder: TextDecoder | None) -> None:
+        """For requests from now on; without one outputs have no text."""
+        self.decoder = decoder
+        self.token_text: TokenText = _no_text if decoder is None else decoder.token_text
 
     def process(self, step: StepUpdates) -> ProcessedStep:
         """Apply a step. Updates of requests that have ended here are dropped."""

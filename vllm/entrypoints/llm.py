@@ -61,15 +61,20 @@ class LLM:
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         return self.llm_engine.get_tokenizer()
 
+    def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Use another tokenizer from now on; its ids must be the model's."""
+        self.llm_engine.front.set_tokenizer(tokenizer)
+
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's authors recommend."""
         return self.llm_engine.processor.default_params()
 
     def generate(
         self,
-        prompts: Prompts,
+        prompts: Prompts | None = None,
         sampling_params: Params | None = None,
         *,
+        prompt_token_ids: list[int] | list[list[int]] | None = None,
         use_tqdm: Progress = True,
         lora_request: None = None,
         priority: Sequence[int] | None = None,
@@ -77,9 +82,14 @@ class LLM:
         """Continue prompts, in any mixture of kinds; the outputs are in the order of the prompts.
 
         One SamplingParams counts for all prompts, a sequence has one for each. `priority`, lower
-        first, counts under --scheduling-policy priority. Raises BadRequest before anything runs.
+        first, counts under --scheduling-policy priority. `prompt_token_ids` is an older way to give
+        prompts of token ids. Raises BadRequest before anything runs.
         """
         _refuse_lora(lora_request)
+        if (prompts is None) == (prompt_token_ids is None):
+            raise BadRequest("give either prompts or prompt_token_ids", "prompts")
+        if prompts is None:
+            prompts = prompt_token_ids
         return self._run(self._process(parse_prompts(prompts), sampling_params, priority), use_tqdm)
 
     def chat(

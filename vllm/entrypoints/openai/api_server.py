@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -126,3 +127,14 @@ async def load(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     return Response(server_of(request).metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+def main() -> None:
+    """`python -m vllm.entrypoints.openai.api_server`: `vllm serve` under its older name."""
+    from vllm.entrypoints.cli.main import main as command_line
+
+    sys.exit(command_line(["serve", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

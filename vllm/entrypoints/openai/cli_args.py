@@ -12,6 +12,7 @@ from vllm import envs
 from vllm.config.flags import add_settings
 from vllm.config.kinds import INT, TEXTS
 from vllm.config.option import Setting, option, settings_of
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.errors import ConfigError
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -88,6 +89,18 @@ def server_settings() -> Iterator[Setting]:
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, "server", server_settings())
+
+
+def make_arg_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add every flag of `vllm serve`."""
+    add_server_flags(parser)
+    AsyncEngineArgs.add_cli_args(parser)
+    return parser
+
+
+def validate_parsed_serve_args(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what is wrong without a look at the model."""
+    server_options(args)
 
 
 def server_options(args: argparse.Namespace) -> ServerOptions:

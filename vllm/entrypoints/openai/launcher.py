@@ -89,7 +89,7 @@ async def _serve(args: argparse.Namespace, options: ServerOptions, listener: soc
             engine.add_stat_logger(live)
         context = ServingContext(
             engine=engine,
-            tokenizer=engine.get_tokenizer(),
+            tokenizer=await engine.get_tokenizer(),
             config=config,
             options=options,
             chat_template=load_chat_template(options.chat_template or None),

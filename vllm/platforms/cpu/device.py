@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm.errors import ConfigError
 from vllm.platforms.base import Device, MemoryInfo
 
 CACHE_LINE = 64
@@ -37,7 +38,13 @@ class CpuDevice(Device):
     def zeros(self, num_bytes: int) -> Tensor:
         # NumPy asks for zeroed pages (calloc) instead of writing them: a cache that is larger than
         # what requests ever use costs nothing, nor does start-up wait for it.
-        memory = np.zeros(num_bytes + CACHE_LINE - 1, np.uint8)
+        try:
+            memory = np.zeros(num_bytes + CACHE_LINE - 1, np.uint8)
+        except MemoryError:
+            raise ConfigError(
+                f"--kv-cache-memory-bytes {num_bytes}: this machine does not give that much memory "
+                "to a process. Use less, or lower --gpu-memory-utilization."
+            ) from None
         start = -memory.ctypes.data % CACHE_LINE
         return torch.from_numpy(memory[start : start + num_bytes])
 

@@ -1,0 +1,5 @@
+"""AsyncLLM under vLLM's path."""
+
+from vllm.engine.async_llm import AsyncLLM
+
+__all__ = ["AsyncLLM"]

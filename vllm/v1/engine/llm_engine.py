@@ -1,0 +1,5 @@
+"""LLMEngine under vLLM's path."""
+
+from vllm.engine.llm_engine import LLMEngine
+
+__all__ = ["LLMEngine"]
