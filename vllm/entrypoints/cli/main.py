@@ -15,7 +15,8 @@ COMMANDS = {
     "serve": ("vllm.entrypoints.cli.serve", "Serve a model over HTTP, in the OpenAI API."),
     "chat": ("vllm.entrypoints.cli.chat", "Talk to a running server."),
     "complete": ("vllm.entrypoints.cli.complete", "Let a running server continue text."),
-    "bench": ("vllm.entrypoints.cli.bench", "Measure latency, throughput or a server."),
+    "bench": ("vllm.entrypoints.cli.bench", "Measure latency, throughput, a server or its start."),
+    "run-batch": ("vllm.entrypoints.cli.run_batch", "Answer an OpenAI batch file, offline."),
     "collect-env": ("vllm.entrypoints.cli.collect_env", "Show what a report of a bug should say."),
 }
 ENGINE_FAILED = 1

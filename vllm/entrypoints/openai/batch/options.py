@@ -1,0 +1,40 @@
+"""Flags of `vllm run-batch`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from vllm.config.flags import add_settings
+from vllm.config.option import option, settings_of
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.cli_args import server_settings
+
+# Flags of the server that are about answers, not about connections.
+SERVER_FLAGS = frozenset(
+    "chat_template chat_template_content_format trust_request_chat_template response_role "
+    "return_tokens_as_token_ids enable_prompt_tokens_details max_log_len enable_auto_tool_choice "
+    "tool_call_parser tool_parser_plugin reasoning_parser".split()
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    input_file: str = option(
+        "", aliases=("-i",), help="Batch file (JSONL): a path, or an http(s) URL to read."
+    )
+    output_file: str = option(
+        "", aliases=("-o",), help="Where answers go: a path, or an http(s) URL to PUT them to."
+    )
+    output_tmp_dir: str = option(
+        "", help="Directory for the answers until they are all there to be sent to a URL."
+    )
+    max_concurrency: int = option(256, low=1, help="Most lines being answered at a time.")
+    disable_tqdm: bool = option(False, help="Show no progress bar.")
+
+
+def add_batch_flags(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser, "batch", settings_of(BatchOptions))
+    answers = [setting for setting in server_settings() if setting.name in SERVER_FLAGS]
+    add_settings(parser, "answers", answers)
+    AsyncEngineArgs.add_cli_args(parser)
