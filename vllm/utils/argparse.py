@@ -16,6 +16,20 @@ from vllm.utils.text import did_you_mean
 _TRUE = frozenset({"true", "1", "yes"})
 _FALSE = frozenset({"false", "0", "no"})
 JSON_METAVAR = "JSON"  # flags so marked can be given key by key: --flag.key value
+HELP_COLUMN = 32
+
+
+class FlagHelp(argparse.HelpFormatter):
+    """Names a switch once, and help in a column of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"max_help_position": HELP_COLUMN, **kwargs})
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not isinstance(action, argparse.BooleanOptionalAction):
+            return super()._format_action_invocation(action)
+        names = [name for name in action.option_strings if not name.startswith("--no-")]
+        return ", ".join([*names, "--no-..."])
 
 
 class FlexibleArgumentParser(argparse.ArgumentParser):
@@ -24,13 +38,14 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
     - `--some_flag` for `--some-flag`, and `--switch true|false` for `--[no-]switch`;
     - `--config FILE`: flags from a YAML file; those of the command line win;
     - `--json-flag.key value` for `--json-flag '{"key": value}'`;
-    - `--help=WORD|GROUP|all`.
+    - `--help=WORD|GROUP|all|listgroup`; a group may be called as its class is, such as ModelConfig.
 
     Groups whose title is in `quiet` are left out of plain `--help`. Flags cannot be abbreviated.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", FlagHelp)
         super().__init__(*args, **kwargs)
         self.quiet: set[str] = set()
 
@@ -45,7 +60,9 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
-        if not self._has_commands():  # else the command's own parser does all this
+        if self._has_commands():  # the command's own parser does all this
+            self._send_help_to_commands(words)
+        else:
             words = self._translate(words)
         return super().parse_known_args(words, namespace)
 
@@ -56,7 +73,10 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
         """Help on one group, on all, or on flags that mention a word."""
         if topic.lower() == "all":
             return self._format(self._action_groups)
-        named = [g for g in self._action_groups if (g.title or "").lower() == topic.lower()]
+        if topic.lower() == "listgroup":
+            return self._group_list()
+        wanted = (topic.lower(), topic.lower().removesuffix("config"))
+        named = [g for g in self._action_groups if (g.title or "").lower() in wanted]
         if named:
             return self._format(named, usage=False)
         return self._format_matching(topic.lower().replace("_", "-").lstrip("-"), topic)
@@ -67,6 +87,15 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
 
     def _has_commands(self) -> bool:
         return any(isinstance(a, argparse._SubParsersAction) for a in self._actions)
+
+    def _send_help_to_commands(self, words: list[str]) -> None:
+        """A search that comes before a command's name would otherwise be a puzzling error."""
+        if words and words[0].startswith("--help="):
+            names = [name for a in self._actions for name in a.choices or ()]
+            self.error(
+                f"{words[0]}: searches the flags of a command, as `{self.prog} {names[0]} "
+                f"{words[0]}`. Commands: {', '.join(names)}."
+            )
 
     def _chosen(self, found: argparse.Namespace) -> FlexibleArgumentParser:
         """The parser of the command in `found`; this one if there are no commands."""
@@ -100,6 +129,14 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
             if word.startswith("--help="):
                 self._print_message(self.format_help_about(word.partition("=")[2]), sys.stdout)
                 self.exit()
+
+    def _group_list(self) -> str:
+        lines = [f"`{self.prog} --help=GROUP` shows one of:"]
+        for group in self._action_groups:
+            flags = len(group._group_actions)
+            if group.title and flags:
+                lines.append(f"  {group.title:<{HELP_COLUMN - 8}}{flags} flags")
+        return "\n".join(lines) + "\n"
 
     def _is_switch(self, flag: str) -> bool:
         action = self._option_string_actions.get(flag)
@@ -161,6 +198,8 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
         _, equals, path = words[index].partition("=")
         taken = 1 if equals else 2
         path = path if equals else "".join(words[index + 1 : index + 2])
+        if not path:
+            self.error("--config: name a YAML file.")
         rest = words[:index] + words[index + taken :]
         first_flag = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
         has_model = first_flag > 0 or any(word.split("=")[0] == "--model" for word in rest)
@@ -180,14 +219,25 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
         for key, value in (values or {}).items():
             name = str(key).replace("_", "-").lstrip("-")
             if name not in skip:
-                words += self._words_of("--model" if name == "model-tag" else f"--{name}", value)
+                flag = "--model" if name == "model-tag" else f"--{name}"
+                words += self._words_of(self._known(flag, f"--config {path}: {key}"), value)
         return words
+
+    def _known(self, flag: str, where: str) -> str:
+        """`flag`, if there is one of this name."""
+        if flag.partition(".")[0] not in self._option_string_actions:
+            hint = did_you_mean(flag, self._all_flags())
+            self.error(f"{where}: there is no flag {flag}.{hint}")
+        return flag
 
     def _words_of(self, flag: str, value: Any) -> list[str]:
         if value is None:
             return []
         if isinstance(value, bool) and self._is_switch(flag):
-            return [flag if value else f"--no-{flag[2:]}"]
+            return [f"{flag}={str(value).lower()}"]
+        action = self._option_string_actions.get(flag)
+        if isinstance(value, bool) and action is not None and action.nargs == 0:
+            return [flag] * value
         if isinstance(value, dict):
             return [f"{flag}={json.dumps(value)}"]
         if isinstance(value, list):
