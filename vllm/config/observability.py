@@ -16,3 +16,9 @@ class ObservabilityConfig:
         10.0, low=0.1, flag="--log-stats-interval", help="Seconds between lines of statistics."
     )
     enable_log_requests: bool = option(False, help="Log every request that arrives.")
+    otlp_traces_endpoint: str = option(
+        "",
+        help="Send a trace span per request to this OpenTelemetry collector, such as "
+        "http://localhost:4317. OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: grpc (unless set) or "
+        "http/protobuf.",
+    )

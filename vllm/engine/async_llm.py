@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from typing_extensions import Self
@@ -155,6 +155,9 @@ class AsyncLLM:
     async def get_vllm_config(self) -> VllmConfig:
         return self.vllm_config
 
+    async def is_tracing_enabled(self) -> bool:
+        return self._front.tracer is not None
+
     async def do_log_stats(self) -> None:
         """Log a line of statistics now, where they are logged at all."""
         self._front.log_line()
@@ -178,16 +181,26 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         lora_request: None = None,
+        trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of a request as they come; `prompt` in any form of vllm.inputs.
 
+        `trace_headers` are those of the HTTP request that asked, for --otlp-traces-endpoint.
         Ending the iteration early, by closing it or by cancelling the task, aborts the request.
         Raises BadRequest, EngineDeadError.
         """
         if lora_request is not None:
             raise NotAvailable("LoRA adapters are not available yet", "lora_request")
-        request = await self._process(prompt, sampling_params, request_id, priority)
+        if not request_id or not isinstance(request_id, str):
+            raise BadRequest(
+                f"request_id must be text that no open request has, got {request_id!r}",
+                "request_id",
+            )
+        parsed = await self._parse(prompt)
+        request = self._front.processor.process(
+            request_id, parsed, sampling_params, priority=priority, trace_headers=trace_headers
+        )
         stream = self._open(request)
         try:
             while True:
@@ -207,21 +220,14 @@ class AsyncLLM:
     async def encode(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotAvailable("pooling models are not available yet; this engine generates text")
 
-    async def _process(
-        self, prompt: Any, params: SamplingParams | None, request_id: str | None, priority: int
-    ) -> ProcessedRequest:
-        if not request_id or not isinstance(request_id, str):
-            raise BadRequest(
-                f"request_id must be text that no open request has, got {request_id!r}",
-                "request_id",
-            )
+    async def _parse(self, prompt: Any) -> ParsedPrompt:
+        """The prompt; a long text is encoded in a thread."""
         parsed = parse_prompt(prompt)
-        processor = self._front.processor
-        if parsed.token_ids is None and len(parsed.text or "") >= INLINE_ENCODE_CHARS:
-            loop = asyncio.get_running_loop()
-            ids = await loop.run_in_executor(None, processor.encode, parsed.text or "")
-            parsed = ParsedPrompt(parsed.text, ids, parsed.cache_salt)
-        return processor.process(request_id, parsed, params, priority=priority)
+        if parsed.token_ids is not None or len(parsed.text or "") < INLINE_ENCODE_CHARS:
+            return parsed
+        loop = asyncio.get_running_loop()
+        ids = await loop.run_in_executor(None, self._front.processor.encode, parsed.text or "")
+        return ParsedPrompt(parsed.text, ids, parsed.cache_salt)
 
     def _open(self, request: ProcessedRequest) -> OutputStream:
         loop = self._start()
@@ -270,6 +276,7 @@ class AsyncLLM:
         if self._receiver is not None:
             self._receiver.join()
         self.client.close()
+        self._front.close()
 
     # -- messages ---------------------------------------------------------------------------------
 

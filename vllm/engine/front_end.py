@@ -10,12 +10,13 @@ import vllm.errors
 from vllm.config.vllm import VllmConfig
 from vllm.engine.client import EngineClient
 from vllm.engine.messages import Abort, Call, CallResult, EngineStats, StepUpdates
-from vllm.engine.output_processor import OutputProcessor
+from vllm.engine.output_processor import OpenRequest, OutputProcessor
 from vllm.engine.processor import ProcessedRequest, Processor
 from vllm.errors import BadRequest, NotAvailable
 from vllm.logger import init_logger
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.stats import IterationStats, StatLogger
+from vllm.metrics.tracing import RequestTracer, TracedRequest
 from vllm.outputs import RequestOutput
 from vllm.transformers_utils.detokenizer import TextDecoder
 from vllm.transformers_utils.tokenizer import get_tokenizer
@@ -44,6 +45,10 @@ class FrontEnd:
             self.set_tokenizer(get_tokenizer(config.model))
         self.stat_loggers: list[StatLogger] = []
         self._call_ids = itertools.count()
+        self.tracer: RequestTracer | None = None
+        if endpoint := config.observability.otlp_traces_endpoint:
+            self.tracer = RequestTracer(endpoint, config.model.served_model_name[0])
+            self.output_processor.on_finished = self._trace
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """For requests from now on."""
@@ -106,6 +111,25 @@ class FrontEnd:
         for stat_logger in self.stat_loggers:
             stat_logger.record(step.stats, processed.iteration)
         return processed.outputs
+
+    def close(self) -> None:
+        """Send the traces that wait."""
+        if self.tracer is not None:
+            self.tracer.close()
+
+    def _trace(self, request: OpenRequest) -> None:
+        assert self.tracer is not None
+        self.tracer.record(
+            TracedRequest(
+                request_id=request.id,
+                headers=request.trace_headers,
+                params=request.params,
+                metrics=request.metrics,
+                num_prompt_tokens=len(request.prompt_token_ids),
+                num_generation_tokens=sum(len(s.token_ids) for s in request.sequences),
+                finish_reasons=tuple(str(s.finish_reason) for s in request.sequences),
+            )
+        )
 
     def call(self, method: str, args: Iterable[Any]) -> int:
         """Start a control-plane call; returns the id its result will have."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -82,12 +82,18 @@ class LLMEngine:
         params: SamplingParams | None = None,
         *,
         arrival_time: float | None = None,
+        trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
     ) -> None:
         """Queue a request; `prompt` in any form of vllm.inputs. Raises BadRequest."""
         self.submit(
             self.processor.process(
-                request_id, prompt, params, priority=priority, arrival_time_s=arrival_time
+                request_id,
+                prompt,
+                params,
+                priority=priority,
+                arrival_time_s=arrival_time,
+                trace_headers=trace_headers,
             )
         )
 
@@ -128,6 +134,7 @@ class LLMEngine:
     def shutdown(self) -> None:
         self.client.stop()
         self.client.close()
+        self.front.close()
 
     def _receive(self) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from vllm.engine.logprobs import TokenText, logprob_dicts
@@ -127,6 +127,7 @@ class OpenRequest:
         self.prompt_token_ids = source.prompt_token_ids
         self.params: SamplingParams = source.params
         self.metrics = RequestMetrics(source.arrival_time_s)
+        self.trace_headers = source.trace_headers
         self.num_cached_tokens: int | None = None
         self.prompt_logprobs: PromptLogprobs | None = None
         if self.params.prompt_logprobs is not None:
@@ -197,6 +198,7 @@ class OutputProcessor:
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
         self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
+        self.on_finished: Callable[[OpenRequest], None] = _ignore
         # Steps are timed by the monotonic clock, requests by that of the calendar.
         self._epoch_s = time.time() - time.monotonic()
 
@@ -306,6 +308,7 @@ class OutputProcessor:
         if request.is_finished:
             del self.requests[request.id]
             request.metrics.finished_time = now_s + self._epoch_s
+            self.on_finished(request)
         last_s = sequence.last_token_s or now_s
         first_s = sequence.first_token_s or last_s
         arrival_s = request.metrics.arrival_time - self._epoch_s
@@ -319,6 +322,10 @@ class OutputProcessor:
             num_generation_tokens=len(sequence.token_ids),
             max_tokens=request.params.max_tokens or 0,
         )
+
+
+def _ignore(request: OpenRequest) -> None:
+    """Nobody wants to know."""
 
 
 def _no_text(token_id: int) -> None:

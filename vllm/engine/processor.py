@@ -35,6 +35,7 @@ class ProcessedRequest:
     params: SamplingParams  # as given, completed: of the whole call
     arrival_time_s: float  # time.time()
     children: list[EngineRequest]
+    trace_headers: Mapping[str, str] | None = None  # W3C trace context of whoever asked
 
 
 class Processor:
@@ -59,6 +60,7 @@ class Processor:
         *,
         priority: int = 0,
         arrival_time_s: float | None = None,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> ProcessedRequest:
         """`prompt` in any form of vllm.inputs. Raises BadRequest."""
         arrival_time_s = time.time() if arrival_time_s is None else arrival_time_s
@@ -85,7 +87,7 @@ class Processor:
             for index in range(params.num_sequences)
         ]
         return ProcessedRequest(
-            request_id, parsed.text, token_ids, params, arrival_time_s, children
+            request_id, parsed.text, token_ids, params, arrival_time_s, children, trace_headers
         )
 
     def resolve(self, params: SamplingParams | None) -> SamplingParams:

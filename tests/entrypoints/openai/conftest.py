@@ -28,7 +28,9 @@ def make_context(engine: FakeEngine, **options: Any) -> ServingContext:
         logprobs_mode="raw_logprobs",
         eos_token_ids=frozenset(),
     )
-    config = SimpleNamespace(model=model, observability=SimpleNamespace(enable_log_requests=False))
+    observability = {"enable_log_requests": False, "otlp_traces_endpoint": ""}
+    observability |= {name: options.pop(name) for name in observability if name in options}
+    config = SimpleNamespace(model=model, observability=SimpleNamespace(**observability))
     return ServingContext(
         engine=engine,
         tokenizer=engine.tokenizer,

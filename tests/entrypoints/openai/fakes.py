@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -39,6 +39,7 @@ class FakeEngine:
     gap_s: float = 0.0
     dies_after: int = 1_000_000  # tokens
     raises: Exception | None = None
+    trace_headers: Mapping[str, str] | None = None  # of the last request
     late_prompt_logprobs: bool = False  # with the second token
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
@@ -60,10 +61,12 @@ class FakeEngine:
         sampling_params: SamplingParams,
         request_id: str,
         *,
+        trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
         assert request_id not in self.running
         self.seen.append((prompt, sampling_params, priority))
+        self.trace_headers = trace_headers
         if self.raises is not None:
             raise self.raises
         self.running.add(request_id)

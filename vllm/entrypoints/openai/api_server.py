@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from vllm import envs
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import install_error_handlers, json_response
+from vllm.entrypoints.openai.http_metrics import HttpMetrics
 from vllm.entrypoints.openai.middleware import ApiKeyGuard, RequestIdHeader
 from vllm.entrypoints.openai.routes import development, generation, tokenizer, ui
 from vllm.entrypoints.openai.serving.chat import ServingChat
@@ -21,6 +22,7 @@ from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.entrypoints.openai.serving.models import ServingModels
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
 from vllm.entrypoints.openai.state import ServerState, server_of
+from vllm.entrypoints.openai.trace_context import TraceContext
 from vllm.errors import EngineDeadError
 from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
@@ -90,6 +92,10 @@ def _add_middleware(app: FastAPI, options: ServerOptions) -> None:
     )
     if options.enable_request_id_headers:
         app.add_middleware(RequestIdHeader)
+    server: ServerState = app.state.server
+    if server.context.config.observability.otlp_traces_endpoint:
+        app.add_middleware(TraceContext)
+    app.add_middleware(HttpMetrics, registry=server.metrics.registry)
 
 
 @router.get("/v1/models")

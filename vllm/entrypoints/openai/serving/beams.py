@@ -11,6 +11,7 @@ from vllm.beam_search import beam_search_async, rounds
 from vllm.engine.processor import truncated
 from vllm.entrypoints.openai.errors import GenerationFailed
 from vllm.entrypoints.openai.protocol.common import GenerationRequest
+from vllm.entrypoints.openai.trace_context import trace_headers
 from vllm.errors import BadRequest
 from vllm.inputs import ParsedPrompt, TokensPrompt
 from vllm.outputs import BeamSearchSequence, CompletionOutput, RequestOutput
@@ -44,7 +45,13 @@ async def search_beams(
         asked = TokensPrompt(prompt_token_ids=prompt.token_ids)
         if prompt.cache_salt is not None:
             asked["cache_salt"] = prompt.cache_salt
-        stream = context.engine.generate(asked, step, next_id(), priority=request.priority or 0)
+        stream = context.engine.generate(
+            asked,
+            step,
+            next_id(),
+            trace_headers=trace_headers(),
+            priority=request.priority or 0,
+        )
         async with aclosing(stream):
             async for output in stream:
                 if output.finished:

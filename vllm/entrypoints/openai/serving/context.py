@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from vllm.entrypoints.openai.protocol.chat import ChatRenderRequest
 from vllm.entrypoints.openai.protocol.common import GenerationRequest, random_id
 from vllm.entrypoints.openai.serving.beams import search_beams
 from vllm.entrypoints.openai.streaming import UsageMeter, merged
+from vllm.entrypoints.openai.trace_context import trace_headers
 from vllm.errors import BadRequest
 from vllm.inputs import TokensPrompt
 from vllm.logger import init_logger
@@ -44,6 +45,7 @@ class ServingEngine(Protocol):
         sampling_params: SamplingParams,
         request_id: str,
         *,
+        trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
@@ -207,9 +209,14 @@ class ServingContext:
 
         if request.use_beam_search:
             return search_beams(self, prompts, params, request, next_id)
-        priority = request.priority or 0
+        headers, priority = trace_headers(), request.priority or 0
         return merged(
-            [self.engine.generate(p, params, next_id(), priority=priority) for p in prompts]
+            [
+                self.engine.generate(
+                    prompt, params, next_id(), trace_headers=headers, priority=priority
+                )
+                for prompt in prompts
+            ]
         )
 
     def _log(self, response_id: str, prompt: TokensPrompt, params: SamplingParams) -> None:
