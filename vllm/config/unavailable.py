@@ -267,8 +267,8 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         mamba_cache_mode=(TEXT, None),
     ),
     *_rows(
-        "tracing",
-        otlp_traces_endpoint=(TEXT, None),
+        "spans of a request's single steps",
+        "--otlp-traces-endpoint sends one span per request, with the times of its phases.",
         collect_detailed_traces=(TEXTS, None),
     ),
     *_rows(
