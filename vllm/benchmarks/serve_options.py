@@ -34,12 +34,12 @@ class TargetOptions:
     )
     header: tuple[str, ...] = option((), kind=TEXTS, help="Headers to send, as NAME=VALUE.")
     insecure: bool = option(False, help="Do not check the certificate of an https server.")
-    model: str = option("", help="Model to ask for (default: the first that is served).")
+    model: str = option("", auto="the first served", help="Model to ask for.")
     served_model_name: str = option(
         "", help="Name of the model in requests, if it is not that of --model."
     )
     tokenizer: str = option(
-        "", help="Directory or hub name of the tokenizer (default: ask the server's /tokenize)."
+        "", auto="the server's, by /tokenize", help="Directory or hub name of a tokenizer."
     )
     tokenizer_mode: str = option(
         "auto", choices=("auto", "slow"), help="slow: the tokenizer written in Python."
@@ -127,9 +127,12 @@ class ResultOptions:
     save_result: bool = option(False, help="Write the figures to a JSON file.")
     save_detailed: bool = option(False, help="Write those of every request, too.")
     append_result: bool = option(False, help="Add a line to the file instead of replacing it.")
-    result_dir: str = option("", help="Directory of the file (default: this one).")
+    result_dir: str = option("", auto="the current one", help="Directory of the file.")
     result_filename: str = option(
-        "", aliases=("--output-json",), help="Name of the file (default: made of the run's facts)."
+        "",
+        aliases=("--output-json",),
+        auto="made of the run's facts",
+        help="Name of the file; given alone, it means --save-result, too.",
     )
     metadata: tuple[str, ...] = option(
         (), kind=TEXTS, help="Facts to write with the figures, as NAME=VALUE."

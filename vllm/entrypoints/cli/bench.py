@@ -1,4 +1,4 @@
-"""`vllm bench latency|throughput|serve`"""
+"""`vllm bench latency|throughput|serve|startup`"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "latency": ("vllm.benchmarks.latency", "Time of one batch through the engine."),
     "throughput": ("vllm.benchmarks.throughput", "Tokens per second of many requests, offline."),
     "serve": ("vllm.benchmarks.serve", "Load on a running server, as its clients see it."),
+    "startup": ("vllm.benchmarks.startup", "From starting a server to its first token."),
 }
 
 
