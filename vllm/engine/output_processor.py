@@ -10,7 +10,7 @@ from vllm.engine.logprobs import TokenText, logprob_dicts
 from vllm.engine.messages import FinishReason, RequestUpdate, StepUpdates
 from vllm.engine.processor import ProcessedRequest
 from vllm.errors import BadRequest
-from vllm.metrics.stats import FinishedRequest, IterationStats
+from vllm.metrics.stats import FinishedCall, FinishedRequest, IterationStats
 from vllm.outputs import (
     CompletionOutput,
     PromptLogprobs,
@@ -85,7 +85,7 @@ class OutputSequence:
             self.text.finish()
             self.finish_reason = reason
             self.stop_reason = self.text.matched or stop_reason
-            if reason is FinishReason.ERROR:
+            if reason in (FinishReason.ERROR, FinishReason.REJECTED):
                 self.stop_reason = update.error
 
     def _add_logprobs(self, update: RequestUpdate, count: int, token_text: TokenText) -> None:
@@ -198,6 +198,7 @@ class OutputProcessor:
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
         self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
+        self._calls: list[FinishedCall] = []  # likewise
         self.on_finished: Callable[[OpenRequest], None] = _ignore
         # Steps are timed by the monotonic clock, requests by that of the calendar.
         self._epoch_s = time.time() - time.monotonic()
@@ -227,6 +228,7 @@ class OutputProcessor:
         """Apply a step. Updates of requests that have ended here are dropped."""
         result = ProcessedStep()
         result.iteration.finished, self._aborted = self._aborted, []
+        result.iteration.calls, self._calls = self._calls, []
         changed: dict[OpenRequest, list[OutputSequence]] = {}
         for update in step.updates:
             sequence = self._sequences.get(update.request_id)
@@ -240,6 +242,8 @@ class OutputProcessor:
                 if update.finish_reason is None:
                     result.to_abort.append(sequence.id)
                 result.iteration.finished.append(self._close(sequence, step.time_s))
+                result.iteration.calls += self._calls
+                self._calls.clear()
             changed.setdefault(sequence.request, []).append(sequence)
         for request, sequences in changed.items():
             output = request.output(dict.fromkeys(sequences), self.stream_interval)
@@ -308,6 +312,9 @@ class OutputProcessor:
         if request.is_finished:
             del self.requests[request.id]
             request.metrics.finished_time = now_s + self._epoch_s
+            self._calls.append(
+                FinishedCall(request.params.n, max(len(s.token_ids) for s in request.sequences))
+            )
             self.on_finished(request)
         last_s = sequence.last_token_s or now_s
         first_s = sequence.first_token_s or last_s
@@ -321,6 +328,7 @@ class OutputProcessor:
             num_prompt_tokens=len(request.prompt_token_ids),
             num_generation_tokens=len(sequence.token_ids),
             max_tokens=request.params.max_tokens or 0,
+            num_cached_tokens=request.num_cached_tokens or 0,
         )
 
 

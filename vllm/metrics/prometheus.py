@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
+    GCCollector,
     Histogram,
+    PlatformCollector,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -36,6 +40,7 @@ def series_1_2_5(low: float, high: float) -> list[float]:
 
 # Seconds: a tiny model on a CPU answers within milliseconds, a full queue within an hour.
 SECONDS = series_1_2_5(0.001, 2000.0)
+COUNTS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
 STEP_TOKENS = [float(2**i) for i in range(15)]
 
 # name, help, field of FinishedRequest
@@ -51,14 +56,17 @@ FINISHED_TOKENS = (
     ("vllm:request_params_max_tokens", "max_tokens of a request", "max_tokens"),
 )
 # name, help, field of EngineStats
-GAUGES = (
+GAUGES: Final = (
     ("vllm:num_requests_running", "Requests in the running batch", "num_running"),
     ("vllm:num_requests_waiting", "Requests waiting to run", "num_waiting"),
     ("vllm:kv_cache_usage_perc", "Share of KV blocks in use; 1 is all", "kv_usage"),
+    ("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc", "kv_usage"),
 )
-COUNTERS = (
+COUNTERS: Final = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", "prefix_queries"),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", "prefix_hits"),
+    ("vllm:gpu_prefix_cache_queries", "Older name of prefix_cache_queries", "prefix_queries"),
+    ("vllm:gpu_prefix_cache_hits", "Older name of prefix_cache_hits", "prefix_hits"),
     ("vllm:num_preemptions", "Requests preempted", "num_preemptions"),
 )
 
@@ -73,7 +81,7 @@ class PrometheusStats:
         tokens = series_1_2_5(1.0, float(max(max_model_len, 1)))
         self.gauges = [(self._gauge(name, text), field) for name, text, field in GAUGES]
         self.counters = [(self._counter(name, text), field) for name, text, field in COUNTERS]
-        self.totals = dict.fromkeys((field for _, _, field in COUNTERS), 0)
+        self.last = EngineStats()  # whose counters the exported ones have reached
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of requests")
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
         self.time_to_first_token = self._histogram(
@@ -92,6 +100,17 @@ class PrometheusStats:
         self.inference_time = self._histogram(
             "vllm:request_inference_time_seconds", "First scheduled to last token", SECONDS
         )
+        self.params_n = self._histogram("vllm:request_params_n", "n of a request", COUNTS)
+        self.longest = self._histogram(
+            "vllm:request_max_num_generation_tokens",
+            "Generated tokens of the longest sequence of a request",
+            tokens,
+        )
+        self.computed_tokens = self._histogram(
+            "vllm:request_prefill_kv_computed_tokens",
+            "Prompt tokens of a request that were not in the prefix cache",
+            tokens,
+        )
         self.iteration_tokens = self._histogram(
             "vllm:iteration_tokens_total", "Tokens computed by a step", STEP_TOKENS
         )
@@ -108,18 +127,20 @@ class PrometheusStats:
             reason: success.labels(*self.labels, str(reason)) for reason in FinishReason
         }
         self._cache_info(cache_info)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
 
     def record(self, engine: EngineStats, iteration: IterationStats) -> None:
         for gauge, field in self.gauges:
             gauge.set(getattr(engine, field))
         for counter, field in self.counters:
-            total = getattr(engine, field)
-            counter.inc(max(0, total - self.totals[field]))
-            self.totals[field] = total
+            counter.inc(max(0, getattr(engine, field) - getattr(self.last, field)))
+        if num_tokens := _num_computed(engine) - _num_computed(self.last):
+            self.iteration_tokens.observe(num_tokens)
+        self.last = engine
         self.prompt_tokens.inc(iteration.num_prompt_tokens)
         self.generation_tokens.inc(iteration.num_generation_tokens)
-        if num_tokens := iteration.num_prompt_tokens + iteration.num_generation_tokens:
-            self.iteration_tokens.observe(num_tokens)
         for seconds in iteration.time_to_first_token_s:
             self.time_to_first_token.observe(seconds)
         for seconds in iteration.inter_token_s:
@@ -127,6 +148,9 @@ class PrometheusStats:
                 histogram.observe(seconds)
         for finished in iteration.finished:
             self._record_finished(finished)
+        for call in iteration.calls:
+            self.params_n.observe(call.n)
+            self.longest.observe(call.longest)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -136,6 +160,7 @@ class PrometheusStats:
         for histogram, field in self.finished_histograms:
             histogram.observe(getattr(finished, field))
         self.inference_time.observe(finished.prefill_s + finished.decode_s)
+        self.computed_tokens.observe(finished.num_prompt_tokens - finished.num_cached_tokens)
         if finished.num_generation_tokens > 1:
             self.request_time_per_token.observe(
                 finished.decode_s / (finished.num_generation_tokens - 1)
@@ -158,3 +183,7 @@ class PrometheusStats:
         return Histogram(name, text, ENGINE_LABELS, registry=self.registry, buckets=buckets).labels(
             *self.labels
         )
+
+
+def _num_computed(engine: EngineStats) -> int:
+    return engine.num_prompt_tokens + engine.num_generation_tokens

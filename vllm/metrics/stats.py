@@ -17,6 +17,14 @@ class FinishedRequest(NamedTuple):
     num_prompt_tokens: int
     num_generation_tokens: int
     max_tokens: int
+    num_cached_tokens: int = 0  # of the prompt, from the prefix cache
+
+
+class FinishedCall(NamedTuple):
+    """A call of generate all of whose sequences have ended."""
+
+    n: int  # sequences asked for
+    longest: int  # tokens of its longest sequence
 
 
 @dataclass(slots=True)
@@ -26,6 +34,7 @@ class IterationStats:
     time_to_first_token_s: list[float] = field(default_factory=list)
     inter_token_s: list[float] = field(default_factory=list)
     finished: list[FinishedRequest] = field(default_factory=list)
+    calls: list[FinishedCall] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_generation_tokens: int = 0
 
