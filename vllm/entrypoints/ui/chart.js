@@ -1,0 +1,98 @@
+// A line over the last minutes, drawn as two or three paths: the theme colours them.
+
+import { el, svg } from "./dom.js";
+
+const WIDTH = 300; // one unit is a second
+const HEIGHT = 60;
+const TOP = 4;
+const BOTTOM = HEIGHT - 2;
+
+// The least of 1, 2, 5, 10, 20, … that is not below `value`.
+export function ceiling(value) {
+  if (!(value > 0)) return 1;
+  const scale = 10 ** Math.floor(Math.log10(value));
+  return scale * [1, 2, 5, 10].find((step) => step * scale >= value * 0.999);
+}
+
+export class Chart {
+  // series: [{label, value: (sample) => number | null}]; format: of a value, as text.
+  constructor({ title, series, format, highest = null, className = "" }, onpoint) {
+    this.series = series;
+    this.format = format;
+    this.highest = highest;
+    this.values = series.map(() => el("b", {}, "–"));
+    this.area = svg("path", { class: "area" });
+    this.lines = series.map((_, i) => svg("path", { class: `line line-${i}` }));
+    this.cursor = svg("path", { class: "cursor" });
+    this.limit = el("span", { class: "limit" });
+    const plot = svg(
+      "svg",
+      { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+      svg("path", { class: "grid", d: `M0 ${TOP}H${WIDTH}M0 ${BOTTOM}H${WIDTH}` }),
+      this.area,
+      ...this.lines.toReversed(),
+      this.cursor,
+    );
+    plot.addEventListener("pointermove", (event) => {
+      const { left, width } = plot.getBoundingClientRect();
+      onpoint(Math.round(WIDTH - ((event.clientX - left) / width) * WIDTH));
+    });
+    plot.addEventListener("pointerleave", () => onpoint(null));
+    const legend = series.map(({ label }, i) => el("span", { class: `key key-${i}` }, this.values[i], ` ${label}`));
+    this.node = el(
+      "figure",
+      { class: `chart ${className}` },
+      el("figcaption", {}, el("span", {}, title), this.limit),
+      el("p", {}, ...legend),
+      plot,
+    );
+  }
+
+  // `now`: the second at the right edge.
+  draw(samples, now) {
+    const columns = this.series.map(({ value }) => samples.map(value));
+    const most = Math.max(0, ...columns.flat().filter((value) => value !== null));
+    const top = this.highest ?? ceiling(most);
+    this.limit.textContent = this.format(top);
+    const xs = samples.map((sample) => WIDTH - (now - sample.time));
+    columns.forEach((column, i) => this.lines[i].setAttribute("d", linePath(xs, column, top)));
+    this.area.setAttribute("d", areaPath(xs, columns[0], top));
+  }
+
+  show(values) {
+    values.forEach((value, i) => {
+      this.values[i].textContent = value === null || value === undefined ? "–" : this.format(value);
+    });
+  }
+
+  // The values of `sample`, `age` seconds before the right edge; null: none is pointed at.
+  point(sample, age) {
+    this.cursor.setAttribute("d", age === null ? "" : `M${WIDTH - age} 0V${HEIGHT}`);
+    if (sample) this.show(this.series.map(({ value }) => value(sample)));
+  }
+}
+
+function height(value, top) {
+  return (BOTTOM - (BOTTOM - TOP) * Math.min(value / top, 1)).toFixed(1);
+}
+
+// A second without a value breaks the line; a lone value is a dot, thanks to round ends.
+function linePath(xs, column, top) {
+  let path = "";
+  let isOpen = false;
+  column.forEach((value, i) => {
+    if (value === null) isOpen = false;
+    else {
+      path += `${isOpen ? "L" : "M"}${xs[i]} ${height(value, top)}${isOpen ? "" : "h.01"}`;
+      isOpen = true;
+    }
+  });
+  return path;
+}
+
+function areaPath(xs, column, top) {
+  const shown = xs.map((x, i) => [x, column[i] ?? 0]);
+  if (!shown.length) return "";
+  const points = shown.map(([x, value]) => `${x} ${height(value, top)}`).join("L");
+  return `M${shown[0][0]} ${BOTTOM}L${points}L${shown.at(-1)[0]} ${BOTTOM}Z`;
+}
