@@ -7,12 +7,15 @@ Values are read at every access, so a test may set a variable. Nothing on a hot 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.errors import ConfigError
 
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"//[^/@\s]+@")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -271,6 +274,15 @@ _PROCESS = Environment()
 def inherited(name: str) -> str | None:
     """A variable of another program's making (NO_COLOR, OMP_NUM_THREADS); None if not set."""
     return os.environ.get(name)
+
+
+def shown(prefixes: tuple[str, ...]) -> dict[str, str]:
+    """Variables whose names start so, for reports; what may be a secret is hidden."""
+    return {
+        name: "(hidden)" if _SECRET.search(name) else _CREDENTIALS.sub("//(hidden)@", value)
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefixes)
+    }
 
 
 def limit_openmp_spinning() -> None:
