@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import fields
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -17,9 +18,13 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from typing_extensions import Self
 
 from vllm.engine.messages import EngineStats, FinishReason
 from vllm.metrics.stats import FinishedRequest, IterationStats
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 ENGINE_LABELS = ("model_name", "engine")
@@ -130,6 +135,14 @@ class PrometheusStats:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+
+    @classmethod
+    def of(cls, config: VllmConfig, num_blocks: int) -> Self:
+        """Those of a running engine, which has measured `num_blocks`."""
+        cache = config.cache
+        info = {field.name: str(getattr(cache, field.name)) for field in fields(cache)}
+        info |= {"num_gpu_blocks": str(num_blocks), "num_cpu_blocks": "0"}
+        return cls(config.model.served_model_name[0], config.model.max_model_len, info)
 
     def record(self, engine: EngineStats, iteration: IterationStats) -> None:
         for gauge, field in self.gauges:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -18,6 +20,7 @@ PROTOCOL_VARIABLE: Final = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 PROTOCOLS: Final = ("grpc", "http/protobuf")
 SPAN_NAME: Final = "llm_request"
 NS: Final = 1_000_000_000
+CLOSE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class RequestTracer:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self.model_name = model_name
-        self._provider = TracerProvider()
+        self._provider = TracerProvider(shutdown_on_exit=False)
+        atexit.register(self.close)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("vllm.llm_engine")
         self._propagator = TraceContextTextMapPropagator()
@@ -64,8 +68,12 @@ class RequestTracer:
         span.end(int(end_s * NS))
 
     def close(self) -> None:
-        """Send what waits. Waits for the collector, but not for ever."""
-        self._provider.shutdown()
+        """Send what waits, if the collector takes it soon. May be called again."""
+        atexit.unregister(self.close)
+        # Shutting down tries again and again, for longer than a server has to end.
+        last = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        last.start()
+        last.join(CLOSE_S)
 
     def _attributes(
         self, request: TracedRequest, end_s: float

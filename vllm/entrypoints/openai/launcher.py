@@ -67,21 +67,12 @@ def bind(host: str, port: int) -> socket.socket:
 async def _serve(args: argparse.Namespace, options: ServerOptions, listener: socket.socket) -> None:
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     observability = config.observability
-    metrics = PrometheusStats(
-        config.model.served_model_name[0],
-        config.model.max_model_len,
-        {
-            "block_size": str(config.cache.block_size),
-            "cache_dtype": str(config.cache.cache_dtype),
-            "enable_prefix_caching": str(config.cache.enable_prefix_caching),
-            "gpu_memory_utilization": str(config.cache.gpu_memory_utilization),
-        },
-    )
     log_class = NoLogging if observability.disable_log_stats else LoggingStats
     log = log_class(observability.log_stats_interval_s)
     engine = AsyncLLM.from_vllm_config(config)
     try:
         await engine.check_health()  # from here on it notices when the core ends
+        metrics = PrometheusStats.of(config, engine.client.ready.num_blocks)
         engine.add_stat_logger(metrics)
         engine.add_stat_logger(log)
         live = None if options.disable_ui else LiveStats(engine.client.ready.num_blocks)
