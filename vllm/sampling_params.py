@@ -13,6 +13,7 @@ import msgspec
 
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs.text import check_encodable
+from vllm.structured_params import StructuredOutputsParams
 
 # Below this a temperature divides logits into overflow; such a row takes its most likely token.
 GREEDY_TEMPERATURE: Final = 1e-5
@@ -71,8 +72,8 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     include_stop_str_in_output: bool = False
     truncate_prompt_tokens: int | None = None  # keep the last ones; -1: what the model can take
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
-    structured_outputs: Any = None
-    guided_decoding: Any = None
+    structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: StructuredOutputsParams | None = None  # its older name; None once constructed
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     extra_args: dict[str, Any] | None = None
@@ -86,6 +87,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
         _check_draw(self)
         _check_stops(self)
         _check_tokens(self)
+        _check_form(self)
         _check_availability(self)
         if self.is_greedy:
             # A greedy row draws nothing: truncation would only cost time.
@@ -397,13 +399,37 @@ def _check_tokens(p: SamplingParams) -> None:
         p.bad_words_token_ids = [_token_ids("bad_words", ids) for ids in p.bad_words_token_ids]
 
 
+def _check_form(p: SamplingParams) -> None:
+    if p.guided_decoding is not None:
+        if p.structured_outputs is not None:
+            raise BadRequest(
+                "guided_decoding is an older name of structured_outputs; give one of them",
+                "guided_decoding",
+            )
+        p.structured_outputs, p.guided_decoding = p.guided_decoding, None
+    form: Any = p.structured_outputs
+    if form is None:
+        return
+    if isinstance(form, dict):
+        try:
+            form = p.structured_outputs = StructuredOutputsParams(**form)
+        except TypeError as error:  # a keyword there is not
+            raise BadRequest(f"structured_outputs: {error}", "structured_outputs") from None
+    if not isinstance(form, StructuredOutputsParams):
+        raise BadRequest(
+            f"structured_outputs must be StructuredOutputsParams, got {form!r:.100}",
+            "structured_outputs",
+        )
+    form.__post_init__()  # checks again: a caller may have set fields since construction
+    if p.allowed_token_ids is not None:
+        raise BadRequest(
+            "allowed_token_ids and structured_outputs exclude each other: no token may be left "
+            "that both allow. Drop one.",
+            "allowed_token_ids",
+        )
+
+
 def _check_availability(p: SamplingParams) -> None:
-    for name, value in (
-        ("structured_outputs", p.structured_outputs),
-        ("guided_decoding", p.guided_decoding),
-    ):
-        if value is not None:
-            raise NotAvailable(f"{name} is not available yet; leave it out", name)
     if p.extra_args:
         raise NotAvailable(
             f"extra_args={p.extra_args!r}: nothing in this engine reads extra arguments; leave "

@@ -19,7 +19,7 @@ MAX_RUNNER_LINES = 500
 
 FOUNDATION = (
     "errors version logger envs utils sampling_params pooling_params outputs inputs distributed "
-    "logprobs sequence"
+    "logprobs sequence structured_params"
 ).split()
 # Packages from low to high: a module imports its own level and what is below.
 LEVELS: tuple[tuple[str, ...], ...] = (
@@ -197,7 +197,8 @@ def undocumented_variables(text: str, declared: Iterable[str]) -> Iterator[str]:
 
 def unread_fields(group: str, fields: Iterable[str], readers: Iterable[Source]) -> Iterator[str]:
     """Fields of a config that no code reads, as an attribute of `config`, `<group>` or the like."""
-    holders = {group, "config", f"{group}_config"}
+    name = group.replace(" ", "_")
+    holders = {name, "config", f"{name}_config"}
     read = {
         node.attr
         for source in readers
@@ -205,8 +206,8 @@ def unread_fields(group: str, fields: Iterable[str], readers: Iterable[Source]) 
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
         if ast.unparse(node.value).rpartition(".")[2] in holders
     }
-    for name in sorted(set(fields) - read):
-        yield f"no code outside vllm/config reads {group}.{name}"
+    for field in sorted(set(fields) - read):
+        yield f"no code outside vllm/config reads {name}.{field}"
 
 
 def unsafe_statements(source: Source) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vllm.ops  # noqa: F401  registers the references
 from vllm.ops.registry import resolve
-from vllm.sample.interface import SamplerOutput, SampleRows
+from vllm.sample.interface import NO_MASK, SamplerOutput, SampleRows
 from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
 from vllm.sampling_params import SamplingParams
@@ -36,6 +36,8 @@ class Bench:
         self.sampler = Sampler(ops, vocab_size, CPU, logprobs_mode)
         self.tokens = torch.zeros((num_slots, max_tokens), dtype=torch.int32)
         self.positions_np = np.zeros(num_slots, np.int32)
+        self.masks_np = np.full(num_slots, NO_MASK, np.int32)  # by slot: its row of `masks`
+        self.masks = np.empty((0, -(-vocab_size // 32)), np.int32)
         self._next_slot = 1
 
     def add(
@@ -66,6 +68,8 @@ class Bench:
             torch.from_numpy(positions_np),
             self.tokens,
             self.state,
+            self.masks_np[slots_np],
+            torch.from_numpy(self.masks),
         )
 
     def sample(self, logits: Tensor, slots: Sequence[int]) -> SamplerOutput:

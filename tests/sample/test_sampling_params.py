@@ -97,8 +97,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"allowed_token_ids": [1.0]}, "allowed_token_ids", "got 1.0"),
     ({"logits_processors": [3]}, "logits_processors", "callables, got 3"),
     ({"extra_args": {"a": 1}}, "extra_args", "nothing in this engine reads"),
-    ({"structured_outputs": {"json": {}}}, "structured_outputs", "not available yet"),
-    ({"guided_decoding": {"json": {}}}, "guided_decoding", "not available yet"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", "exactly one"),
+    ({"structured_outputs": {}}, "structured_outputs", "got none"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs", "not valid JSON"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs", "not empty"),
+    ({"structured_outputs": {"regx": "a"}}, "structured_outputs", "regx"),
+    ({"structured_outputs": {"regex": "a" * 2**18}}, "structured_outputs", "characters"),
+    ({"structured_outputs": {"regex": "a", "backend": "b"}}, "structured_outputs", "one of auto"),
+    ({"structured_outputs": 3}, "structured_outputs", "got 3"),
 ]
 
 
@@ -115,7 +121,7 @@ def test_a_wrong_value_is_refused_by_field_and_value(
 
 def test_what_is_not_available_says_so_by_type() -> None:
     with pytest.raises(NotAvailable):
-        SamplingParams(structured_outputs={"regex": "a"})
+        SamplingParams(extra_args={"a": 1})
 
 
 @pytest.mark.parametrize(

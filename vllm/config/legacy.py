@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from vllm.config.kinds import BOOL, FLOAT, INT, OBJECT, TEXT, TEXTS, Kind
 from vllm.config.scheduler import MAX_DEPTH
+from vllm.config.structured import settings_in
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
@@ -118,6 +119,14 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         help='--hf-overrides {"rope_theta": ...}.',
     ),
     Legacy(
+        name="structured_outputs_config",
+        kind=OBJECT,
+        to="structured_outputs",
+        via=settings_in,
+        help="backend, disable_any_whitespace and disable_additional_properties: each is "
+        "--guided-decoding-... too.",
+    ),
+    Legacy(
         name="enforce_eager",
         kind=BOOL,
         neutral=False,
@@ -223,7 +232,7 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         name="guided_decoding_disable_fallback",
         kind=BOOL,
         neutral=False,
-        help="Nothing falls back to another grammar library.",
+        help="--guided-decoding-backend xgrammar or guidance never falls back to the other.",
     ),
     Legacy(
         name="pt_load_map_location",
@@ -275,6 +284,8 @@ def fold(
                     f"{row.flag} and a function as hf_overrides: let the function set it."
                 )
             values["hf_overrides"] = {**values["hf_overrides"], **row.via(value)}
+        elif row.to == "structured_outputs":
+            values.update(row.via(value))
         elif row.to == "stream_interval":
             steps = arguments["num_scheduler_steps"] or 1
             values["stream_interval"] = max(values["stream_interval"], int(steps))

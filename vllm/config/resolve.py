@@ -15,6 +15,7 @@ from vllm.config.model_facts import DTYPES, resolve_model
 from vllm.config.observability import ObservabilityConfig
 from vllm.config.parallel import ParallelConfig
 from vllm.config.scheduler import SchedulerConfig
+from vllm.config.structured import StructuredOutputsConfig
 from vllm.config.vllm import VllmConfig, all_settings
 from vllm.envs import Environment
 from vllm.errors import ConfigError
@@ -51,6 +52,7 @@ def resolve(
         parallel=parallel,
         device=DeviceConfig(**draft.of(DeviceConfig)),
         load=LoadConfig(**draft.of(LoadConfig)),
+        structured_outputs=StructuredOutputsConfig(**draft.of(StructuredOutputsConfig)),
         observability=ObservabilityConfig(**draft.of(ObservabilityConfig)),
     )
     config = draft.platform.resolve(config)

@@ -145,14 +145,7 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         spec_model=(TEXT, None),
         spec_tokens=(INT, None),
     ),
-    *_rows(
-        "output that follows a grammar or schema",
-        guided_decoding_backend=(TEXT, "auto"),
-        guided_decoding_disable_any_whitespace=(BOOL, False),
-        guided_decoding_disable_additional_properties=(BOOL, False),
-        structured_outputs_config=(OBJECT, None),
-        logits_processor_pattern=(TEXT, None),
-    ),
+    *_rows("logits processors that requests name", logits_processor_pattern=(TEXT, None)),
     *_rows(
         "the parsing of reasoning",
         enable_reasoning=(BOOL, False),

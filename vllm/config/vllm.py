@@ -15,6 +15,7 @@ from vllm.config.observability import ObservabilityConfig
 from vllm.config.option import Setting, settings_of
 from vllm.config.parallel import ParallelConfig
 from vllm.config.scheduler import SchedulerConfig
+from vllm.config.structured import StructuredOutputsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class VllmConfig:
     parallel: ParallelConfig
     device: DeviceConfig
     load: LoadConfig
+    structured_outputs: StructuredOutputsConfig
     observability: ObservabilityConfig
 
 
@@ -35,6 +37,7 @@ GROUPS: dict[str, type] = {
     "parallel": ParallelConfig,
     "device": DeviceConfig,
     "load": LoadConfig,
+    "structured outputs": StructuredOutputsConfig,
     "observability": ObservabilityConfig,
 }
 
@@ -50,7 +53,7 @@ def described(config: VllmConfig) -> dict[str, dict[str, Any]]:
         group: {
             field.name: plain(getattr(part, field.name)) for field in fields(part) if field.repr
         }
-        for group, part in ((group, getattr(config, group)) for group in GROUPS)
+        for group, part in ((group, getattr(config, group.replace(" ", "_"))) for group in GROUPS)
     }
 
 

@@ -7,6 +7,7 @@ import enum
 import numpy as np
 
 from vllm.engine.messages import EngineRequest, FinishReason
+from vllm.structured_output.grammar import Grammar
 
 
 class Feedback(enum.Enum):
@@ -17,6 +18,7 @@ class Feedback(enum.Enum):
 
 
 class Status(enum.Enum):
+    COMPILING = enum.auto()  # holds nothing, and waits for its grammar
     WAITING = enum.auto()  # holds nothing; new, or preempted and drained
     RUNNING = enum.auto()  # holds a slot and blocks
     DRAINING = enum.auto()  # preempted, with steps in flight that still use its blocks
@@ -60,6 +62,7 @@ class Request:
         "blocks",
         "feedback",
         "finish_reason",
+        "grammar",
         "id",
         "max_total_tokens",
         "num_cached_tokens",
@@ -97,7 +100,9 @@ class Request:
         self.max_total_tokens = min(self.num_prompt_tokens + self.params.max_tokens, max_len)
         eos = frozenset() if self.params.ignore_eos else eos_token_ids
         self.stop_token_ids = eos | frozenset(self.params.stop_token_ids or ())
-        self.feedback = Feedback.HOST if self.params.logits_processors else Feedback.DEVICE
+        needs_host = self.params.logits_processors or self.params.structured_outputs
+        self.feedback = Feedback.HOST if needs_host else Feedback.DEVICE
+        self.grammar: Grammar | None = None  # from when it is compiled
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
         self.slot = 0

@@ -28,10 +28,18 @@ from vllm.core.plan import (
 from vllm.core.policy import POLICIES, WaitingQueue
 from vllm.core.request import Request, Status
 from vllm.engine.messages import EngineRequest, EngineStats, FinishReason, RequestUpdate
+from vllm.structured_output.compiler import (
+    NO_GRAMMARS,
+    GrammarCompiler,
+    NoGrammars,
+    PendingGrammar,
+)
+from vllm.structured_output.grammar import Grammar, GrammarError
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
 
+WRONG_TOKEN_ERROR: Final = "a token was drawn that the grammar does not allow"
 NO_TOKEN_ERROR: Final = (
     "no token could be drawn: the model's logits are NaN, or what the request asks for forbids "
     "every token"
@@ -64,6 +72,8 @@ class PlanBuilder:
         self.blocks: list[BlockDelta] = []
         self.num_partial = 0  # prompts that this and earlier steps leave unfinished
         self.num_long_partial = 0
+        self.masked_rows: list[int] = []
+        self.grammars: list[Grammar] = []
 
     def add_blocks(self, slot: int, deltas: list[BlockDelta]) -> None:
         self.block_slots.extend([slot] * len(deltas))
@@ -73,16 +83,22 @@ class PlanBuilder:
         start = request.num_planned
         known = request.num_tokens + request.num_pending
         row = Row(request, start, count, sample=start + count == known)
+        if row.sample and request.grammar is not None and request.grammar.restricts:
+            self.masked_rows.append(len(self.rows))
+            self.grammars.append(request.grammar)
         self.rows.append(row)
         self.budget -= count
         request.num_inflight += count
         request.num_pending += row.sample
 
-    def build(self, step: int, releases: list[int]) -> StepPlan:
+    def build(self, step: int, releases: list[int], mask_words: int) -> StepPlan:
         blocks = np.empty((len(self.blocks), 4), np.int32)
         if self.blocks:
             blocks[:, 0] = self.block_slots
             blocks[:, 1:] = np.array(self.blocks, np.int32)
+        masks = np.empty((len(self.grammars), mask_words), np.int32)
+        for mask, grammar in zip(masks, self.grammars, strict=True):
+            grammar.fill_mask(mask)
         return StepPlan(
             step=step,
             slots=np.array([row.request.slot for row in self.rows], np.int32),
@@ -92,13 +108,20 @@ class PlanBuilder:
             releases=np.array(releases, np.int32),
             admissions=tuple(self.admissions),
             blocks=blocks,
+            masked_rows=np.array(self.masked_rows, np.int32),
+            masks=masks,
         )
 
 
 class Scheduler:
     """Owner of all requests and of the KV cache's bookkeeping."""
 
-    def __init__(self, config: VllmConfig, layout: KVCacheLayout) -> None:
+    def __init__(
+        self,
+        config: VllmConfig,
+        layout: KVCacheLayout,
+        grammars: GrammarCompiler | NoGrammars = NO_GRAMMARS,
+    ) -> None:
         self.config = config.scheduler
         self.max_model_len = config.model.max_model_len
         self.eos_token_ids = config.model.eos_token_ids
@@ -107,6 +130,8 @@ class Scheduler:
             config.cache.enable_prefix_caching,
             step_tokens=self.config.max_num_batched_tokens * self.config.pipeline_depth,
         )
+        self.grammars = grammars
+        self.compiling: dict[Request, PendingGrammar] = {}
         self.order_of = POLICIES[self.config.policy]
         self.requests: dict[str, Request] = {}
         self.waiting = WaitingQueue()
@@ -135,7 +160,12 @@ class Scheduler:
         request = Request(source, order, self.eos_token_ids, self.max_model_len)
         assert 0 < request.num_tokens < self.max_model_len, (request.id, request.num_tokens)
         self.requests[request.id] = request
-        self.waiting.push(request)
+        form = request.params.structured_outputs
+        if form is None:
+            self.waiting.push(request)
+            return
+        request.status = Status.COMPILING
+        self.compiling[request] = self.grammars.submit(form)
 
     def abort(self, request_id: str) -> None:
         """End a request wherever it is; unknown ids have ended already."""
@@ -143,6 +173,25 @@ class Scheduler:
         if request is not None and not request.is_finished:
             self._finish(request, FinishReason.ABORT)
             self.updates.append(RequestUpdate(request_id, [], finish_reason=FinishReason.ABORT))
+
+    def take_compiled(self) -> None:
+        """Queue requests whose grammar is there, and end those that will have none."""
+        for request, pending in list(self.compiling.items()):
+            try:
+                request.grammar = pending.poll()
+            except GrammarError as error:
+                self.updates.append(
+                    self._fail(request, f"structured_outputs: {error}", FinishReason.REJECTED)
+                )
+                continue
+            if request.grammar is not None:
+                del self.compiling[request]
+                request.status = Status.WAITING
+                self.waiting.push(request)
+
+    def wait_compiled(self, timeout_s: float) -> None:
+        """Until a grammar is there, for when nothing else is to be done."""
+        self.grammars.wait(self.compiling.values(), timeout_s)
 
     def take_updates(self) -> list[RequestUpdate]:
         updates, self.updates = self.updates, []
@@ -152,6 +201,8 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step; None when nothing can run before a step in flight commits."""
+        if self.compiling:
+            self.take_compiled()
         builder = PlanBuilder(self.config.max_num_batched_tokens)
         enough = self._plan_running(builder)
         # A preempted request that still drains comes before any that waits.
@@ -160,7 +211,7 @@ class Scheduler:
         if not builder.rows:
             return None
         self.num_steps += 1
-        plan = builder.build(self.num_steps, self.released_slots)
+        plan = builder.build(self.num_steps, self.released_slots, self.grammars.mask_words)
         self.released_slots = []
         self.inflight.append(InflightStep(self.num_steps, builder.rows, time.monotonic()))
         return plan
@@ -297,6 +348,8 @@ class Scheduler:
                 updates.append(self._fail(request, result.failures[request.slot]))
             elif token_id == NO_TOKEN and not request.is_finished:
                 updates.append(self._fail(request, NO_TOKEN_ERROR))
+            elif not request.is_finished and not _allows(request, token_id):
+                updates.append(self._fail(request, WRONG_TOKEN_ERROR))
             elif not request.is_finished:
                 update = self._advance(request, token_id)
                 if index in prompt_logprobs:
@@ -333,15 +386,31 @@ class Scheduler:
             update.finish_reason = FinishReason.LENGTH
         if update.finish_reason is not None:
             self._finish(request, update.finish_reason)
+        elif request.grammar is not None and request.grammar.finished:
+            self._complete(request, update)
         return update
 
-    def _fail(self, request: Request, error: str) -> RequestUpdate:
-        self._finish(request, FinishReason.ERROR)
-        return RequestUpdate(request.id, [], finish_reason=FinishReason.ERROR, error=error)
+    def _complete(self, request: Request, update: RequestUpdate) -> None:
+        """End a request whose grammar allows no more."""
+        self._finish(request, FinishReason.STOP)
+        if update.token_ids[-1] in self.eos_token_ids:
+            update.finish_reason = FinishReason.STOP
+        else:  # the token is text, unlike one that comes with the reason
+            self.updates.append(RequestUpdate(request.id, [], finish_reason=FinishReason.STOP))
+
+    def _fail(
+        self, request: Request, error: str, reason: FinishReason = FinishReason.ERROR
+    ) -> RequestUpdate:
+        self._finish(request, reason)
+        return RequestUpdate(request.id, [], finish_reason=reason, error=error)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason
         del self.requests[request.id]
+        if request.status is Status.COMPILING:
+            request.status = Status.FINISHED
+            del self.compiling[request]
+            return
         if request.status is Status.WAITING:
             request.status = Status.FINISHED
             self.waiting.discard()
@@ -376,7 +445,7 @@ class Scheduler:
 
     def snapshot(self) -> EngineStats:
         self.stats.num_running = len(self.running)
-        self.stats.num_waiting = len(self.waiting)
+        self.stats.num_waiting = len(self.waiting) + len(self.compiling)
         self.stats.kv_usage = self.kv.pool.usage
         self.stats.num_cached_blocks = self.kv.pool.num_known
         return copy.copy(self.stats)
@@ -391,6 +460,12 @@ class Scheduler:
         )
         assert len(self.free_slots) == self.config.max_num_seqs, "slots leaked"
         assert not self.running and not self.draining and not len(self.waiting)
+        assert not self.compiling
+
+
+def _allows(request: Request, token_id: int | None) -> bool:
+    """Whether the request's grammar, if any, takes over the token."""
+    return token_id is None or request.grammar is None or request.grammar.accept(token_id)
 
 
 def _pick(logprobs: LogprobArrays, index: int, request: Request) -> LogprobArrays | None:

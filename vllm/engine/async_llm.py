@@ -14,7 +14,7 @@ from typing_extensions import Self
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.client import EngineClient, ProcessClient
-from vllm.engine.front_end import FrontEnd, value_of
+from vllm.engine.front_end import FrontEnd, raise_rejection, value_of
 from vllm.engine.messages import CallResult, FromEngine, StepUpdates
 from vllm.engine.processor import ProcessedRequest
 from vllm.errors import BadRequest, EngineDeadError, NotAvailable
@@ -205,6 +205,7 @@ class AsyncLLM:
         try:
             while True:
                 output = await stream.next()
+                raise_rejection(output)
                 yield output
                 if output.finished:
                     return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.sizing import plan_kv_cache
@@ -22,8 +22,12 @@ from vllm.engine.messages import (
 from vllm.executor import make_executor
 from vllm.executor.base import StepHandle
 from vllm.logger import init_logger
+from vllm.structured_output.compiler import GrammarCompiler
+from vllm.transformers_utils.tokenizer import get_tokenizer
 
 logger = init_logger(__name__)
+
+COMPILING_WAIT_S: Final = 0.005
 
 
 class EngineCore:
@@ -47,7 +51,7 @@ class EngineCore:
         except BaseException:
             self.executor.stop()
             raise
-        self.scheduler = Scheduler(config, layout)
+        self.scheduler = Scheduler(config, layout, self._grammar_compiler())
         self.inflight: deque[tuple[StepPlan, StepHandle]] = deque()
         self.ready = EngineReady(
             num_blocks=layout.num_blocks,
@@ -81,18 +85,36 @@ class EngineCore:
         else:
             updates = self.scheduler.take_updates()
             if not updates:
-                stuck = self.scheduler.has_requests
-                assert not stuck, "requests wait, nothing is in flight, and nothing can be planned"
+                self._wait_compiled()
                 return None
         if not self.has_work:
             self.scheduler.check_idle()
         return StepUpdates(updates, self.scheduler.snapshot(), time.monotonic())
+
+    def _wait_compiled(self) -> None:
+        """All there is to do is compiling: look again soon, also for new requests."""
+        scheduler = self.scheduler
+        if scheduler.compiling:
+            scheduler.wait_compiled(COMPILING_WAIT_S)
+        else:
+            stuck = scheduler.has_requests
+            assert not stuck, "requests wait, nothing is in flight, and nothing can be planned"
+
+    def _grammar_compiler(self) -> GrammarCompiler:
+        model = self.config.model
+        return GrammarCompiler(
+            self.config.structured_outputs,
+            model.vocab_size,
+            model.eos_token_ids,
+            load_tokenizer=lambda: get_tokenizer(model),
+        )
 
     def check_health(self) -> None:
         """Raises ExecutorDied if a rank is gone; the way to notice it while there is no work."""
         self.executor.check_health()
 
     def stop(self) -> None:
+        self.scheduler.grammars.stop()
         self.executor.stop()
 
     # -- control plane ----------------------------------------------------------------------------

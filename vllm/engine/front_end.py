@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import vllm.errors
 from vllm.config.vllm import VllmConfig
 from vllm.engine.client import EngineClient
-from vllm.engine.messages import Abort, Call, CallResult, EngineStats, StepUpdates
+from vllm.engine.messages import (
+    Abort,
+    Call,
+    CallResult,
+    EngineStats,
+    FinishReason,
+    StepUpdates,
+)
 from vllm.engine.output_processor import OpenRequest, OutputProcessor
 from vllm.engine.processor import ProcessedRequest, Processor
 from vllm.errors import BadRequest, NotAvailable
@@ -159,6 +166,14 @@ class IntervalLog:
     def log(self) -> None:
         if line := self.stats.line():
             logger.info("%s", line)
+
+
+def raise_rejection(output: RequestOutput) -> None:
+    """Raises BadRequest if the engine found that a request asks for what cannot be done."""
+    for sequence in output.outputs:
+        if sequence.finish_reason == str(FinishReason.REJECTED):
+            reason = str(sequence.stop_reason)
+            raise BadRequest(reason, reason.partition(":")[0])
 
 
 def value_of(result: CallResult) -> Any:

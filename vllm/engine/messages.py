@@ -19,6 +19,7 @@ class FinishReason(enum.IntEnum):
     LENGTH = 1  # max_tokens or max_model_len
     ABORT = 2  # by the client
     ERROR = 3  # the engine could not go on with this request
+    REJECTED = 4  # nobody could: what it asks for cannot be done
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -61,7 +62,7 @@ class RequestUpdate(msgspec.Struct, omit_defaults=True):
     token_ids: list[int]  # new ones, in order; may be empty
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None  # the stop token, when it is not eos
-    error: str | None = None  # with FinishReason.ERROR
+    error: str | None = None  # with FinishReason.ERROR and REJECTED
     logprobs: LogprobArrays | None = None  # one entry per new token
     prompt_logprobs: LogprobArrays | None = None  # the next prompt positions, in order, from 1
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; with the first update

@@ -237,7 +237,11 @@ def _checked_priority(priority: Any) -> int:
 
 
 def _require_no_tokenizer(params: SamplingParams) -> None:
-    for name, value in (("stop", params.stop), ("bad_words", params.bad_words)):
+    for name, value in (
+        ("stop", params.stop),
+        ("bad_words", params.bad_words),
+        ("structured_outputs", params.structured_outputs),
+    ):
         if value:
             raise NotAvailable(
                 f"{name} needs a tokenizer, and the engine was started with --skip-tokenizer-init. "

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from vllm.beam_search import beam_search
 from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.front_end import raise_rejection
 from vllm.engine.llm_engine import LLMEngine
 from vllm.engine.processor import ProcessedRequest
 from vllm.entrypoints.chat_utils import ContentFormat, Message, render_chat
@@ -288,6 +289,7 @@ class LLM:
                 while engine.has_unfinished_requests():
                     interrupt.check()
                     for output in engine.step():
+                        raise_rejection(output)
                         if output.finished:
                             done[output.request_id] = output
                             bar.add(output)

@@ -1,4 +1,6 @@
-"""Counter-based noise: a draw depends on (seed, position, token) and on nothing else.
+"""Noise and masks of sampling.
+
+Noise is counter-based: a draw depends on (seed, position, token) and on nothing else.
 
 So a request draws the same tokens in any batch, at any pipeline depth and after a preemption, and
 nobody keeps generator state. A row's seed (64 bits) and position are mixed into two 32-bit keys,
@@ -61,3 +63,14 @@ def exponential_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tens
     argmax(probabilities / noise) is a draw from the probabilities.
     """
     return torch.log1p(noise_uniforms(seeds, positions, vocab_size).neg_()).neg_()
+
+
+@op
+def apply_token_bitmask(logits: Tensor, masks: Tensor) -> None:
+    """Set logits [S, V] float32 to -inf, in place, where masks [S, ceil(V / 32)] int32 have a 0.
+
+    Token t of a row is bit t % 32, least significant first, of word t // 32.
+    """
+    bits = torch.arange(32, dtype=torch.int32, device=masks.device)
+    allowed = (masks.unsqueeze(-1) >> bits).bitwise_and_(1).flatten(1)[:, : logits.shape[1]]
+    logits.masked_fill_(allowed == 0, -torch.inf)

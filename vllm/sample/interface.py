@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
     from vllm.sample.state import SamplingState
+
+NO_MASK: Final = -1
 
 
 class SampleRows(NamedTuple):
@@ -20,6 +22,8 @@ class SampleRows(NamedTuple):
     positions: Tensor  # [S] int32 on the device
     tokens: Tensor  # [num_slots, max_tokens] int32: the slot table's token rows
     state: SamplingState  # parameters per slot
+    masks_np: np.ndarray  # [S] int32: row of `masks` that applies; NO_MASK: none
+    masks: Tensor  # [G, ceil(V / 32)] int32 on the device: a bit per token that may be drawn
 
     def at(self, index_np: np.ndarray, index: Tensor) -> SampleRows:
         """The rows `index_np` int64; `index` is the same on the device."""
@@ -30,6 +34,8 @@ class SampleRows(NamedTuple):
             self.positions.index_select(0, index),
             self.tokens,
             self.state,
+            self.masks_np[index_np],
+            self.masks,
         )
 
 

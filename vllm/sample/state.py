@@ -27,6 +27,7 @@ class Want(enum.IntFlag):
     LOGIT_BIAS = enum.auto()
     PENALTIES = enum.auto()
     PROCESSORS = enum.auto()
+    GRAMMAR = enum.auto()
     TEMPERATURE = enum.auto()
     MIN_P = enum.auto()
     TOP_K_TOP_P = enum.auto()
@@ -143,6 +144,8 @@ class SamplingState:
         if params.logits_processors:
             self.processors[slot] = [HostProcessor(p) for p in params.logits_processors]
             wants |= Want.PROCESSORS
+        if params.structured_outputs is not None:
+            wants |= Want.GRAMMAR
         return wants
 
     def _admit_penalties(self, slot: int, params: SamplingParams) -> Want:

@@ -13,7 +13,7 @@ from vllm.attention.interface import AttentionBackend, AttentionMetas
 from vllm.core.plan import Int32Array, LogprobArrays, PromptLogprobs, StepPlan, StepResult
 from vllm.models.interfaces import ForwardInputs, Model
 from vllm.platforms.base import Device, HostCopy
-from vllm.sample.interface import LogprobTensors, SampleRows
+from vllm.sample.interface import NO_MASK, LogprobTensors, SampleRows
 from vllm.sample.sampler import Sampler
 from vllm.worker.graphs import GraphRunner
 from vllm.worker.inputs import gather_inputs
@@ -154,6 +154,8 @@ class ModelRunner:
             hidden = torch.cat(list(hidden_parts)).index_select(0, self.device.upload(order))
         slots_np = plan.slots[rows]
         positions_np = plan.starts[rows] + plan.counts[rows]
+        masks_np = np.full(plan.num_rows, NO_MASK, np.int32)
+        masks_np[plan.masked_rows] = np.arange(len(plan.masked_rows))
         upload = self.device.upload
         drawn = self.sampler.sample(
             self.model.logits(hidden),
@@ -164,6 +166,8 @@ class ModelRunner:
                 positions=upload(positions_np),
                 tokens=self.slots.tokens,
                 state=self.slots.sampling,
+                masks_np=masks_np[rows],
+                masks=upload(plan.masks),
             ),
         )
         self.slots.write_drawn(slots_np, positions_np, drawn.token_ids)

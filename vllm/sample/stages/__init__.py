@@ -8,6 +8,7 @@ from vllm.sample.stages.allowed_tokens import AllowedTokens
 from vllm.sample.stages.bad_words import BadWords
 from vllm.sample.stages.base import Stage
 from vllm.sample.stages.custom_processors import CustomProcessors
+from vllm.sample.stages.grammar import GrammarMask
 from vllm.sample.stages.logit_bias import LogitBias
 from vllm.sample.stages.min_p import MinP
 from vllm.sample.stages.min_tokens import MinTokens
@@ -22,6 +23,7 @@ STAGES: Final[tuple[Stage, ...]] = (
     LogitBias(),
     Penalties(),
     CustomProcessors(),
+    GrammarMask(),  # after all that may raise a logit: what it forbids stays forbidden
     Temperature(),
     MinP(),
     TopKTopP(),

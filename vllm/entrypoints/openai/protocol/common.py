@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from vllm.entrypoints.openai.structured import structured_outputs_of
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs.text import check_encodable
 from vllm.logger import init_logger
@@ -115,14 +116,6 @@ class GenerationRequest(RequestModel):
 
     # Per endpoint: fields that no engine of ours serves yet, by the remedy to offer.
     unavailable: ClassVar[Mapping[str, str]] = {
-        "structured_outputs": "leave it out",
-        "guided_json": "leave it out",
-        "guided_regex": "leave it out",
-        "guided_choice": "leave it out",
-        "guided_grammar": "leave it out",
-        "guided_decoding_backend": "leave it out",
-        "guided_whitespace_pattern": "leave it out",
-        "structural_tag": "leave it out",
         "logits_processors": "use logit_bias, allowed_token_ids or bad_words",
         "kv_transfer_params": "leave it out",
         "vllm_xargs": "leave it out",
@@ -196,12 +189,6 @@ class GenerationRequest(RequestModel):
             value = getattr(self, name)
             if value:
                 raise NotAvailable(f"{name} is not available on this server; {remedy}", name)
-        if self.response_format is not None and self.response_format.type != "text":
-            raise NotAvailable(
-                f"response_format of type {self.response_format.type!r} is not available on this "
-                "server; leave it out or ask for 'text'",
-                "response_format",
-            )
 
     def sampling_params(self, defaults: Mapping[str, Any], **values: Any) -> SamplingParams:
         """`values` and the request's own fields, over `defaults`, the model's own."""
@@ -210,6 +197,7 @@ class GenerationRequest(RequestModel):
             value = getattr(self, name)
             if value is not None:
                 merged[name] = value
+        values.setdefault("structured_outputs", structured_outputs_of(self))
         if self.use_beam_search:
             self._check_beams(values)
             # A search draws nothing: neither a seed nor the sampling temperature matters to it.

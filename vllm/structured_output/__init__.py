@@ -1,0 +1,1 @@
+"""Output that follows a schema, an expression or a grammar: which tokens may come next."""

@@ -1,0 +1,76 @@
+"""A grammar as the scheduler sees it: one sequence's state in one compiled form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+MaskRow = NDArray[np.int32]  # one bit per token, least significant first; 1: allowed
+
+
+class GrammarError(ValueError):
+    """A form that cannot be compiled, or can never be met; the text is for the user."""
+
+
+class Grammar(Protocol):
+    """Host state of one sequence."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing may follow any more, not even an end token."""
+        ...
+
+    @property
+    def restricts(self) -> bool:
+        """Whether the next token needs a mask."""
+        ...
+
+    def fill_mask(self, out: MaskRow) -> None:
+        """Write which tokens may come next: out [ceil(V / 32)] int32."""
+        ...
+
+    def accept(self, token_id: int) -> bool:
+        """Take over a drawn token; False if it may not come here, and then nothing has changed."""
+        ...
+
+
+class CompiledGrammar(Protocol):
+    """Shared by all sequences that ask for the same form. Thread-safe."""
+
+    def start(self) -> Grammar: ...
+
+
+class DelayedGrammar:
+    """A grammar that begins after a sequence of tokens, such as the end of reasoning."""
+
+    def __init__(self, grammar: Grammar, start_after: Sequence[int]) -> None:
+        self._grammar = grammar
+        self._start_after = list(start_after)
+        self._last: list[int] = []
+        self._begun = False
+
+    @property
+    def finished(self) -> bool:
+        return self._begun and self._grammar.finished
+
+    @property
+    def restricts(self) -> bool:
+        return self._begun and self._grammar.restricts
+
+    def fill_mask(self, out: MaskRow) -> None:
+        self._grammar.fill_mask(out)
+
+    def accept(self, token_id: int) -> bool:
+        if self._begun:
+            return self._grammar.accept(token_id)
+        self._last = [*self._last, token_id][-len(self._start_after) :]
+        self._begun = self._last == self._start_after
+        return True
+
+
+def num_words(vocab_size: int) -> int:
+    """Width of a mask row."""
+    return -(-vocab_size // 32)

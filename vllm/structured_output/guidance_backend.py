@@ -1,0 +1,111 @@
+"""Grammars by llguidance: masks are computed as they are needed, so compilation is instant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
+from vllm.structured_params import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class GuidanceBackend:
+    """Compiles forms for one tokenizer. Thread-safe."""
+
+    name = "guidance"
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_ids: Iterable[int]
+    ) -> None:
+        import llguidance
+        import llguidance.hf
+
+        eos = sorted(eos_token_ids)
+        assert eos, "the compiler asks only where there is an end token"
+        self._library = llguidance
+        self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=eos)
+        self._eos = frozenset(eos)
+
+    def rejects(self, params: StructuredOutputsParams) -> str | None:
+        return "structural tags" if params.kind == "structural_tag" else None
+
+    def compile(self, params: StructuredOutputsParams) -> GuidanceForm:
+        """Raises GrammarError."""
+        try:
+            text = self._grammar(params)
+            problem = self._library.LLMatcher.validate_grammar(text, self._tokenizer)
+        except Exception as error:  # whatever the library raises, the form is at fault
+            raise GrammarError(str(error)[:500] or type(error).__name__) from error
+        if problem:
+            raise GrammarError(problem[:500])
+        return GuidanceForm(self._library, self._tokenizer, text, self._eos)
+
+    def _grammar(self, params: StructuredOutputsParams) -> str:
+        matcher, spec = self._library.LLMatcher, params.spec
+        if params.kind in ("json", "json_object"):
+            schema = json.loads(spec) if params.kind == "json" else {"type": "object"}
+            if params.disable_additional_properties:
+                _close_objects(schema)
+            options: dict[str, Any] = {"whitespace_flexible": not params.disable_any_whitespace}
+            if params.whitespace_pattern is not None:
+                options["whitespace_pattern"] = params.whitespace_pattern
+            text: str = matcher.grammar_from_json_schema(schema, defaults=options)
+            return text
+        if params.kind == "regex":
+            return str(matcher.grammar_from_regex(spec))
+        if params.kind == "choice":
+            alternatives = " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(spec))
+            return str(matcher.grammar_from_lark(f"start: {alternatives}"))
+        if "::=" in spec:
+            spec = self._library.gbnf_to_lark.any_to_lark(spec)
+        return str(matcher.grammar_from_lark(spec))
+
+
+class GuidanceForm:
+    def __init__(self, library: Any, tokenizer: Any, text: str, eos: frozenset[int]) -> None:
+        self._library = library
+        self._tokenizer = tokenizer
+        self._text = text
+        self._eos = eos
+
+    def start(self) -> Grammar:
+        matcher = self._library.LLMatcher(self._tokenizer, self._text)
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error()[:500])
+        return GuidanceState(matcher, self._eos)
+
+
+class GuidanceState:
+    restricts = True
+
+    def __init__(self, matcher: Any, eos: frozenset[int]) -> None:
+        self._matcher = matcher
+        self._eos = eos
+        self.finished = False
+
+    def fill_mask(self, out: MaskRow) -> None:
+        self._matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
+
+    def accept(self, token_id: int) -> bool:
+        if token_id in self._eos:
+            # The library ends by itself where nothing but the end may follow.
+            self.finished = bool(self._matcher.is_stopped() or self._matcher.is_accepting())
+            return self.finished
+        return bool(self._matcher.try_consume_tokens([token_id]))
+
+
+def _close_objects(schema: Any) -> None:
+    """Objects have no members but those named, at any depth."""
+    todo = [schema]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo += node
+        elif isinstance(node, dict):
+            if "properties" in node:
+                node.setdefault("additionalProperties", False)
+            todo += node.values()

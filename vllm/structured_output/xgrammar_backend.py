@@ -1,0 +1,161 @@
+"""Grammars by xgrammar (arXiv:2411.15100): most masks are computed at compilation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
+from vllm.structured_params import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What xgrammar would accept without enforcing; a form with one of these is another backend's.
+_IGNORED_KEYWORDS = frozenset(
+    {
+        "multipleOf",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "propertyNames",
+        "patternProperties",
+        "not",
+        "if",
+        "dependentRequired",
+        "dependentSchemas",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+    }
+)
+# A weak model can go on with blank lines for ever; deep indentation needs fewer than this.
+_MAX_WHITESPACE = 64
+_LARK_RULE = re.compile(r"^\s*[?!]?\w[\w.]*\s*:(?!:=)", re.MULTILINE)
+
+
+class XGrammarBackend:
+    """Compiles forms for one tokenizer. Thread-safe; compilation releases the interpreter lock."""
+
+    name = "xgrammar"
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_ids: Iterable[int]
+    ) -> None:
+        import xgrammar
+
+        self._library = xgrammar
+        self._eos_token_ids = sorted(eos_token_ids)
+        info = xgrammar.TokenizerInfo.from_huggingface(
+            tokenizer, vocab_size=vocab_size, stop_token_ids=self._eos_token_ids or None
+        )
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+
+    def rejects(self, params: StructuredOutputsParams) -> str | None:
+        """Why this form is better left to another backend."""
+        if params.whitespace_pattern is not None:
+            return "whitespace_pattern"
+        if params.kind == "json":
+            found = _keywords(json.loads(params.spec)) & _IGNORED_KEYWORDS
+            return f"schemas with {', '.join(sorted(found))}" if found else None
+        if params.kind == "grammar" and _is_lark(params.spec):
+            return "grammars in Lark's notation"
+        return None
+
+    def compile(self, params: StructuredOutputsParams) -> XGrammarForm:
+        """Raises GrammarError."""
+        try:
+            compiled = self._compile(params)
+        except Exception as error:  # whatever the library raises, the form is at fault
+            raise GrammarError(_reason(error)) from error
+        return XGrammarForm(self._library, compiled, ends_by_itself=not self._eos_token_ids)
+
+    def _compile(self, params: StructuredOutputsParams) -> Any:
+        compiler, spec = self._compiler, params.spec
+        if params.kind == "json":
+            return compiler.compile_json_schema(
+                spec,
+                any_whitespace=not params.disable_any_whitespace,
+                max_whitespace_cnt=_MAX_WHITESPACE,
+                strict_mode=params.disable_additional_properties,
+            )
+        if params.kind == "json_object":
+            # Of an object, which the builtin grammar of any JSON value is not.
+            return compiler.compile_json_schema(
+                '{"type": "object"}',
+                any_whitespace=not params.disable_any_whitespace,
+                max_whitespace_cnt=_MAX_WHITESPACE,
+                strict_mode=False,
+            )
+        if params.kind == "regex":
+            return compiler.compile_regex(spec)
+        if params.kind == "choice":
+            alternatives = " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(spec))
+            return compiler.compile_grammar(f"root ::= {alternatives}")
+        if params.kind == "structural_tag":
+            return compiler.compile_structural_tag(json.loads(spec))
+        return compiler.compile_grammar(spec)
+
+
+class XGrammarForm:
+    def __init__(self, library: Any, compiled: Any, ends_by_itself: bool) -> None:
+        self._library = library
+        self._compiled = compiled
+        self._ends_by_itself = ends_by_itself
+
+    def start(self) -> Grammar:
+        return XGrammarState(
+            self._library.GrammarMatcher(
+                self._compiled, terminate_without_stop_token=self._ends_by_itself
+            )
+        )
+
+
+class XGrammarState:
+    restricts = True
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._matcher.is_terminated())
+
+    def fill_mask(self, out: MaskRow) -> None:
+        if not self._matcher.fill_next_token_bitmask(out.reshape(1, -1), 0):
+            out.fill(-1)  # the library leaves the row alone when everything is allowed
+
+    def accept(self, token_id: int) -> bool:
+        return bool(self._matcher.accept_token(token_id))
+
+
+def _is_lark(text: str) -> bool:
+    return "::=" not in text and bool(_LARK_RULE.search(text))
+
+
+def _keywords(schema: Any) -> set[str]:
+    """Names of members of a schema, at any depth, except of its properties."""
+    found: set[str] = set()
+    todo = [schema]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo += node
+        elif isinstance(node, dict):
+            for name, value in node.items():
+                found.add(name)
+                named = name in ("properties", "$defs", "definitions", "patternProperties")
+                if named and isinstance(value, dict):
+                    todo += value.values()
+                elif name not in ("enum", "const", "default", "examples"):
+                    todo.append(value)
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """The library's own words, without the place in its source."""
+    text = re.sub(r"^\[[\d:]+\] \S+?:\d+: ", "", str(error).strip())
+    text = re.sub(r"^Check failed: \(.*?\) is false: ", "", text)
+    return text[:500] or type(error).__name__
