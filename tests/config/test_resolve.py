@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from tests.config.platform import FactsOnly
 from tests.conftest import LogLines
-from vllm.config.vllm import VllmConfig, all_settings
+from vllm.config.vllm import VllmConfig, all_settings, described
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError, LoadError
 
@@ -379,3 +380,13 @@ def test_scheduler_steps_out_of_range_are_refused_by_their_own_name(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"--num-scheduler-steps {steps}: must be 1 to 64"):
         EngineArgs(model=str(tiny_story), num_scheduler_steps=steps).create_engine_config()
+
+
+def test_a_configuration_can_be_shown_as_json_without_secrets(settle: Settle) -> None:
+    shown = described(settle(hf_token="hf_secret", override_generation_config={"top_k": 3}))
+
+    assert json.loads(json.dumps(shown)) == shown
+    assert shown["scheduler"]["max_num_seqs"] > 0
+    assert shown["model"]["dtype"] == "torch.float32"
+    assert shown["model"]["eos_token_ids"] == [7]
+    assert "hf_secret" not in json.dumps(shown)

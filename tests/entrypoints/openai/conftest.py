@@ -35,7 +35,7 @@ def make_context(engine: FakeEngine, **options: Any) -> ServingContext:
         engine=engine,
         tokenizer=engine.tokenizer,
         config=config,
-        options=ServerOptions(max_log_len=None, **options),
+        options=ServerOptions(**{"max_log_len": None, **options}),
         chat_template=None,
     )
 

@@ -156,3 +156,22 @@ async def test_load_counts_the_requests_being_answered(make_app, engine):
         assert (await client.get("/load")).json() == {"server_load": 1}
         await open_request
         assert (await client.get("/load")).json() == {"server_load": 0}
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(None, 26), (4, 4), (0, 0)])
+async def test_logged_requests_show_as_much_of_a_prompt_as_they_may(
+    make_app, log_lines, limit, shown
+):
+    prompt = "abcdefghijklmnopqrstuvwxyz"
+    async with connect(make_app(enable_log_requests=True, max_log_len=limit)) as client:
+        await client.post("/v1/completions", json={"prompt": prompt, "request_id": "mine"})
+    (line,) = [text for text in log_lines.text.splitlines() if text.startswith("request ")]
+    assert line.startswith("request cmpl-mine: ")
+    assert f"prompt {prompt[:shown]!r}, token ids " in line
+    assert line.partition("token ids [")[2].partition("]")[0].count(",") == max(0, shown - 1)
+    assert "max_tokens=16" in line
+
+
+async def test_requests_are_not_logged_unless_asked_for(client, log_lines):
+    await client.post("/v1/completions", json={"prompt": "secret"})
+    assert "secret" not in log_lines.text
