@@ -66,6 +66,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else every second write waits for an acknowledgement
 
         def log_message(self, *_: Any) -> None:
             pass
