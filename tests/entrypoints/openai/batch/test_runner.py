@@ -1,0 +1,97 @@
+"""Batches through the real application and a fake engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.entrypoints.openai.fakes import FakeEngine
+from vllm.entrypoints.openai.batch.runner import BatchRunner
+
+
+def line(custom_id: str, url: str = "/v1/completions", **body: Any) -> str:
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
+
+
+async def answers(app: Any, lines: list[str], limit: int = 4, **values: Any) -> list[Any]:
+    runner = BatchRunner(app, limit, **values)
+    return [json.loads(text) async for text in runner.answers(lines)]
+
+
+async def test_every_line_is_answered_in_its_place(make_app: Callable[..., Any]) -> None:
+    chat = [{"role": "user", "content": "hi"}]
+    found = await answers(
+        make_app(),
+        [
+            line("long", prompt="x", max_tokens=20),
+            line("chat", "/v1/chat/completions", messages=chat, max_tokens=3),
+            "no json",
+            line("field", prompt="x", temperature=-1),
+            line("model", prompt="x", model="other"),
+            line("short", prompt="x", max_tokens=1),
+        ],
+    )
+    assert [item["custom_id"] for item in found] == [
+        "long",
+        "chat",
+        None,
+        "field",
+        "model",
+        "short",
+    ]
+    statuses = [item["response"] and item["response"]["status_code"] for item in found]
+    assert statuses == [200, 200, None, 400, 404, 200]
+    assert found[1]["response"]["body"]["choices"][0]["message"]["content"] == "and"
+    assert found[3]["response"]["body"]["error"]["param"] == "temperature"
+    assert [item["error"] is None for item in found] == [True, True, False, False, False, True]
+    assert len({item["id"] for item in found}) == 6
+
+
+async def test_a_repeated_custom_id_is_an_error_of_the_later_line(
+    make_app: Callable[..., Any], engine: FakeEngine
+) -> None:
+    found = await answers(make_app(), [line("a", prompt="x"), line("a", prompt="y")])
+    assert found[0]["error"] is None and found[1]["error"]["code"] == "duplicate_custom_id"
+    assert len(engine.seen) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+async def test_no_more_lines_run_at_a_time_than_allowed(
+    make_app: Callable[..., Any], engine: FakeEngine, limit: int
+) -> None:
+    most = 0
+    running = engine.running
+
+    class Watched(set[str]):
+        def add(self, item: str) -> None:
+            nonlocal most
+            running.add(item)
+            super().add(item)
+            most = max(most, len(self))
+
+    engine.running = Watched()
+    lines = [line(str(i), prompt="x", max_tokens=4) for i in range(9)]
+    assert len(await answers(make_app(), lines, limit)) == 9
+    assert most == limit
+
+
+async def test_keys_of_the_server_do_not_stand_in_the_way(make_app: Callable[..., Any]) -> None:
+    app = make_app(api_key=("k",))
+    (found,) = await answers(app, [line("a", prompt="x")], api_keys=("k",))
+    assert found["error"] is None
+
+
+async def test_answers_that_nobody_waits_for_are_stopped(
+    make_app: Callable[..., Any], engine: FakeEngine
+) -> None:
+    engine.gap_s = 0.05
+    runner = BatchRunner(make_app(), 4)
+    lines = [line("first", prompt="x", max_tokens=1)]
+    lines += [line(str(i), prompt="x", max_tokens=20) for i in range(6)]
+    stream = runner.answers(lines)
+    assert json.loads(await anext(stream))["custom_id"] == "first"
+    await stream.aclose()
+    assert not engine.running
