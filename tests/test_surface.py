@@ -34,6 +34,7 @@ NAMES = {
     "vllm.utils": "Counter FlexibleArgumentParser random_uuid",
     "vllm.v1.engine.async_llm": "AsyncLLM",
     "vllm.v1.engine.llm_engine": "LLMEngine",
+    "vllm.v1.metrics.reader": "Counter Gauge Histogram Metric",
     "vllm.version": "__version__",
 }
 

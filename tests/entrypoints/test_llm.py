@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import BadRequest, ConfigError, EngineDeadError, NotAvailable
 from vllm.inputs import TextPrompt, TokensPrompt
+from vllm.metrics.reader import Counter
 from vllm.sampling_params import BeamSearchParams
 
 pytestmark = pytest.mark.engine
@@ -208,7 +210,6 @@ def test_the_model_can_be_looked_at(llm: LLM) -> None:
         ("sleep", []),
         ("wake_up", []),
         ("start_profile", []),
-        ("get_metrics", []),
     ],
 )
 def test_what_does_not_exist_yet_refuses_clearly(llm: LLM, name: str, arguments: list[str]) -> None:
@@ -264,3 +265,37 @@ def test_chat_takes_the_content_format_of_the_template(llm: LLM) -> None:
     assert auto[0].prompt_token_ids == string[0].prompt_token_ids
     with pytest.raises(BadRequest, match="chat_template_content_format 'x'"):
         llm.chat(messages, greedy, use_tqdm=False, chat_template_content_format="x")
+
+
+def test_token_ids_may_come_by_their_older_keyword(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=3)
+    ids = llm.get_tokenizer().encode("Once upon a time")
+    (new,) = llm.generate(ids, params, use_tqdm=False)
+    for older in (ids, [ids]):
+        (old,) = llm.generate(prompt_token_ids=older, sampling_params=params, use_tqdm=False)
+        assert old.outputs[0].token_ids == new.outputs[0].token_ids
+    with pytest.raises(BadRequest, match="either prompts or prompt_token_ids"):
+        llm.generate("a", params, prompt_token_ids=ids)
+
+
+def test_another_tokenizer_can_be_set(llm: LLM) -> None:
+    own = llm.get_tokenizer()
+    other = copy.deepcopy(own)
+    llm.set_tokenizer(other)
+    try:
+        assert llm.get_tokenizer() is other
+        (output,) = llm.generate("Once", SamplingParams(max_tokens=2), use_tqdm=False)
+        assert output.outputs[0].text == other.decode(output.outputs[0].token_ids)
+    finally:
+        llm.set_tokenizer(own)
+
+
+def test_metrics_are_kept_where_statistics_are(llm: LLM) -> None:
+    with pytest.raises(NotAvailable, match="disable_log_stats=False"):
+        llm.get_metrics()
+    counting = LLM(TINY_STORY, disable_log_stats=False, kv_cache_memory_bytes=2**24)
+    counting.generate("Once", SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)
+    values = {metric.name: metric for metric in counting.get_metrics()}
+    assert values["vllm:generation_tokens"] == Counter(
+        "vllm:generation_tokens", values["vllm:generation_tokens"].labels, 4
+    )

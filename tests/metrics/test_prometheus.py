@@ -2,7 +2,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vllm.engine.messages import EngineStats, FinishReason
 from vllm.metrics.prometheus import PrometheusStats, series_1_2_5
-from vllm.metrics.stats import FinishedRequest, IterationStats
+from vllm.metrics.reader import Gauge, Histogram, read_metrics
+from vllm.metrics.stats import FinishedCall, FinishedRequest, IterationStats
 
 
 def samples(stats: PrometheusStats) -> dict[str, float]:
@@ -49,3 +50,44 @@ def test_several_engines_share_a_process():
     first, second = (PrometheusStats(name, 10, {}) for name in "ab")
     first.record(EngineStats(num_running=4), IterationStats())
     assert samples(second)["vllm:num_requests_running"] == 0
+
+
+def test_metrics_can_be_read_as_objects():
+    stats = PrometheusStats("m", 100, {"block_size": "16"})
+    done = FinishedRequest(FinishReason.STOP, 1.5, 0.1, 0.2, 0.7, 5, 8, 8)
+    stats.record(
+        EngineStats(num_running=2, num_preemptions=3), IterationStats([0.3, 0.4], [], [done])
+    )
+    found = {
+        (metric.name, *sorted(metric.labels.values())): metric
+        for metric in read_metrics(stats.registry)
+    }
+    assert found["vllm:num_requests_running", "0", "m"] == Gauge(
+        "vllm:num_requests_running", {"model_name": "m", "engine": "0"}, 2.0
+    )
+    assert found["vllm:num_preemptions", "0", "m"].value == 3
+    ttft = found["vllm:time_to_first_token_seconds", "0", "m"]
+    assert isinstance(ttft, Histogram)
+    assert (ttft.count, ttft.sum) == (2, 0.7)
+    assert (ttft.buckets["0.2"], ttft.buckets["0.5"], ttft.buckets["+Inf"]) == (0, 2, 2)
+    e2e = found["vllm:e2e_request_latency_seconds", "0", "m"]
+    assert (e2e.count, e2e.sum) == (1, 1.5)
+
+
+def test_a_step_counts_the_tokens_it_computed():
+    stats = PrometheusStats("m", 100, {})
+    for prompt, generated in ((10, 0), (10, 0), (12, 3)):
+        stats.record(
+            EngineStats(num_prompt_tokens=prompt, num_generation_tokens=generated), IterationStats()
+        )
+    now = samples(stats)
+    assert now["vllm:iteration_tokens_total_count"] == 2
+    assert now["vllm:iteration_tokens_total_sum"] == 15
+
+
+def test_calls_are_counted_once_whatever_their_n():
+    stats = PrometheusStats("m", 100, {})
+    stats.record(EngineStats(), IterationStats(calls=[FinishedCall(3, 8), FinishedCall(1, 2)]))
+    now = samples(stats)
+    assert now["vllm:request_params_n_sum"] == 4
+    assert now["vllm:request_max_num_generation_tokens_sum"] == 10

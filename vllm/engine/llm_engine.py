@@ -15,7 +15,9 @@ from vllm.engine.client import EngineClient, InProcessClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, value_of
 from vllm.engine.messages import CallResult, StepUpdates
 from vllm.engine.processor import ProcessedRequest, Processor
-from vllm.errors import EngineDeadError
+from vllm.errors import EngineDeadError, NotAvailable
+from vllm.metrics.prometheus import PrometheusStats
+from vllm.metrics.reader import Metric, read_metrics
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
@@ -33,6 +35,7 @@ class LLMEngine:
         self.vllm_config = config
         self.client = client
         self.front = FrontEnd(config, client)
+        self.metrics: PrometheusStats | None = None  # None: nobody keeps any
         self._steps: deque[StepUpdates] = deque()
         self._results: dict[int, CallResult] = {}
 
@@ -42,6 +45,9 @@ class LLMEngine:
         is_remote = envs.VLLM_ENABLE_V1_MULTIPROCESSING
         engine = cls(config, ProcessClient(config) if is_remote else InProcessClient(config))
         engine.front.log_statistics()
+        if not config.observability.disable_log_stats:
+            engine.metrics = PrometheusStats.of(config, engine.client.ready.num_blocks)
+            engine.add_stat_logger(engine.metrics)
         return engine
 
     @classmethod
@@ -68,6 +74,15 @@ class LLMEngine:
 
     def add_stat_logger(self, stat_logger: StatLogger) -> None:
         self.front.stat_loggers.append(stat_logger)
+
+    def get_metrics(self) -> list[Metric]:
+        """Raises NotAvailable where --disable-log-stats keeps none."""
+        if self.metrics is None:
+            raise NotAvailable(
+                "this engine keeps no metrics: construct it with disable_log_stats=False, which "
+                "for LLM is not the default"
+            )
+        return read_metrics(self.metrics.registry)
 
     def get_num_unfinished_requests(self) -> int:
         return len(self.front.output_processor.requests)

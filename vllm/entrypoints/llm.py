@@ -19,6 +19,7 @@ from vllm.entrypoints.chat_utils import ContentFormat, Message, render_chat
 from vllm.entrypoints.interrupts import DeferredInterrupt
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs import ParsedPrompt, PromptType, parse_prompts
+from vllm.metrics.reader import Metric
 from vllm.outputs import BeamSearchOutput, RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
@@ -219,11 +220,9 @@ class LLM:
     def stop_profile(self) -> NoReturn:
         raise NotAvailable("profiling is not available yet, so there is none to stop")
 
-    def get_metrics(self) -> NoReturn:
-        raise NotAvailable(
-            "metrics of an LLM object are not available yet; see RequestOutput.metrics, or the "
-            "/metrics of a server"
-        )
+    def get_metrics(self) -> list[Metric]:
+        """What a server's /metrics would show; needs disable_log_stats=False."""
+        return self.llm_engine.get_metrics()
 
     # -- tasks of pooling models ------------------------------------------------------------------
 
