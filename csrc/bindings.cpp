@@ -30,6 +30,7 @@ TORCH_LIBRARY(vllm, m) {
       "moe(Tensor x, Tensor w13, Tensor w2, Tensor topk_ids, Tensor topk_weights, str act) -> "
       "Tensor");
   m.def("exponential_noise(Tensor seeds, Tensor positions, int vocab_size) -> Tensor");
+  m.def("apply_token_bitmask(Tensor(a!) logits, Tensor masks) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(vllm, CPU, m) {
@@ -45,6 +46,7 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("mla_attention", &vllm::cpu::mla_attention);
   m.impl("moe", &vllm::cpu::moe);
   m.impl("exponential_noise", &vllm::cpu::exponential_noise);
+  m.impl("apply_token_bitmask", &vllm::cpu::apply_token_bitmask);
 }
 
 // Importing the module is what registers the ops; it has nothing else.

@@ -26,6 +26,7 @@ HOST_SOURCES = (
     "csrc/cpu/cache.cpp",
     "csrc/cpu/elementwise.cpp",
     "csrc/cpu/moe.cpp",
+    "csrc/cpu/sampling.cpp",
     "csrc/cpu/select.cpp",
 )
 # Compiled once per instruction set.

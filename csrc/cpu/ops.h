@@ -41,5 +41,6 @@ at::Tensor moe(const at::Tensor& x, const at::Tensor& w13, const at::Tensor& w2,
 
 at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& positions,
                              int64_t vocab_size);
+void apply_token_bitmask(at::Tensor logits, const at::Tensor& masks);
 
 }  // namespace vllm::cpu

@@ -30,6 +30,7 @@ _PLAIN = (
     "write_latent",
     "moe",
     "exponential_noise",
+    "apply_token_bitmask",
 )
 _WRAPPED = ("paged_attention", "mla_attention")
 
