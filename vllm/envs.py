@@ -81,6 +81,13 @@ def _port(text: str) -> int:
     return value
 
 
+def _seconds(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
 _BOOLEAN = "0 or 1"
 
 VARIABLES: tuple[Variable, ...] = (
@@ -162,6 +169,20 @@ VARIABLES: tuple[Variable, ...] = (
         str,
         "text",
         "Key that clients of the server must send; --api-key wins over it.",
+    ),
+    Variable(
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
+        5,
+        _seconds,
+        "a whole number of seconds, 1 or more",
+        "Seconds that the server keeps an idle connection open.",
+    ),
+    Variable(
+        "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH",
+        False,
+        _boolean,
+        _BOOLEAN,
+        "1: a server whose engine died goes on, answering 503. 0: it ends with exit code 1.",
     ),
     Variable(
         "VLLM_SERVER_DEV_MODE",
@@ -318,6 +339,8 @@ if TYPE_CHECKING:
     VLLM_WORKER_MULTIPROC_METHOD: str
     VLLM_ALLOW_LONG_MAX_MODEL_LEN: bool
     VLLM_API_KEY: str
+    VLLM_HTTP_TIMEOUT_KEEP_ALIVE: int
+    VLLM_KEEP_ALIVE_ON_ENGINE_DEATH: bool
     VLLM_SERVER_DEV_MODE: bool
     VLLM_HOST_IP: str
     VLLM_PORT: int

@@ -93,6 +93,7 @@ class AsyncLLM:
         self._streams: dict[str, OutputStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._error: EngineDeadError | None = None
+        self._mourner: asyncio.Future[None] | None = None  # of the one caller of `died`
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receiver: threading.Thread | None = None
         # Messages from the receiving thread to the loop, which is woken once for all that wait.
@@ -172,6 +173,13 @@ class AsyncLLM:
         """Raises EngineDeadError."""
         self._start()
 
+    async def died(self) -> EngineDeadError:
+        """Wait for the end of the engine, and say what it died of."""
+        while self._error is None:
+            self._mourner = self._start().create_future()
+            await self._mourner
+        return self._error
+
     # -- requests ---------------------------------------------------------------------------------
 
     async def generate(
@@ -217,6 +225,9 @@ class AsyncLLM:
         ids = [request_id] if isinstance(request_id, str) else list(request_id)
         for output in self._front.abort(ids):
             self._streams[output.request_id].put(output)
+
+    async def abort_all(self) -> None:
+        await self.abort(list(self._streams))
 
     async def encode(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotAvailable("pooling models are not available yet; this engine generates text")
@@ -347,6 +358,8 @@ class AsyncLLM:
         if self._error is not None:
             return
         self._error = error
+        if self._mourner is not None and not self._mourner.done():
+            self._mourner.set_result(None)
         for stream in self._streams.values():
             stream.fail(error)
         for future in self._calls.values():

@@ -23,6 +23,8 @@ from vllm.entrypoints.openai.serving.models import ServingModels
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
 from vllm.entrypoints.openai.state import ServerState, server_of
 from vllm.entrypoints.openai.trace_context import TraceContext
+from vllm.entrypoints.openai.transport.limits import RequestLimits
+from vllm.entrypoints.openai.transport.users_middleware import add_users_middleware
 from vllm.errors import EngineDeadError
 from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
@@ -68,6 +70,7 @@ def build_app(
         app.include_router(development.router)
     install_error_handlers(app)
     _add_middleware(app, options)
+    add_users_middleware(app, options.middleware)
     return app
 
 
@@ -92,6 +95,7 @@ def _add_middleware(app: FastAPI, options: ServerOptions) -> None:
     )
     if options.enable_request_id_headers:
         app.add_middleware(RequestIdHeader)
+    app.add_middleware(RequestLimits, options=options)
     server: ServerState = app.state.server
     if server.context.config.observability.otlp_traces_endpoint:
         app.add_middleware(TraceContext)
@@ -112,12 +116,13 @@ async def get_model(model: str, request: Request) -> Response:
 @router.get("/ping")
 @router.post("/ping")
 async def health(request: Request) -> Response:
-    """200 while the engine lives, 503 afterwards."""
+    """200 while requests are served: 503 once the engine is gone or the server is to end."""
+    context = server_of(request).context
     try:
-        await server_of(request).context.engine.check_health()
+        await context.engine.check_health()
     except EngineDeadError:
         return Response(status_code=503)
-    return Response(status_code=200)
+    return Response(status_code=503 if context.admission.is_closed else 200)
 
 
 @router.get("/version")

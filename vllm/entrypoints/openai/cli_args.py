@@ -10,37 +10,15 @@ from typing import Literal
 
 from vllm import envs
 from vllm.config.flags import add_settings
-from vllm.config.kinds import INT, TEXTS
+from vllm.config.kinds import INT
 from vllm.config.option import Setting, option, settings_of
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.transport.options import TransportOptions
 from vllm.errors import ConfigError
-
-LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
-    host: str = option("0.0.0.0", help="Address to listen on.")
-    port: int = option(8000, low=0, high=65535, help="Port to listen on; 0: any free one.")
-    uvicorn_log_level: str = option(
-        "warning", choices=LOG_LEVELS, help="How much the HTTP server says."
-    )
-    disable_uvicorn_access_log: bool = option(
-        False, help="No line per request at --uvicorn-log-level info."
-    )
-    api_key: tuple[str, ...] = option(
-        (),
-        kind=TEXTS,
-        help="Keys of which a client must send one, as 'Authorization: Bearer KEY'. "
-        "Without any, everybody may use the server. Also VLLM_API_KEY.",
-    )
-    allow_credentials: bool = option(False, help="CORS: let browsers send credentials.")
-    allowed_origins: tuple[str, ...] = option(
-        ("*",), kind=TEXTS, help="CORS: origins whose pages may use the server."
-    )
-    allowed_methods: tuple[str, ...] = option(("*",), kind=TEXTS, help="CORS: methods allowed.")
-    allowed_headers: tuple[str, ...] = option(("*",), kind=TEXTS, help="CORS: headers allowed.")
-    root_path: str = option("", help="Path under which a proxy shows this server.")
+class ServerOptions(TransportOptions):
     chat_template: str = option(
         "",
         help="Chat template to use instead of the tokenizer's: a Jinja file, or the template.",
@@ -63,9 +41,6 @@ class ServerOptions:
     enable_prompt_tokens_details: bool = option(
         False, help="Say in the usage how many prompt tokens came from the prefix cache."
     )
-    enable_request_id_headers: bool = option(
-        False, help="Answer with the X-Request-Id of the request, or a new one."
-    )
     enable_tokenizer_info_endpoint: bool = option(
         False, help="Offer /tokenizer_info: the tokenizer's settings and chat template."
     )
@@ -77,10 +52,6 @@ class ServerOptions:
         help="Most characters and token ids of a prompt in the log of requests.",
     )
     disable_ui: bool = option(False, help="No page at / and no figures of the engine for it.")
-    disable_fastapi_docs: bool = option(False, help="No /docs, /redoc and /openapi.json.")
-    shutdown_timeout: int = option(
-        5, low=0, help="Seconds that open requests have to end when the server is stopped."
-    )
 
 
 def server_settings() -> Iterator[Setting]:

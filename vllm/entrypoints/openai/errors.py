@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from vllm.entrypoints.openai.admission import Unavailable
 from vllm.entrypoints.openai.protocol.common import ErrorDetail, ErrorResponse
 from vllm.errors import BadRequest, EngineDeadError
 
@@ -37,6 +38,8 @@ def error_of(error: Exception) -> ErrorResponse:
         return _response(HTTPStatus.NOT_FOUND, str(error), "NotFoundError", error.param)
     if isinstance(error, BadRequest):
         return _response(HTTPStatus.BAD_REQUEST, str(error), "BadRequestError", error.param)
+    if isinstance(error, Unavailable):
+        return _response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), f"{type(error).__name__}Error")
     if isinstance(error, EngineDeadError):
         return _response(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "EngineDeadError")
     if isinstance(error, GenerationFailed):
@@ -59,7 +62,8 @@ def json_response(
 def error_response(error: Exception) -> Response:
     body = error_of(error)
     assert body.error.code is not None
-    return json_response(body, body.error.code)
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Unavailable) else None
+    return json_response(body, body.error.code, headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -83,6 +87,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, typed)
     app.add_exception_handler(BadRequest, typed)
     app.add_exception_handler(EngineDeadError, typed)
+    app.add_exception_handler(Unavailable, typed)
     app.add_exception_handler(GenerationFailed, typed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

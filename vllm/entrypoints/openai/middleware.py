@@ -36,7 +36,7 @@ class ApiKeyGuard:
         self.digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "OPTIONS" or self._may_pass(scope):
+        if scope["type"] == "lifespan" or self._may_pass(scope):
             await self.app(scope, receive, send)
             return
         error = ErrorDetail(
@@ -49,8 +49,10 @@ class ApiKeyGuard:
         await json_response(ErrorResponse(error), 401, headers)(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path in OPEN_PATHS:
+        # A proxy may or may not strip the path under which it shows the server.
+        path = scope["path"]
+        root = scope.get("root_path", "").rstrip("/")
+        if path in OPEN_PATHS or (root and path.removeprefix(root) in OPEN_PATHS):
             return True
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         given = _digest(key.strip())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm.entrypoints.chat_utils import render_chat
+from vllm.entrypoints.openai.admission import Admission
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import GenerationFailed, UnknownModel
 from vllm.entrypoints.openai.protocol.chat import ChatRenderRequest
@@ -68,6 +69,7 @@ class ServingContext:
     options: ServerOptions
     chat_template: str | None  # None: the tokenizer's own
     num_in_flight: int = 0
+    admission: Admission = field(default_factory=Admission)
     _encoder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize")
     )
@@ -95,6 +97,7 @@ class ServingContext:
 
     def admit(self, request: GenerationRequest) -> str:
         """Check what is the same for all endpoints that generate; returns the model's name."""
+        self.admission.check()
         request.warn_about_unknown_fields()
         model = self.resolve_model(request.model)
         request.refuse_what_is_unavailable()
@@ -172,7 +175,8 @@ class ServingContext:
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Outputs of all prompts as they come, with the index of theirs.
 
-        Closing it aborts what still runs. Raises BadRequest, EngineDeadError or GenerationFailed.
+        Closing it aborts what still runs. Raises BadRequest, EngineDeadError, GenerationFailed or
+        Unavailable.
         """
         num_sequences = len(prompts) * params.num_sequences
         if num_sequences > MAX_SEQUENCES:
@@ -184,17 +188,18 @@ class ServingContext:
         if self.config.observability.enable_log_requests:
             for prompt in prompts:
                 self._log(response_id, prompt, params)
-        self.num_in_flight += 1
-        outputs = self._outputs(prompts, params, response_id, request)
-        try:
-            async for prompt_idx, output in outputs:
-                for sequence in output.outputs:
-                    if sequence.finish_reason == "error":
-                        raise GenerationFailed(str(sequence.stop_reason))
-                yield prompt_idx, output
-        finally:
-            self.num_in_flight -= 1
-            await outputs.aclose()
+        with self.admission.open(num_sequences):
+            self.num_in_flight += 1
+            outputs = self._outputs(prompts, params, response_id, request)
+            try:
+                async for prompt_idx, output in outputs:
+                    for sequence in output.outputs:
+                        if sequence.finish_reason == "error":
+                            raise GenerationFailed(str(sequence.stop_reason))
+                    yield prompt_idx, output
+            finally:
+                self.num_in_flight -= 1
+                await outputs.aclose()
 
     def _outputs(
         self,

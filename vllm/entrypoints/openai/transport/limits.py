@@ -1,0 +1,101 @@
+"""What a request may weigh before it is read: its headers, its id, its body."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from http import HTTPStatus
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm.entrypoints.openai.errors import json_response
+from vllm.entrypoints.openai.protocol.common import ErrorDetail, ErrorResponse
+from vllm.entrypoints.openai.transport.options import TransportOptions
+
+# It is repeated in answers, logs and traces: nothing that could break out of a line of them.
+REQUEST_ID: Final = re.compile(r"[!-~]{1,256}")
+
+
+class RequestLimits:
+    """ASGI middleware: refuses in the shape of the API what exceeds a limit."""
+
+    def __init__(self, app: ASGIApp, options: TransportOptions) -> None:
+        self.app = app
+        self.max_body_bytes = options.max_request_body_bytes
+        self.max_headers = options.h11_max_header_count
+        self.timeout_s = options.client_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self.app(scope, self._counted(receive), send)
+            return
+        status, text = refusal
+        # The rest of the body is not read, so the connection cannot be used again.
+        response = json_response(_error(status, text), status, {"connection": "close"})
+        await response(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
+        headers = Headers(scope=scope)
+        if len(scope["headers"]) > self.max_headers:
+            return (
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"the request has {len(scope['headers'])} headers; this server takes "
+                f"{self.max_headers} (--h11-max-header-count)",
+            )
+        request_id = headers.get("x-request-id")
+        if request_id is not None and not REQUEST_ID.fullmatch(request_id):
+            return (
+                HTTPStatus.BAD_REQUEST,
+                "the header X-Request-Id must be 1 to 256 printable ASCII characters, no spaces",
+            )
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdecimal() and int(length[:20]) > self.max_body_bytes:
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large()
+        return None
+
+    def _counted(self, receive: Receive) -> Receive:
+        num_bytes, is_complete = 0, False
+
+        async def counted() -> Message:
+            nonlocal num_bytes, is_complete
+            if is_complete:  # what comes now is the client's going away
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self.timeout_s)
+            except asyncio.TimeoutError:
+                raise HTTPException(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    f"the request's body paused for more than {self.timeout_s} s "
+                    "(--client-timeout)",
+                    {"connection": "close"},
+                ) from None
+            num_bytes += len(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
+            if num_bytes > self.max_body_bytes:
+                raise HTTPException(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large(), {"connection": "close"}
+                )
+            return message
+
+        return counted
+
+    def _too_large(self) -> str:
+        return (
+            f"the request's body has more than {self.max_body_bytes} bytes, the most this server "
+            "takes (--max-request-body-bytes)"
+        )
+
+
+def _error(status: HTTPStatus, text: str) -> ErrorResponse:
+    kind = {
+        HTTPStatus.BAD_REQUEST: "BadRequestError",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestEntityTooLargeError",
+    }.get(status, "RequestHeadersTooLargeError")
+    return ErrorResponse(ErrorDetail(text, kind, None, int(status)))
