@@ -17,7 +17,7 @@ from vllm.engine.messages import EngineStats
 from vllm.metrics.stats import IterationStats
 
 SAMPLE_S: Final = 1.0
-MAX_SAMPLES: Final = 300
+MAX_SAMPLES: Final = 180
 WINDOW_SAMPLES: Final = 60  # what the percentiles of the summary are of
 
 # A percentile is exact to half of this ratio: what a chart can show.
@@ -36,7 +36,7 @@ class Percentiles(msgspec.Struct, array_like=True):
 
 
 class Sample(msgspec.Struct, array_like=True, kw_only=True):
-    """One second of the engine. Gauges are as of its end, counts are of what it held."""
+    """One second of the engine: the highest of each gauge, and counts of what happened in it."""
 
     time: int  # seconds since the epoch, at its start
     num_running: int
@@ -67,6 +67,8 @@ class LiveView(msgspec.Struct):
     num_blocks: int  # that requests can have
     num_running: int  # now
     num_waiting: int
+    num_used_blocks: int
+    num_cached_blocks: int
     num_preemptions: int  # since the start
     summary: Summary
     fields: tuple[str, ...]  # names of a sample's values
@@ -108,23 +110,45 @@ def _middle_s(index: int) -> float:
 class Second:
     """A sample being collected, and what a summary needs of it afterwards."""
 
-    __slots__ = ("inter_token", "number", "sample", "step", "time_to_first_token")
+    __slots__ = (
+        "inter_token",
+        "kv_usage",
+        "number",
+        "num_running",
+        "num_waiting",
+        "sample",
+        "step",
+        "time_to_first_token",
+    )
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, engine: EngineStats) -> None:
+        """`engine`: as of its start."""
         self.number = number
+        self.num_running = engine.num_running
+        self.num_waiting = engine.num_waiting
+        self.kv_usage = engine.kv_usage
         self.time_to_first_token = Durations()
         self.inter_token = Durations()
         self.step = Durations()
         self.sample: Sample | None = None
+
+    def record(self, engine: EngineStats, iteration: IterationStats, has_stepped: bool) -> None:
+        self.time_to_first_token.pending += iteration.time_to_first_token_s
+        self.inter_token.pending += iteration.inter_token_s
+        if has_stepped:
+            self.step.pending.append(engine.step_s)
+        self.num_running = max(self.num_running, engine.num_running)
+        self.num_waiting = max(self.num_waiting, engine.num_waiting)
+        self.kv_usage = max(self.kv_usage, engine.kv_usage)
 
     def close(self, begin: EngineStats, end: EngineStats) -> None:
         for durations in (self.time_to_first_token, self.inter_token, self.step):
             durations.close()
         self.sample = Sample(
             time=round(self.number * SAMPLE_S),
-            num_running=end.num_running,
-            num_waiting=end.num_waiting,
-            num_used_blocks=round(end.kv_usage * (end.num_blocks - 1)),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            num_used_blocks=round(self.kv_usage * max(end.num_blocks - 1, 0)),
             num_cached_blocks=end.num_cached_blocks,
             num_prompt_tokens=end.num_prompt_tokens - begin.num_prompt_tokens,
             num_generation_tokens=end.num_generation_tokens - begin.num_generation_tokens,
@@ -147,15 +171,11 @@ class LiveStats:
         self.engine = EngineStats(num_blocks=num_blocks)
         self.engine_before = self.engine  # as of the start of the second being collected
         self.seconds: deque[Second] = deque(maxlen=MAX_SAMPLES)
-        self.second = Second(self._number())
+        self.second = Second(self._number(), self.engine)
 
     def record(self, engine: EngineStats, iteration: IterationStats) -> None:
         self._catch_up()
-        second = self.second
-        second.time_to_first_token.pending += iteration.time_to_first_token_s
-        second.inter_token.pending += iteration.inter_token_s
-        if engine.num_steps > self.engine.num_steps:
-            second.step.pending.append(engine.step_s)
+        self.second.record(engine, iteration, engine.num_steps > self.engine.num_steps)
         self.engine = engine
 
     def view(self, after: int = 0) -> LiveView:
@@ -163,10 +183,13 @@ class LiveStats:
         self._catch_up()
         recent = list(islice(reversed(self.seconds), WINDOW_SAMPLES))
         engine = self.engine
+        num_blocks = max(engine.num_blocks - 1, 0)
         return LiveView(
-            num_blocks=max(engine.num_blocks - 1, 0),
+            num_blocks=num_blocks,
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
+            num_used_blocks=round(engine.kv_usage * num_blocks),
+            num_cached_blocks=engine.num_cached_blocks,
             num_preemptions=engine.num_preemptions,
             summary=_summary(recent),
             fields=Sample.__struct_fields__,
@@ -184,10 +207,10 @@ class LiveStats:
         self.second.close(self.engine_before, self.engine)
         self.seconds.append(self.second)
         for idle in range(max(self.second.number + 1, number - MAX_SAMPLES), number):
-            second = Second(idle)
+            second = Second(idle, self.engine)
             second.close(self.engine, self.engine)
             self.seconds.append(second)
-        self.second, self.engine_before = Second(number), self.engine
+        self.second, self.engine_before = Second(number, self.engine), self.engine
 
 
 def _summary(seconds: Sequence[Second]) -> Summary:

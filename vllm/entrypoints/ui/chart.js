@@ -1,8 +1,8 @@
-// A line over the last minutes, drawn as two or three paths: the theme colours them.
+// A line over the last minutes, drawn as a few paths: the theme colours them.
 
 import { el, svg } from "./dom.js";
 
-const WIDTH = 300; // one unit is a second
+const WIDTH = 180; // one unit is a second
 const HEIGHT = 60;
 const TOP = 4;
 const BOTTOM = HEIGHT - 2;
@@ -16,13 +16,15 @@ export function ceiling(value) {
 
 export class Chart {
   // series: [{label, value: (sample) => number | null}]; format: of a value, as text.
-  constructor({ title, series, format, highest = null, className = "" }, onpoint) {
+  constructor({ title, series, format, highest = null, hasArea = false, className = "" }, onpoint) {
     this.series = series;
     this.format = format;
     this.highest = highest;
+    this.hasArea = hasArea;
     this.values = series.map(() => el("b", {}, "–"));
     this.area = svg("path", { class: "area" });
     this.lines = series.map((_, i) => svg("path", { class: `line line-${i}` }));
+    this.dots = series.map((_, i) => svg("path", { class: `line dots line-${i}` }));
     this.cursor = svg("path", { class: "cursor" });
     this.limit = el("span", { class: "limit" });
     const plot = svg(
@@ -31,6 +33,7 @@ export class Chart {
       svg("path", { class: "grid", d: `M0 ${TOP}H${WIDTH}M0 ${BOTTOM}H${WIDTH}` }),
       this.area,
       ...this.lines.toReversed(),
+      ...this.dots.toReversed(),
       this.cursor,
     );
     plot.addEventListener("pointermove", (event) => {
@@ -55,8 +58,13 @@ export class Chart {
     const top = this.highest ?? ceiling(most);
     this.limit.textContent = this.format(top);
     const xs = samples.map((sample) => WIDTH - (now - sample.time));
-    columns.forEach((column, i) => this.lines[i].setAttribute("d", linePath(xs, column, top)));
-    this.area.setAttribute("d", areaPath(xs, columns[0], top));
+    columns.forEach((column, i) => {
+      const points = column.map((value, at) => (value === null ? null : `${xs[at]} ${height(value, top)}`));
+      const isLone = (_, at) => !points[at - 1] && !points[at + 1];
+      this.lines[i].setAttribute("d", linePath(points));
+      this.dots[i].setAttribute("d", points.filter((point, at) => point && isLone(point, at)).map((point) => `M${point}h.01`).join(""));
+    });
+    if (this.hasArea) this.area.setAttribute("d", areaPath(xs, columns[0], top));
   }
 
   show(values) {
@@ -76,18 +84,9 @@ function height(value, top) {
   return (BOTTOM - (BOTTOM - TOP) * Math.min(value / top, 1)).toFixed(1);
 }
 
-// A second without a value breaks the line; a lone value is a dot, thanks to round ends.
-function linePath(xs, column, top) {
-  let path = "";
-  let isOpen = false;
-  column.forEach((value, i) => {
-    if (value === null) isOpen = false;
-    else {
-      path += `${isOpen ? "L" : "M"}${xs[i]} ${height(value, top)}${isOpen ? "" : "h.01"}`;
-      isOpen = true;
-    }
-  });
-  return path;
+// A second without a value breaks the line.
+function linePath(points) {
+  return points.map((point, at) => (point ? (points[at - 1] ? "L" : "M") + point : "")).join("");
 }
 
 function areaPath(xs, column, top) {

@@ -10,6 +10,7 @@ const SUGGESTIONS = ["Tell me a story about a fox named Ada.", "What is 12 + 7?"
 const BEGINNINGS = ["Once upon a time, there was", "One evening, Ada had to"];
 const TOP_LOGPROBS = 5;
 const NEAR_END_PX = 48;
+const SHORTEST_S = 0.1; // a rate over less says how a network packs, not how fast tokens come
 
 export class Conversation {
   // `page` knows what the composer and the settings say: mode, model, wantsTokens, maxLogprobs,
@@ -245,10 +246,11 @@ export class Conversation {
 
 function figures(tokens, sent_ms, first_ms, last_ms) {
   const span_s = (last_ms - first_ms) / 1000;
+  const isMeasured = first_ms !== null && tokens > 1 && span_s >= SHORTEST_S;
   return {
     tokens,
     first_s: first_ms === null ? null : (first_ms - sent_ms) / 1000,
-    rate: first_ms === null || tokens < 2 || span_s <= 0 ? null : (tokens - 1) / span_s,
+    rate: isMeasured ? (tokens - 1) / span_s : null,
   };
 }
 

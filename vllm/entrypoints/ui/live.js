@@ -7,7 +7,7 @@ import { duration } from "./message.js";
 
 const POLL_MS = 1000;
 const SLOW_POLL_MS = 4000; // while the server does not answer
-const KEPT = 300; // samples
+const KEPT = 180; // samples
 const RECENT = 3; // seconds that "now" is the mean of, where one second says little
 
 const whole = (value) => Math.round(value).toLocaleString("en");
@@ -23,6 +23,7 @@ const CHARTS = {
   throughput: {
     title: "Tokens per second",
     className: "wide",
+    hasArea: true,
     format: whole,
     series: [
       { label: "generated", value: (sample) => sample.num_generation_tokens },
@@ -32,6 +33,7 @@ const CHARTS = {
   requests: {
     title: "Requests",
     className: "wide",
+    hasArea: true,
     format: whole,
     series: [
       { label: "running", value: (sample) => sample.num_running },
@@ -49,6 +51,7 @@ const CHARTS = {
   },
   kv: {
     title: "KV blocks in use",
+    hasArea: true,
     format: whole,
     series: [{ label: "blocks", value: (sample) => sample.num_used_blocks }],
   },
@@ -75,7 +78,7 @@ class BlockBar {
     );
   }
 
-  show({ num_used_blocks: used, num_cached_blocks: cached }, total) {
+  show({ num_used_blocks: used, num_cached_blocks: cached, num_blocks: total }) {
     // Blocks in use may be known to the cache as well; the bar shows what is kept beyond these.
     const kept = Math.max(0, cached - used);
     this.used.style.width = `${(100 * used) / Math.max(total, 1)}%`;
@@ -108,7 +111,7 @@ export class LiveView {
     );
     const { throughput, requests, ...rest } = this.charts;
     const nodes = [throughput, requests, this.bar, ...Object.values(rest)].map(({ node }) => node);
-    this.caption = el("p", { class: "caption" }, "Last 5 minutes. Percentiles are of the last minute.");
+    this.caption = el("p", { class: "caption" }, "The last 3 minutes. Percentiles and hits in figures are of the last minute.");
     find("engine").append(el("div", { class: "charts" }, ...nodes), this.caption, this.facts);
     document.addEventListener("visibilitychange", () => this.poll());
     this.poll();
@@ -144,7 +147,7 @@ export class LiveView {
     const now = this.samples.at(-1)?.time;
     if (now === undefined) return;
     for (const chart of Object.values(this.charts)) chart.draw(this.samples, now);
-    this.bar.show(this.samples.at(-1), this.live.num_blocks);
+    this.bar.show(this.live);
     if (this.pointed === null) this.showNow();
     else this.point(this.pointed);
   }
@@ -159,7 +162,7 @@ export class LiveView {
     charts.between.show(live.summary.inter_token ?? [null, null]);
     charts.step.show(live.summary.step ?? [null, null]);
     charts.hits.show([live.summary.prefix_hit_rate]);
-    charts.kv.show([samples.at(-1).num_used_blocks]);
+    charts.kv.show([live.num_used_blocks]);
     charts.preemptions.show([live.num_preemptions]);
   }
 

@@ -8,7 +8,7 @@ const ENDS = { length: "cut at the limit of tokens", abort: "stopped", tool_call
 
 export class UserView {
   constructor(turn, actions) {
-    const edit = iconButton("edit", "Edit and send again", actions.edit);
+    const edit = iconButton("edit", "Edit", actions.edit);
     edit.classList.add("only-last");
     this.node = el(
       "article",
