@@ -92,6 +92,8 @@ async def test_development_routes_exist_in_development_mode_only(make_app, engin
         for method, path in DEVELOPMENT[:2]:
             assert (await client.request(method, path)).status_code == 200
         assert "fake" in (await client.get("/server_info")).json()["vllm_config"]
+        reply = await client.get("/server_info?config_format=xml")
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "config_format")
         for method, path in DEVELOPMENT[2:]:
             reply = await client.request(method, path)
             assert reply.status_code == 400

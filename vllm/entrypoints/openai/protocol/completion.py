@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -40,15 +41,25 @@ class CompletionRequest(GenerationRequest):
     @field_validator("prompt", mode="before")
     @classmethod
     def _check_kinds(cls, prompt: Any) -> Any:
-        kinds = {type(item) for item in prompt} if isinstance(prompt, list) else set()
-        if len(kinds) > 1:
-            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        """One message instead of one per alternative of the union."""
+        if prompt is not None and not _is_prompt(prompt):
             raise BadRequest(
-                f"prompt mixes {names}: it is text, a list of texts, a list of token ids, or a "
-                "list of lists of token ids",
+                "prompt must be text, a list of texts, a list of token ids, or a list of lists of "
+                "token ids, and not a mixture",
                 "prompt",
             )
         return prompt
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    if not isinstance(value, list):
+        return False
+    kinds = set(map(type, value))
+    if kinds == {list}:
+        return set(map(type, itertools.chain.from_iterable(value))) <= {int}
+    return kinds in ({str}, {int}, set())
 
 
 class CompletionLogprobs(msgspec.Struct):

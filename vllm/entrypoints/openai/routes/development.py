@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from vllm.config.vllm import described
 from vllm.entrypoints.openai.state import server_of
-from vllm.errors import NotAvailable
+from vllm.errors import BadRequest, NotAvailable
 
 router = APIRouter()
 
@@ -21,10 +19,10 @@ async def reset_prefix_cache(request: Request) -> Response:
 
 
 @router.get("/server_info")
-async def server_info(
-    request: Request, config_format: Literal["text", "json"] = "text"
-) -> Response:
+async def server_info(request: Request, config_format: str = "text") -> Response:
     """The engine's configuration, as one text or as an object of objects. No secrets."""
+    if config_format not in ("text", "json"):
+        raise BadRequest(f"config_format={config_format}: must be text or json", "config_format")
     config = server_of(request).context.config
     shown = described(config) if config_format == "json" else repr(config)
     return JSONResponse({"vllm_config": shown})

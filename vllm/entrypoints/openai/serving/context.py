@@ -180,10 +180,11 @@ class ServingContext:
         """
         num_sequences = len(prompts) * params.num_sequences
         if num_sequences > MAX_SEQUENCES:
+            name = "n" if params.best_of is None else "best_of"
             raise BadRequest(
-                f"{len(prompts)} prompts times n={params.num_sequences} are {num_sequences} "
+                f"{len(prompts)} prompts times {name}={params.num_sequences} are {num_sequences} "
                 f"sequences; a request may have {MAX_SEQUENCES}",
-                "n",
+                name,
             )
         if self.config.observability.enable_log_requests:
             for prompt in prompts:
