@@ -78,16 +78,7 @@ async def make_app(
 ) -> tuple[FastAPI, ServingContext]:
     """The application of one API server, which listens to what the engine says of itself."""
     observability = config.observability
-    metrics = PrometheusStats(
-        config.model.served_model_name[0],
-        config.model.max_model_len,
-        {
-            "block_size": str(config.cache.block_size),
-            "cache_dtype": str(config.cache.cache_dtype),
-            "enable_prefix_caching": str(config.cache.enable_prefix_caching),
-            "gpu_memory_utilization": str(config.cache.gpu_memory_utilization),
-        },
-    )
+    metrics = PrometheusStats.of(config, engine.client.ready.num_blocks)
     log_class = NoLogging if observability.disable_log_stats else LoggingStats
     log = log_class(observability.log_stats_interval_s)
     admission = Admission(options.max_waiting_requests, config.scheduler.max_num_seqs, tally)
