@@ -156,6 +156,8 @@ def test_a_plot_is_written(server: FakeServer, tmp_path: Path) -> None:
         (["--result-dir", "/no/such"], "--result-dir /no/such"),
         (["--dataset-name", "trace"], "needs --dataset-path"),
         (["--base-url", "ftp://x"], "--base-url"),
+        (["--endpoint", "v1/completions"], "--endpoint v1/completions: must start with /"),
+        (["--ramp-up-strategy", "linear"], "--ramp-up-strategy linear: needs"),
     ],
 )
 def test_a_wrong_flag_is_named_before_anything_is_sent(
@@ -176,6 +178,13 @@ def test_a_value_out_of_range_is_named(
         bench(server, *words)
     assert stop.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_a_url_with_too_much_is_explained(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(server, "--base-url", f"{server.url}/v1") == 2
+    assert "--base-url is without /v1" in capsys.readouterr().err
 
 
 def test_a_key_that_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:

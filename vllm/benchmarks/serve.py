@@ -48,6 +48,7 @@ class ServeOptions:
     def of(cls, args: argparse.Namespace) -> ServeOptions:
         """Raises ConfigError, also for what would only fail after the measurement."""
         options = cls(*(from_flags(group, args) for group in GROUPS.values()))
+        options.target.path()
         options.arrivals.check()
         options.result.check()
         return options
@@ -117,11 +118,10 @@ def bench(options: ServeOptions) -> Measured:
     samples = load_samples(options.dataset, codec, vocabulary, options.arrivals.seed)
     warmups = warmup_samples(samples, vocabulary, options.target.num_warmups)
     requests = make_requests(options, target, codec, [*warmups, *samples])
-    backend = BACKENDS[options.target.backend]
     sender = Sender(
         server=target.server,
-        backend=backend,
-        path=options.target.endpoint or backend.path,
+        backend=BACKENDS[options.target.backend],
+        path=options.target.path(),
         max_concurrency=options.arrivals.max_concurrency,
     )
     times_s = [0.0] * len(warmups) + options.arrivals.times_s(samples)
@@ -172,7 +172,9 @@ def make_requests(
     common = {"model": target.model, **options.sampling.fields(options.target.backend)}
     prefix = options.target.request_id_prefix
     requests = []
-    for index, sample in enumerate(samples):
+    # Asking the server for tokens takes milliseconds per prompt.
+    bar = tqdm(samples, desc="Preparing", unit="req", disable=options.result.disable_tqdm)
+    for index, sample in enumerate(bar):
         prompt, length = sample.prompt, sample.num_prompt_tokens
         if isinstance(prompt, list):
             text, text_length = text_of_length(codec, prompt)

@@ -51,6 +51,12 @@ class TargetOptions:
     num_warmups: int = option(0, low=0, help="Requests sent before the measurement.")
     request_id_prefix: str = option("", help="Send X-Request-Id: this text and a number.")
 
+    def path(self) -> str:
+        """Where requests go. Raises ConfigError."""
+        if self.endpoint and not self.endpoint.startswith("/"):
+            raise ConfigError(f"--endpoint {self.endpoint}: must start with /, as /v1/completions.")
+        return self.endpoint or BACKENDS[self.backend].path
+
     def key(self) -> str:
         found = self.api_key or envs.VLLM_API_KEY or envs.inherited("OPENAI_API_KEY")
         return found or ""

@@ -12,6 +12,11 @@ from vllm.benchmarks.serve_options import TargetOptions
 from vllm.errors import ConfigError
 
 POLL_S = 0.25
+# Of statuses, as ServerError tells them.
+HINTS = {
+    "status 401": "Give the server's key with --api-key.",
+    "status 404": "--base-url is without /v1.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,8 @@ async def _served(server: Server, limit_s: float) -> str:
         except ServerError as error:
             # A server that is loading its model may answer 503.
             if "status 503" not in str(error) or time.monotonic() >= deadline_s:
-                raise ConfigError(f"the server cannot be used: {error}") from error
+                hint = next((text for code, text in HINTS.items() if code in str(error)), "")
+                raise ConfigError(f"the server cannot be used: {error}. {hint}".rstrip()) from error
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(
                 f"the server cannot be used: GET /v1/models has no list of models ({error!r})"
