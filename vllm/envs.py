@@ -306,6 +306,14 @@ def shown(prefixes: tuple[str, ...]) -> dict[str, str]:
     }
 
 
+def pass_on(name: str, value: str | None) -> None:
+    """Set a variable for processes that are started from now on; None: unset it."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
 def limit_openmp_spinning() -> None:
     """Let idle OpenMP threads sleep soon, unless the user has set how long they spin.
 

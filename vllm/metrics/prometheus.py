@@ -21,12 +21,14 @@ from prometheus_client import (
 from typing_extensions import Self
 
 from vllm.engine.messages import EngineStats, FinishReason
+from vllm.metrics.shared import is_shared, shared_registry
 from vllm.metrics.stats import FinishedRequest, IterationStats
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+SHARED_GAUGE: Final = "mostrecent"  # of those that several processes set
 ENGINE_LABELS = ("model_name", "engine")
 
 
@@ -77,9 +79,21 @@ COUNTERS: Final = (
 
 
 class PrometheusStats:
-    """A StatLogger. Owns its registry, so that several engines can live in one process."""
+    """A StatLogger. Owns its registry, so that several engines can live in one process.
 
-    def __init__(self, model_name: str, max_model_len: int, cache_info: dict[str, str]) -> None:
+    Where several API servers share one engine (vllm.metrics.shared), every one counts its own
+    requests, one of them has `counts_engine` and counts the engine's steps, and any of them shows
+    the metrics of all.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        max_model_len: int,
+        cache_info: dict[str, str],
+        counts_engine: bool = True,
+    ) -> None:
+        self.counts_engine = counts_engine
         self.registry = CollectorRegistry()
         self.labels = (model_name, "0")
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -132,26 +146,23 @@ class PrometheusStats:
             reason: success.labels(*self.labels, str(reason)) for reason in FinishReason
         }
         self._cache_info(cache_info)
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        if not is_shared():
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
+            GCCollector(registry=self.registry)
 
     @classmethod
-    def of(cls, config: VllmConfig, num_blocks: int) -> Self:
+    def of(cls, config: VllmConfig, num_blocks: int, counts_engine: bool = True) -> Self:
         """Those of a running engine, which has measured `num_blocks`."""
         cache = config.cache
         info = {field.name: str(getattr(cache, field.name)) for field in fields(cache)}
         info |= {"num_gpu_blocks": str(num_blocks), "num_cpu_blocks": "0"}
-        return cls(config.model.served_model_name[0], config.model.max_model_len, info)
+        model = config.model
+        return cls(model.served_model_name[0], model.max_model_len, info, counts_engine)
 
     def record(self, engine: EngineStats, iteration: IterationStats) -> None:
-        for gauge, field in self.gauges:
-            gauge.set(getattr(engine, field))
-        for counter, field in self.counters:
-            counter.inc(max(0, getattr(engine, field) - getattr(self.last, field)))
-        if num_tokens := _num_computed(engine) - _num_computed(self.last):
-            self.iteration_tokens.observe(num_tokens)
-        self.last = engine
+        if self.counts_engine:
+            self._record_engine(engine)
         self.prompt_tokens.inc(iteration.num_prompt_tokens)
         self.generation_tokens.inc(iteration.num_generation_tokens)
         for seconds in iteration.time_to_first_token_s:
@@ -166,7 +177,16 @@ class PrometheusStats:
             self.longest.observe(call.longest)
 
     def exposition(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(shared_registry() if is_shared() else self.registry)
+
+    def _record_engine(self, engine: EngineStats) -> None:
+        for gauge, field in self.gauges:
+            gauge.set(getattr(engine, field))
+        for counter, field in self.counters:
+            counter.inc(max(0, getattr(engine, field) - getattr(self.last, field)))
+        if num_tokens := _num_computed(engine) - _num_computed(self.last):
+            self.iteration_tokens.observe(num_tokens)
+        self.last = engine
 
     def _record_finished(self, finished: FinishedRequest) -> None:
         self.success[finished.reason].inc()
@@ -182,12 +202,22 @@ class PrometheusStats:
     def _cache_info(self, cache_info: dict[str, str]) -> None:
         names = ("engine", *cache_info)
         gauge = Gauge(
-            "vllm:cache_config_info", "Settings of the KV cache", names, registry=self.registry
+            "vllm:cache_config_info",
+            "Settings of the KV cache",
+            names,
+            registry=self.registry,
+            multiprocess_mode=SHARED_GAUGE,
         )
         gauge.labels("0", *cache_info.values()).set(1)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ENGINE_LABELS, registry=self.registry).labels(*self.labels)
+        return Gauge(
+            name,
+            text,
+            ENGINE_LABELS,
+            registry=self.registry,
+            multiprocess_mode=SHARED_GAUGE,
+        ).labels(*self.labels)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, ENGINE_LABELS, registry=self.registry).labels(*self.labels)
