@@ -13,7 +13,8 @@ COUNT = 40_000
 
 
 def options(**values: Any) -> ArrivalOptions:
-    return ArrivalOptions(**{"ramp_up_start_rps": None, "ramp_up_end_rps": None, **values})
+    ramp = {"ramp_up_strategy": "", "ramp_up_start_rps": None, "ramp_up_end_rps": None}
+    return ArrivalOptions(**{**ramp, **values})
 
 
 def gaps_s(count: int = COUNT, **values: Any) -> np.ndarray:

@@ -130,6 +130,18 @@ def test_mistake_in_a_yaml_file_is_a_mistake(
     assert "not valid YAML" in failure(capsys, "--config", str(file))
 
 
+def test_switches_of_any_kind_and_spelling_come_from_a_yaml_file(tmp_path: Path) -> None:
+    parser = FlexibleArgumentParser()
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--other_way", action="store_true")
+    parser.add_argument("--both", action=argparse.BooleanOptionalAction, default=True)
+    file = tmp_path / "x.yaml"
+    file.write_text("plain: true\nother_way: false\nno-both: true\n")
+    found = parser.parse_args(["--config", str(file)])
+    assert (found.plain, found.other_way, found.both) == (True, False, False)
+    assert parser.parse_args([f"--config={file}", "--both"]).both
+
+
 def help_text(capsys: pytest.CaptureFixture[str], word: str) -> str:
     with pytest.raises(SystemExit) as stopped:
         make_parser().parse_args([word])
@@ -156,6 +168,29 @@ def test_help_finds_groups_and_words(capsys: pytest.CaptureFixture[str]) -> None
     assert "--max-num-seqs" in word and "--seed" not in word
 
     assert "Did you mean" in help_text(capsys, "--help=max-num-sequs")
+    assert help_text(capsys, "--help=CacheConfig") == group
+
+    groups = help_text(capsys, "--help=listgroup")
+    assert "cache " in groups and "scheduler " in groups and "--" not in groups.split("\n", 1)[1]
+
+
+def test_help_names_a_switch_and_a_value_once() -> None:
+    parser = FlexibleArgumentParser()
+    parser.add_argument("--on", action=argparse.BooleanOptionalAction, help="x")
+    parser.add_argument("--size", "--length", type=int, metavar="N", help="y")
+
+    text = parser.format_help()
+    assert "--on, --no-... " in text and "--size, --length N" in text
+
+
+def test_a_search_before_a_command_says_where_to_search(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = FlexibleArgumentParser(prog="vllm")
+    parser.add_subparsers(dest="command").add_parser("serve")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help=cache"])
+    assert "`vllm serve --help=cache`" in capsys.readouterr().err
 
 
 def test_arguments_of_an_application_pass_through() -> None:

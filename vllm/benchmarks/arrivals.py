@@ -38,7 +38,10 @@ class ArrivalOptions:
     )
     max_concurrency: int = option(0, low=0, help="Most requests open at a time; 0: no limit.")
     ramp_up_strategy: str = option(
-        "", choices=("", "linear", "exponential"), help="Change the request rate during the run."
+        "",
+        choices=("linear", "exponential"),
+        auto="none",
+        help="Change the request rate during the run.",
     )
     ramp_up_start_rps: float = option(
         None, kind=FLOAT, low=0.001, auto="none", help="Requests per second of the first requests."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,14 +21,17 @@ HELP_COLUMN = 32
 
 
 class FlagHelp(argparse.HelpFormatter):
-    """Names a switch once, and help in a column of its own."""
+    """Names a switch once and its value once, and has help in a column of its own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"max_help_position": HELP_COLUMN, **kwargs})
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not isinstance(action, argparse.BooleanOptionalAction):
-            return super()._format_action_invocation(action)
+            if not action.option_strings or action.nargs == 0:
+                return super()._format_action_invocation(action)
+            value = self._format_args(action, self._get_default_metavar_for_optional(action))
+            return f"{', '.join(action.option_strings)} {value}"
         names = [name for name in action.option_strings if not name.startswith("--no-")]
         return ", ".join([*names, "--no-..."])
 
@@ -219,7 +223,8 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
         for key, value in (values or {}).items():
             name = str(key).replace("_", "-").lstrip("-")
             if name not in skip:
-                flag = "--model" if name == "model-tag" else f"--{name}"
+                text = str(key).lstrip("-")
+                flag = "--model" if name == "model-tag" else self._dashes(f"--{text}")
                 words += self._words_of(self._known(flag, f"--config {path}: {key}"), value)
         return words
 
@@ -277,7 +282,8 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
 
 def _mentions(action: argparse.Action, pattern: str, word: str) -> bool:
     in_flags = any(pattern in flag for flag in action.option_strings)
-    return in_flags or word in (action.help or "").lower()
+    # From the start of a word: "rate" is not about what is generated.
+    return in_flags or bool(re.search(rf"(?<!\w){re.escape(word)}", (action.help or "").lower()))
 
 
 def _json_or_text(text: str) -> Any:
