@@ -76,13 +76,14 @@ def test_metrics_can_be_read_as_objects():
 
 def test_a_step_counts_the_tokens_it_computed():
     stats = PrometheusStats("m", 100, {})
-    for prompt, generated in ((10, 0), (10, 0), (12, 3)):
-        stats.record(
-            EngineStats(num_prompt_tokens=prompt, num_generation_tokens=generated), IterationStats()
+    for steps, prompt, generated in ((1, 10, 0), (1, 10, 0), (2, 12, 3), (4, 12, 7)):
+        engine = EngineStats(
+            num_steps=steps, num_prompt_tokens=prompt, num_generation_tokens=generated
         )
+        stats.record(engine, IterationStats())
     now = samples(stats)
-    assert now["vllm:iteration_tokens_total_count"] == 2
-    assert now["vllm:iteration_tokens_total_sum"] == 15
+    assert now["vllm:iteration_tokens_total_count"] == 4
+    assert now["vllm:iteration_tokens_total_sum"] == 19
 
 
 def test_calls_are_counted_once_whatever_their_n():

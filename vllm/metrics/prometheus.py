@@ -184,8 +184,11 @@ class PrometheusStats:
             gauge.set(getattr(engine, field))
         for counter, field in self.counters:
             counter.inc(max(0, getattr(engine, field) - getattr(self.last, field)))
+        # One step, or those of a quarter second where other servers were told of the rest.
+        num_steps = max(1, engine.num_steps - self.last.num_steps)
         if num_tokens := _num_computed(engine) - _num_computed(self.last):
-            self.iteration_tokens.observe(num_tokens)
+            for _ in range(num_steps):
+                self.iteration_tokens.observe(num_tokens / num_steps)
         self.last = engine
 
     def _record_finished(self, finished: FinishedRequest) -> None:
