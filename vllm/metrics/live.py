@@ -23,7 +23,8 @@ WINDOW_SAMPLES: Final = 60  # what the percentiles of the summary are of
 # A percentile is exact to half of this ratio: what a chart can show.
 BIN_RATIO: Final = 1.08
 LOWEST_S: Final = 1e-5
-NUM_BINS: Final = math.ceil(math.log(1e4 / LOWEST_S) / math.log(BIN_RATIO))
+HIGHEST_S: Final = 1e4
+NUM_BINS: Final = math.ceil(math.log(HIGHEST_S / LOWEST_S) / math.log(BIN_RATIO)) + 1
 
 Bins = npt.NDArray[np.int64]
 
@@ -87,9 +88,9 @@ class Durations:
     def close(self) -> None:
         """Count what has come; a second without durations keeps no bins."""
         if self.pending:
-            values = np.maximum(np.array(self.pending), LOWEST_S)
+            values = np.clip(np.array(self.pending), LOWEST_S, HIGHEST_S)
             indices = (np.log(values / LOWEST_S) / math.log(BIN_RATIO)).astype(np.int64)
-            self.bins = np.bincount(np.minimum(indices, NUM_BINS - 1), minlength=NUM_BINS)
+            self.bins = np.bincount(indices, minlength=NUM_BINS)
             self.pending = []
 
 
@@ -113,9 +114,9 @@ class Second:
     __slots__ = (
         "inter_token",
         "kv_usage",
-        "number",
         "num_running",
         "num_waiting",
+        "number",
         "sample",
         "step",
         "time_to_first_token",
