@@ -1,6 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm.engine.messages import EngineStats, FinishReason
+from vllm.metrics.older_names import OLDER_NAMES
 from vllm.metrics.prometheus import PrometheusStats, series_1_2_5
 from vllm.metrics.reader import Gauge, Histogram, read_metrics
 from vllm.metrics.stats import FinishedCall, FinishedRequest, IterationStats
@@ -92,3 +93,14 @@ def test_calls_are_counted_once_whatever_their_n():
     now = samples(stats)
     assert now["vllm:request_params_n_sum"] == 4
     assert now["vllm:request_max_num_generation_tokens_sum"] == 10
+
+
+def test_older_names_show_the_same():
+    stats = PrometheusStats("m", 100, {})
+    engine = EngineStats(kv_usage=0.25, prefix_queries=9, prefix_hits=4)
+    stats.record(engine, IterationStats(inter_token_s=[0.1, 0.2]))
+    now = samples(stats)
+    for new, old in OLDER_NAMES.items():
+        same = {name.removeprefix(new): v for name, v in now.items() if name.startswith(new)}
+        assert same == {n.removeprefix(old): v for n, v in now.items() if n.startswith(old)}
+        assert any(same.values())

@@ -21,6 +21,7 @@ from prometheus_client import (
 from typing_extensions import Self
 
 from vllm.engine.messages import EngineStats, FinishReason
+from vllm.metrics.older_names import WithOlderNames
 from vllm.metrics.shared import is_shared, shared_registry
 from vllm.metrics.stats import FinishedRequest, IterationStats
 
@@ -67,13 +68,10 @@ GAUGES: Final = (
     ("vllm:num_requests_running", "Requests in the running batch", "num_running"),
     ("vllm:num_requests_waiting", "Requests waiting to run", "num_waiting"),
     ("vllm:kv_cache_usage_perc", "Share of KV blocks in use; 1 is all", "kv_usage"),
-    ("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc", "kv_usage"),
 )
 COUNTERS: Final = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", "prefix_queries"),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", "prefix_hits"),
-    ("vllm:gpu_prefix_cache_queries", "Older name of prefix_cache_queries", "prefix_queries"),
-    ("vllm:gpu_prefix_cache_hits", "Older name of prefix_cache_hits", "prefix_hits"),
     ("vllm:num_preemptions", "Requests preempted", "num_preemptions"),
 )
 
@@ -106,13 +104,9 @@ class PrometheusStats:
         self.time_to_first_token = self._histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token", SECONDS
         )
-        self.inter_token = [
-            self._histogram(name, "Between two tokens of a request", SECONDS)
-            for name in (
-                "vllm:inter_token_latency_seconds",
-                "vllm:time_per_output_token_seconds",
-            )
-        ]
+        self.inter_token = self._histogram(
+            "vllm:inter_token_latency_seconds", "Between two tokens of a request", SECONDS
+        )
         self.request_time_per_token = self._histogram(
             "vllm:request_time_per_output_token_seconds", "Mean of a request", SECONDS
         )
@@ -168,8 +162,7 @@ class PrometheusStats:
         for seconds in iteration.time_to_first_token_s:
             self.time_to_first_token.observe(seconds)
         for seconds in iteration.inter_token_s:
-            for histogram in self.inter_token:
-                histogram.observe(seconds)
+            self.inter_token.observe(seconds)
         for finished in iteration.finished:
             self._record_finished(finished)
         for call in iteration.calls:
@@ -177,7 +170,9 @@ class PrometheusStats:
             self.longest.observe(call.longest)
 
     def exposition(self) -> bytes:
-        return generate_latest(shared_registry() if is_shared() else self.registry)
+        shown = CollectorRegistry()
+        shown.register(WithOlderNames(shared_registry() if is_shared() else self.registry))
+        return generate_latest(shown)
 
     def _record_engine(self, engine: EngineStats) -> None:
         for gauge, field in self.gauges:
