@@ -37,6 +37,8 @@ class StructuredOutputsParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     start_after: list[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.json is False:
+            self.json = "false"  # a schema that nothing meets
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             said = f"got {' and '.join(given)}" if given else "got none"

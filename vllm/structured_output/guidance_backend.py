@@ -41,7 +41,7 @@ class GuidanceBackend:
         except Exception as error:  # whatever the library raises, the form is at fault
             raise GrammarError(str(error)[:500] or type(error).__name__) from error
         if problem:
-            raise GrammarError(problem[:500])
+            raise GrammarError(problem.partition("\n")[0][:500])
         return GuidanceForm(self._library, self._tokenizer, text, self._eos)
 
     def _grammar(self, params: StructuredOutputsParams) -> str:

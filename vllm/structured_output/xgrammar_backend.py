@@ -21,8 +21,6 @@ _IGNORED_KEYWORDS = frozenset(
         "contains",
         "minContains",
         "maxContains",
-        "propertyNames",
-        "patternProperties",
         "not",
         "if",
         "dependentRequired",
@@ -32,7 +30,10 @@ _IGNORED_KEYWORDS = frozenset(
     }
 )
 # A weak model can go on with blank lines for ever; deep indentation needs fewer than this.
-_MAX_WHITESPACE = 64
+_MAX_WHITESPACE = 32
+# Of strings with a length xgrammar 0.2.8 lets characters be raw that JSON wants escaped.
+_LOOSE_CHARACTER = r"""[^\"\\\r\n]"""
+_STRING_CHARACTER = r"""[^\0-\x1f\"\\\r\n]"""
 _LARK_RULE = re.compile(r"^\s*[?!]?\w[\w.]*\s*:(?!:=)", re.MULTILINE)
 
 
@@ -75,28 +76,42 @@ class XGrammarBackend:
     def _compile(self, params: StructuredOutputsParams) -> Any:
         compiler, spec = self._compiler, params.spec
         if params.kind == "json":
-            return compiler.compile_json_schema(
-                spec,
-                any_whitespace=not params.disable_any_whitespace,
-                max_whitespace_cnt=_MAX_WHITESPACE,
-                strict_mode=params.disable_additional_properties,
-            )
+            return self._compile_schema(spec, params, params.disable_additional_properties)
         if params.kind == "json_object":
             # Of an object, which the builtin grammar of any JSON value is not.
-            return compiler.compile_json_schema(
-                '{"type": "object"}',
-                any_whitespace=not params.disable_any_whitespace,
-                max_whitespace_cnt=_MAX_WHITESPACE,
-                strict_mode=False,
-            )
+            return self._compile_schema('{"type": "object"}', params, strict=False)
         if params.kind == "regex":
             return compiler.compile_regex(spec)
         if params.kind == "choice":
             alternatives = " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(spec))
             return compiler.compile_grammar(f"root ::= {alternatives}")
         if params.kind == "structural_tag":
-            return compiler.compile_structural_tag(json.loads(spec))
+            return self._compile_structural_tag(json.loads(spec))
         return compiler.compile_grammar(spec)
+
+    def _compile_schema(self, schema: str, params: StructuredOutputsParams, strict: bool) -> Any:
+        grammar = self._library.Grammar.from_json_schema(
+            schema,
+            any_whitespace=not params.disable_any_whitespace,
+            max_whitespace_cnt=_MAX_WHITESPACE,
+            strict_mode=strict,
+        )
+        text = str(grammar)
+        if _LOOSE_CHARACTER in text:
+            grammar = self._library.Grammar.from_ebnf(
+                text.replace(_LOOSE_CHARACTER, _STRING_CHARACTER)
+            )
+        return self._compiler.compile_grammar(grammar)
+
+    def _compile_structural_tag(self, tag: dict[str, Any]) -> Any:
+        if "format" in tag:
+            return self._compiler.compile_structural_tag(tag)
+        # As it was written before there were formats: tags in free text, begun by triggers.
+        items = [
+            self._library.StructuralTagItem(begin=s["begin"], schema=s["schema"], end=s["end"])
+            for s in tag["structures"]
+        ]
+        return self._compiler.compile_structural_tag(items, tag["triggers"])
 
 
 class XGrammarForm:
@@ -158,4 +173,6 @@ def _reason(error: Exception) -> str:
     """The library's own words, without the place in its source."""
     text = re.sub(r"^\[[\d:]+\] \S+?:\d+: ", "", str(error).strip())
     text = re.sub(r"^Check failed: \(.*?\) is false: ", "", text)
+    if isinstance(error, KeyError):
+        return f"{text} is missing"
     return text[:500] or type(error).__name__
