@@ -10,9 +10,8 @@ import msgspec
 import pytest
 
 from vllm.config.vllm import VllmConfig
-from vllm.distributed.codec import decoder, encoder
-from vllm.engine.core_process import CoreLink
-from vllm.engine.messages import Abort, EngineRequest, ToEngine
+from vllm.distributed.codec import encoder
+from vllm.engine.messages import EngineRequest
 from vllm.engine.processor import Processor
 from vllm.entrypoints.llm import LLM
 from vllm.errors import BadRequest
@@ -114,11 +113,3 @@ def test_llm_refuses_what_is_not_sampling_params(processor: Processor, params: A
         _llm(processor).generate("a", params)
     with pytest.raises(BadRequest, match="must be BeamSearchParams"):
         _llm(processor).beam_search(["a"], SamplingParams())  # type: ignore[arg-type]
-
-
-def test_a_message_that_does_not_decode_is_dropped() -> None:
-    link = CoreLink.__new__(CoreLink)
-    link._decoder = decoder(ToEngine)
-    assert link._decode(b"\xc1") is None
-    assert link._decode(encoder().encode({"type": "stranger"})) is None
-    assert link._decode(encoder().encode(Abort(["a"]))) == Abort(["a"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import multiprocessing.util  # its exit hook joins children: it must be registered before ours
+import os
 import queue
 import shutil
 import signal
@@ -12,16 +13,13 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
-from typing import Final, Protocol
-
-import msgspec
-import zmq
+from typing import Final, NamedTuple, Protocol
 
 from vllm.config.vllm import VllmConfig
-from vllm.distributed.codec import decoder, encoder
 from vllm.engine.core_process import Addresses, core_main, make_engine_core
+from vllm.engine.front_link import FrontLink
 from vllm.engine.messages import (
     CallResult,
     EngineDead,
@@ -37,7 +35,6 @@ from vllm.logger import init_logger
 logger = init_logger(__name__)
 
 PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
-LAST_WORDS_MS: Final = 200  # for messages that a core sent just before it ended
 CORE_NAME: Final = "vllm-engine-core"  # of the process
 IMPORTED_EXIT: Final = 75  # exit code of a core whose program starts an engine on import
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
@@ -158,48 +155,40 @@ class InProcessClient:
 
 
 class ProcessClient:
-    """Runs the core in a spawned process, over sockets in a directory of ours."""
+    """Runs the core in a spawned process, over sockets in a directory of ours.
+
+    It is front end 0 of the core; others attach themselves at the addresses after the first.
+    """
 
     is_remote = True
 
-    def __init__(self, config: VllmConfig, make_core: CoreMaker | None = None) -> None:
+    def __init__(
+        self, config: VllmConfig, make_core: CoreMaker | None = None, num_others: int = 0
+    ) -> None:
         """Waits until the core is up. Raises ConfigError, LoadError or EngineDeadError."""
         self._stopped = True  # until there is something to stop
         if multiprocessing.current_process().name == CORE_NAME:
             # A core of ours is importing the program to find its classes: it would start another.
             sys.exit(IMPORTED_EXIT)
-        self._closed = False
-        self._encode = encoder().encode
-        self._decoder: msgspec.msgpack.Decoder[FromEngine] = decoder(FromEngine)
         # A socket's path may have 107 characters, which a long TMPDIR would exceed.
         parent = tempfile.gettempdir()
-        self._directory = tempfile.mkdtemp("", "vllm-", parent if len(parent) < 70 else "/tmp")
-        addresses = Addresses(
-            f"ipc://{self._directory}/to-core", f"ipc://{self._directory}/from-core"
+        self.directory = tempfile.mkdtemp("", "vllm-", parent if len(parent) < 70 else "/tmp")
+        self.addresses = Addresses(
+            f"ipc://{self.directory}/to-core",
+            tuple(f"ipc://{self.directory}/from-core-{i}" for i in range(1 + num_others)),
         )
-        self._context = zmq.Context()
-        self._outbox = self._context.socket(zmq.PUSH)
-        self._inbox = self._context.socket(zmq.PULL)
-        for socket, address in (
-            (self._outbox, addresses.to_core),
-            (self._inbox, addresses.from_core),
-        ):
-            socket.set_hwm(0)  # a slow core must not block those who send to it
-            socket.linger = 0
-            socket.bind(address)
+        self._link = FrontLink(self.addresses, 0)
         # Not a daemon: a daemon may not have children, and the ranks are the core's.
         self._process: SpawnProcess = multiprocessing.get_context("spawn").Process(
             target=core_main,
-            args=(make_core or make_engine_core, config, addresses),
+            args=(make_core or make_engine_core, config, self.addresses),
             name=CORE_NAME,
         )
         self._at_exit = _stop_at_exit(self)
         try:
             self._process.start()
             self._stopped = False
-            self._poller = zmq.Poller()
-            self._poller.register(self._inbox, zmq.POLLIN)
-            self._poller.register(self._process.sentinel, zmq.POLLIN | zmq.POLLERR)
+            self._link.watch(self._process.sentinel)
             self.ready = self._wait_until_ready()
         except BaseException:
             self._end((self._process.kill,), patience_s=0.0)
@@ -215,17 +204,10 @@ class ProcessClient:
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        data = self._encode(message)
-        if not self._stopped:
-            # Blocks only when there is no peer any more, of which `receive` tells.
-            with suppress(zmq.Again):
-                self._outbox.send(data, zmq.NOBLOCK)
+        self._link.send(message)
 
     def receive(self) -> FromEngine | None:
-        message = self._next()
-        if isinstance(message, EngineDead):
-            raise EngineDeadError(f"the engine core failed: {message.error}")
-        return message
+        return _unless_dead(self._next())
 
     def settle(self) -> None:
         """The core goes on by itself."""
@@ -236,16 +218,12 @@ class ProcessClient:
             self._end((self._process.terminate, self._process.kill), PATIENCE_S)
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._outbox.close(linger=0)
-            self._inbox.close(linger=0)
-            self._context.term()
+        self._link.close()
 
     def _end(self, escalation: Sequence[Callable[[], None]], patience_s: float) -> None:
         was_running, self._stopped = not self._stopped, True
         atexit.unregister(self._at_exit)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
         if not was_running:
             return
         for escalate in escalation:
@@ -266,21 +244,17 @@ class ProcessClient:
         return first
 
     def _next(self) -> FromEngine | None:
-        ready = dict(self._poller.poll())
-        if self._inbox not in ready:
-            # The process is gone, maybe with its last words still on the way.
-            if self._stopped:
-                return None
-            if not self._inbox.poll(LAST_WORDS_MS):
-                self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
-                if self._process.exitcode == IMPORTED_EXIT:
-                    raise ConfigError(
-                        "this program starts an engine when it is imported, and the engine's own "
-                        "process has to import it. Put what the program does into a function, and "
-                        "call that under: if __name__ == '__main__':"
-                    )
-                raise EngineDeadError(self._obituary())
-        return self._decoder.decode(self._inbox.recv())
+        message = self._link.receive()
+        if message is not None or self._stopped:
+            return message
+        self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
+        if self._process.exitcode == IMPORTED_EXIT:
+            raise ConfigError(
+                "this program starts an engine when it is imported, and the engine's own process "
+                "has to import it. Put what the program does into a function, and call that under: "
+                "if __name__ == '__main__':"
+            )
+        raise EngineDeadError(self._obituary())
 
     def _obituary(self) -> str:
         code = self._process.exitcode
@@ -291,6 +265,70 @@ class ProcessClient:
         else:
             how = f"ended with exit code {code}"
         return f"the engine core (process {self._process.pid}) {how}"
+
+
+class Attachment(NamedTuple):
+    """What one more front end, in a process of its own, needs to use a core."""
+
+    addresses: Addresses
+    front_end: int  # from 1: 0 is the one that started the core
+    pid: int  # of the core
+    ready: EngineReady
+
+
+class AttachedClient:
+    """Uses a core that another process of ours started, and ends."""
+
+    is_remote = True
+
+    def __init__(self, attachment: Attachment) -> None:
+        """Raises EngineDeadError."""
+        self.ready = attachment.ready
+        self._pid = attachment.pid
+        self._stopped = False
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._link = FrontLink(attachment.addresses, attachment.front_end)
+        try:
+            self._core_fd = os.pidfd_open(attachment.pid)
+        except OSError:
+            self._link.close()
+            raise EngineDeadError(self._obituary()) from None
+        self._link.watch(self._core_fd, self._wake_reader)
+
+    def send(self, message: ToEngine) -> None:
+        self._link.send(message)
+
+    def receive(self) -> FromEngine | None:
+        message = _unless_dead(self._link.receive())
+        # The first message of a core comes to each front end.
+        while isinstance(message, EngineReady):
+            message = _unless_dead(self._link.receive())
+        if message is None and not self._stopped:
+            raise EngineDeadError(self._obituary())
+        return message
+
+    def settle(self) -> None:
+        """The core goes on by itself."""
+
+    def stop(self) -> None:
+        """Leave the core: it goes on for the others."""
+        if not self._stopped:
+            self._stopped = True
+            os.write(self._wake_writer, b"\0")
+
+    def close(self) -> None:
+        self._link.close()
+        for fd in (self._wake_reader, self._wake_writer, self._core_fd):
+            os.close(fd)
+
+    def _obituary(self) -> str:
+        return f"the engine core (process {self._pid}) is gone"
+
+
+def _unless_dead(message: FromEngine | None) -> FromEngine | None:
+    if isinstance(message, EngineDead):
+        raise EngineDeadError(f"the engine core failed: {message.error}")
+    return message
 
 
 def _stop_at_exit(client: EngineClient) -> Callable[[], None]:

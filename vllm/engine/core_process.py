@@ -1,11 +1,13 @@
-"""The engine core's own process: its loop between a socket and the core."""
+"""The engine core's own process: its loop between sockets and the core."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,7 +17,15 @@ import zmq
 
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.codec import decoder, encoder
-from vllm.engine.messages import EngineDead, FromEngine, Shutdown, ToEngine
+from vllm.engine.messages import (
+    EngineDead,
+    EngineStats,
+    FromEngine,
+    Shutdown,
+    StepUpdates,
+    ToEngine,
+)
+from vllm.engine.routes import make_routes, refusal_of
 from vllm.errors import ConfigError, LoadError, NotAvailable
 from vllm.logger import init_logger, tag_process
 
@@ -28,10 +38,10 @@ IDLE_MS: Final = 1000  # between looks at the ranks while there is no work
 
 
 class Addresses(NamedTuple):
-    """Bound by the front end, which outlives the core."""
+    """What comes to the core has one address; what leaves it has one per front end."""
 
-    to_core: str
-    from_core: str
+    to_core: str  # bound by the core
+    from_core: tuple[str, ...]  # each bound by its front end
 
 
 def make_engine_core(config: VllmConfig) -> Core:
@@ -50,14 +60,15 @@ def core_main(
     signal.signal(signal.SIGTERM, _exit)
     tag_process("core")
     link = CoreLink(addresses)
+    end_with_parent()
     try:
         _serve(make_core, config, link)
     except (ConfigError, LoadError, NotAvailable) as error:
-        link.send(EngineDead(str(error), type(error).__name__))
+        link.broadcast(EngineDead(str(error), type(error).__name__))
         sys.exit(1)
     except Exception as error:  # whatever it is, it is the last thing the front end hears
         logger.exception("The engine core failed")
-        link.send(EngineDead(f"{type(error).__name__}: {error}"))
+        link.broadcast(EngineDead(f"{type(error).__name__}: {error}"))
         sys.exit(1)
     finally:
         link.close()
@@ -68,81 +79,105 @@ def _serve(make_core: Callable[[VllmConfig], Core], config: VllmConfig, link: Co
     # A full collection that walks through all modules stops everything for a third of a second.
     gc.collect()
     gc.freeze()
+    routes = make_routes(link)
     try:
-        link.send(core.ready)
+        link.broadcast(core.ready)
         while True:
             if not core.has_work:
                 link.wait(on_idle=core.check_health)
-            for message in link.receive():
+            for front_end, message in link.receive():
                 if isinstance(message, Shutdown):
                     return
+                if not routes.take(front_end, message):
+                    continue
                 answer = core.handle(message)
                 if answer is not None:
-                    link.send(answer)
+                    link.send(answer, front_end)
             if core.has_work:
                 updates = core.step()
                 if updates is not None:
-                    link.send(updates)
+                    routes.send(updates)
     finally:
         core.stop()
 
 
+def end_with_parent() -> None:
+    """End this process when its parent is gone, also while it is busy with something long."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this process is started by another of ours"
+
+    def watch() -> None:
+        parent.join()
+        logger.error("The process that started this one is gone; stopping")
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 class CoreLink:
-    """The core's end of the sockets."""
+    """The core's end of the sockets. A message to it starts with its front end's index, a byte."""
 
     def __init__(self, addresses: Addresses) -> None:
         self._encode = encoder().encode
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = decoder(ToEngine)
+        self.stats = EngineStats()  # as last sent
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
-        self._outbox = self._context.socket(zmq.PUSH)
-        for socket, address in (
-            (self._inbox, addresses.to_core),
-            (self._outbox, addresses.from_core),
-        ):
-            socket.set_hwm(0)  # a busy front end must not stop the core
-            socket.connect(address)
-        parent = multiprocessing.parent_process()
-        assert parent is not None, "a core process is started by its front end"
-        self._parent = parent.sentinel
-        self._poller = zmq.Poller()
-        self._poller.register(self._inbox, zmq.POLLIN)
-        self._poller.register(self._parent, zmq.POLLIN | zmq.POLLERR)
+        self._inbox.set_hwm(0)
+        self._inbox.bind(addresses.to_core)
+        self._outboxes = [self._context.socket(zmq.PUSH) for _ in addresses.from_core]
+        for outbox, address in zip(self._outboxes, addresses.from_core, strict=True):
+            outbox.set_hwm(0)  # a busy front end must not stop the core
+            outbox.connect(address)
 
-    def send(self, message: FromEngine) -> None:
-        self._outbox.send(self._encode(message))
+    @property
+    def num_front_ends(self) -> int:
+        return len(self._outboxes)
+
+    def send(self, message: FromEngine, front_end: int) -> None:
+        if isinstance(message, StepUpdates):
+            self.stats = message.stats
+        self._outboxes[front_end].send(self._encode(message))
+
+    def broadcast(self, message: FromEngine) -> None:
+        data = self._encode(message)
+        for outbox in self._outboxes:
+            outbox.send(data)
 
     def wait(self, on_idle: Callable[[], None]) -> None:
         """Until there is something to receive; `on_idle` is called now and then."""
-        while not self._poller.poll(IDLE_MS):
+        while not self._inbox.poll(IDLE_MS):
             on_idle()
 
-    def receive(self) -> Iterator[ToEngine]:
-        """What has come so far. Exits if the front end is gone."""
-        ready = dict(self._poller.poll(0))
-        if self._parent in ready:
-            logger.error("The front end is gone; stopping")
-            sys.exit(1)
-        while self._inbox in ready:
+    def receive(self) -> Iterator[tuple[int, ToEngine]]:
+        """What has come so far, with the index of its front end."""
+        while True:
             try:
                 data = self._inbox.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            message = self._decode(data)
+            if not data or data[0] >= self.num_front_ends:
+                logger.error("Dropped a message of %d bytes of no front end", len(data))
+                continue
+            message = self._decode(data[0], memoryview(data)[1:])
             if message is not None:
-                yield message
+                yield data[0], message
 
-    def _decode(self, data: bytes) -> ToEngine | None:
+    def _decode(self, front_end: int, data: memoryview) -> ToEngine | None:
         """None for what cannot be read, which must not end everyone else's requests."""
         try:
             return self._decoder.decode(data)
         except Exception:
-            logger.exception("Dropped a message of %d bytes that does not decode", len(data))
-            return None
+            logger.exception("A message of %d bytes does not decode", len(data))
+        answer = refusal_of(data, self.stats)
+        if answer is not None:
+            self.send(answer, front_end)
+        return None
 
     def close(self) -> None:
         self._inbox.close(linger=0)
-        self._outbox.close(linger=1000)  # ms, for the last words
+        for outbox in self._outboxes:
+            outbox.close(linger=1000)  # ms, for the last words
         self._context.term()
 
 

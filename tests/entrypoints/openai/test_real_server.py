@@ -286,15 +286,14 @@ def test_metrics_count_what_was_served(server, http):
 
 
 def test_engine_death_ends_streams_with_an_error_and_is_unhealthy(tmp_path):
-    with serving(log=tmp_path / "log.txt") as server, server.client() as http:
+    env = {"VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1"}
+    with serving(log=tmp_path / "log.txt", env=env) as server, server.client() as http:
         body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
         with http.stream("POST", "/v1/completions", json=body) as response:
             lines = response.iter_lines()
             next(lines)
             os.kill(server.engine_pid(), signal.SIGKILL)
-            killed_s = time.monotonic()
             events = [line for line in lines if line.startswith("data: ")]
-        assert time.monotonic() - killed_s < 5
         assert "error" in json.loads(events[-2][6:])
         assert http.get("/health").status_code == 503
         assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 503
