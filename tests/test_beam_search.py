@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllm.beam_search import beam_search, beam_search_async, rounds
+from vllm.beam_search import BeamFailed, beam_search, beam_search_async, rounds
 from vllm.errors import BadRequest
-from vllm.inputs import ParsedPrompt
+from vllm.inputs import ParsedPrompt, TokensPrompt
 from vllm.outputs import BeamSearchOutput, CompletionOutput, Logprob, RequestOutput
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
@@ -94,12 +95,16 @@ def test_a_wider_beam_finds_no_worse() -> None:
 def test_awaiting_the_rounds_gives_the_same() -> None:
     params = BeamSearchParams(beam_width=3, max_tokens=5)
 
-    async def run_later(prompts: list[ParsedPrompt], step: SamplingParams) -> list[RequestOutput]:
+    async def generate(
+        prompt: TokensPrompt, step: SamplingParams
+    ) -> AsyncGenerator[RequestOutput, None]:
         await asyncio.sleep(0)
-        return run(prompts, step)
+        (output,) = run([ParsedPrompt(None, prompt["prompt_token_ids"])], step)
+        output.finished = True
+        yield output
 
     async def search() -> list[BeamSearchOutput]:
-        return await beam_search_async(rounds([PROMPT, PROMPT], params, model()), run_later)
+        return await beam_search_async(rounds([PROMPT, PROMPT], params, model()), generate)
 
     assert asyncio.run(search()) == beam_search([PROMPT, PROMPT], params, model(), run)
 
@@ -137,5 +142,5 @@ def test_a_beam_whose_request_fails_ends_the_search() -> None:
         choice = CompletionOutput(0, "", [], finish_reason="error", stop_reason="logits are NaN")
         return [RequestOutput("", None, [0], outputs=[choice]) for _ in prompts]
 
-    with pytest.raises(RuntimeError, match="logits are NaN"):
+    with pytest.raises(BeamFailed, match="logits are NaN"):
         beam_search([PROMPT], BeamSearchParams(beam_width=1, max_tokens=2), model(), fail)

@@ -7,15 +7,21 @@ await share it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vllm.config.model import ModelConfig
 from vllm.errors import BadRequest, NotAvailable
-from vllm.inputs import ParsedPrompt
-from vllm.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from vllm.inputs import ParsedPrompt, TokensPrompt
+from vllm.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, RequestOutput
 from vllm.sampling_params import BeamSearchParams, SamplingParams
+
+
+class BeamFailed(RuntimeError):
+    """The engine could not go on with a beam, and says why."""
 
 
 class Round(NamedTuple):
@@ -27,7 +33,8 @@ class Round(NamedTuple):
 
 # Runs the requests of a round and returns their outputs in order.
 Runner = Callable[[list[ParsedPrompt], SamplingParams], list[RequestOutput]]
-AsyncRunner = Callable[[list[ParsedPrompt], SamplingParams], Awaitable[list[RequestOutput]]]
+Generate = Callable[[TokensPrompt, SamplingParams], AsyncGenerator[RequestOutput, None]]
+Decode = Callable[[list[int]], str]
 Rounds = Generator[Round, list[RequestOutput], list[BeamSearchOutput]]
 
 
@@ -58,15 +65,35 @@ def beam_search(
         return found
 
 
-async def beam_search_async(search: Rounds, run: AsyncRunner) -> list[BeamSearchOutput]:
-    """As `beam_search`, awaiting each round of `search`."""
+async def beam_search_async(search: Rounds, generate: Generate) -> list[BeamSearchOutput]:
+    """As `beam_search`, awaiting each round of `search`. Cancelling it aborts what runs."""
     try:
         turn = next(search)
         while True:
-            turn = search.send(await run(*turn))
+            turn = search.send(await _run_all(generate, turn))
     except StopIteration as end:
         found: list[BeamSearchOutput] = end.value
         return found
+
+
+async def _run_all(generate: Generate, turn: Round) -> list[RequestOutput]:
+    async def last_output(prompt: ParsedPrompt) -> RequestOutput:
+        assert prompt.token_ids is not None
+        asked = TokensPrompt(prompt_token_ids=prompt.token_ids)
+        if prompt.cache_salt is not None:
+            asked["cache_salt"] = prompt.cache_salt
+        async with aclosing(generate(asked, turn.params)) as stream:
+            async for output in stream:
+                if output.finished:
+                    return output
+        raise AssertionError("a request ended without a last output")
+
+    tasks = [asyncio.ensure_future(last_output(prompt)) for prompt in turn.prompts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def rounds(
@@ -147,7 +174,7 @@ def _extend(
 ) -> None:
     choice = output.outputs[0]
     if choice.finish_reason == "error":
-        raise RuntimeError(f"a beam could not go on: {choice.stop_reason}")
+        raise BeamFailed(str(choice.stop_reason))
     assert choice.logprobs is not None
     for token_id, logprob in choice.logprobs[0].items():
         assert logprob.rank is not None
@@ -186,3 +213,38 @@ def _finish(search: Search, params: BeamSearchParams, model: ModelConfig) -> Bea
     for beam in _ranked([*search.ended, *search.beams], params, model):
         distinct.setdefault(tuple(beam.tokens), beam)
     return BeamSearchOutput(list(distinct.values())[: params.beam_width])
+
+
+def request_output(
+    request_id: str,
+    prompt: ParsedPrompt,
+    found: BeamSearchOutput,
+    decode: Decode | None,
+    with_logprobs: bool = False,
+) -> RequestOutput:
+    """The beams as a finished request's sequences, without the prompt that each starts with."""
+    prompt_ids = prompt.token_ids or []
+    outputs = []
+    for index, beam in enumerate(found.sequences):
+        token_ids = beam.tokens[len(prompt_ids) :]
+        outputs.append(
+            CompletionOutput(
+                index=index,
+                text="" if decode is None else _text_after(decode, prompt_ids, beam.tokens),
+                token_ids=token_ids,
+                cumulative_logprob=beam.cum_logprob,
+                # An end token that is not shown has log-probabilities all the same.
+                logprobs=beam.logprobs[: len(token_ids)] if with_logprobs else None,
+                finish_reason=beam.finish_reason,
+            )
+        )
+    return RequestOutput(request_id, prompt.text, prompt_ids, outputs=outputs, finished=True)
+
+
+def _text_after(decode: Decode, prompt_ids: list[int], token_ids: list[int]) -> str:
+    """What the other tokens add to the prompt's text: decoded alone, the first word might lose its
+    space."""
+    before, whole = decode(prompt_ids), decode(token_ids)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return decode(token_ids[len(prompt_ids) :])

@@ -32,8 +32,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("worker",),
     ("executor",),
     ("core",),
-    ("metrics", "engine"),
-    ("beam_search", "benchmarks", "entrypoints", "v1"),
+    ("metrics", "engine", "beam_search"),
+    ("benchmarks", "entrypoints", "v1"),
 )
 # Interfaces and messages: what levels talk in, importable from all of them.
 CONTRACTS = frozenset(

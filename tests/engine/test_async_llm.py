@@ -21,9 +21,10 @@ from tests.engine.scripted_core import (
 from vllm.config.vllm import VllmConfig
 from vllm.engine.async_llm import AsyncLLM
 from vllm.engine.client import InProcessClient, ProcessClient
+from vllm.engine.protocol import EngineClient
 from vllm.errors import BadRequest, ConfigError, EngineDeadError, NotAvailable
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 
 def deltas(**values: Any) -> SamplingParams:
@@ -254,3 +255,32 @@ def is_running(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+async def test_a_beam_search_is_one_output_with_the_best_first(
+    threaded: tuple[AsyncLLM, ScriptedCore],
+) -> None:
+    llm, core = threaded
+    params = BeamSearchParams(beam_width=3, max_tokens=2, ignore_eos=True)
+    (output,) = [output async for output in llm.beam_search("Once upon", "beams", params)]
+    assert output.finished and output.request_id == "beams"
+    scores = [choice.cumulative_logprob for choice in output.outputs]
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+    for choice in output.outputs:
+        assert len(choice.token_ids) == 2 and choice.finish_reason == "length"
+        assert choice.text == (await llm.get_tokenizer()).decode(choice.token_ids)
+    assert not core.requests and llm.num_open_requests == 0
+    with pytest.raises(BadRequest, match="must be BeamSearchParams"):
+        await anext(llm.beam_search("a", "b", SamplingParams()))  # type: ignore[arg-type]
+
+
+async def test_the_engines_facts_can_be_awaited(threaded: tuple[AsyncLLM, ScriptedCore]) -> None:
+    llm, _ = threaded
+    assert isinstance(llm, EngineClient)
+    assert await llm.get_model_config() is llm.vllm_config.model
+    assert await llm.get_vllm_config() is llm.vllm_config
+    assert not await llm.is_tracing_enabled()
+    await llm.do_log_stats()
+    assert llm.is_running and not llm.is_stopped and not llm.errored
+    llm.shutdown()
+    assert llm.is_stopped and isinstance(llm.dead_error, EngineDeadError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from typing_extensions import Self
 
+from vllm.beam_search import beam_search_async, request_output, rounds
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.client import EngineClient, ProcessClient
@@ -22,7 +24,7 @@ from vllm.inputs import ParsedPrompt, parse_prompt
 from vllm.logger import init_logger
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,7 +108,11 @@ class AsyncLLM:
 
         Statistics go to the loggers that are added.
         """
-        engine = cls(config, ProcessClient(config))
+        return cls.from_client(config, ProcessClient(config))
+
+    @classmethod
+    def from_client(cls, config: VllmConfig, client: EngineClient) -> Self:
+        engine = cls(config, client)
         # A full collection that walks through all modules stops everybody for a third of a second.
         gc.collect()
         gc.freeze()
@@ -219,6 +225,27 @@ class AsyncLLM:
                     return
         finally:
             self._close(request.request_id, stream)
+
+    async def beam_search(
+        self, prompt: Any, request_id: str, params: BeamSearchParams
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """One output: the most likely continuations, best first. Raises BadRequest."""
+        if not isinstance(params, BeamSearchParams):
+            raise BadRequest(
+                f"params must be BeamSearchParams, got a {type(params).__name__}", "params"
+            )
+        parsed = await self._parse(prompt)
+        if parsed.token_ids is None:
+            ids = self._front.processor.encode(parsed.text or "")
+            parsed = ParsedPrompt(parsed.text, ids, parsed.cache_salt)
+        ids_of_steps = (f"{request_id}-beam-{index}" for index in itertools.count())
+        (found,) = await beam_search_async(
+            rounds([parsed], params, self.model_config),
+            lambda beam, step: self.generate(beam, step, next(ids_of_steps)),
+        )
+        tokenizer = self._front.tokenizer
+        decode = None if tokenizer is None else lambda ids: str(tokenizer.decode(ids))
+        yield request_output(request_id, parsed, found, decode, with_logprobs=True)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End requests; their iterators end with an output whose finish reason is abort."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from vllm.beam_search import beam_search_async, rounds
+from vllm.beam_search import BeamFailed, beam_search_async, request_output, rounds
 from vllm.engine.processor import truncated
 from vllm.entrypoints.openai.errors import GenerationFailed
 from vllm.entrypoints.openai.protocol.common import GenerationRequest
 from vllm.entrypoints.openai.trace_context import trace_headers
 from vllm.errors import BadRequest
 from vllm.inputs import ParsedPrompt, TokensPrompt
-from vllm.outputs import BeamSearchSequence, CompletionOutput, RequestOutput
+from vllm.outputs import BeamSearchOutput, RequestOutput
 from vllm.sampling_params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
@@ -40,33 +38,17 @@ async def search_beams(
             "use_beam_search",
         )
 
-    async def run_one(prompt: ParsedPrompt, step: SamplingParams) -> RequestOutput:
-        assert prompt.token_ids is not None
-        asked = TokensPrompt(prompt_token_ids=prompt.token_ids)
-        if prompt.cache_salt is not None:
-            asked["cache_salt"] = prompt.cache_salt
-        stream = context.engine.generate(
-            asked,
+    def generate(prompt: TokensPrompt, step: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
+        return context.engine.generate(
+            prompt,
             step,
             next_id(),
             trace_headers=trace_headers(),
             priority=request.priority or 0,
         )
-        async with aclosing(stream):
-            async for output in stream:
-                if output.finished:
-                    if output.outputs[0].finish_reason == "error":
-                        raise GenerationFailed(str(output.outputs[0].stop_reason))
-                    return output
-        raise AssertionError("a request ended without a last output")
 
-    async def run(beams: list[ParsedPrompt], step: SamplingParams) -> list[RequestOutput]:
-        tasks = [asyncio.ensure_future(run_one(beam, step)) for beam in beams]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+    def decode(token_ids: list[int]) -> str:
+        return context.decode(token_ids, params.skip_special_tokens)
 
     for index, prompt in enumerate(prompts):
         token_ids = truncated(prompt["prompt_token_ids"], params, context.model.max_model_len)
@@ -78,25 +60,16 @@ async def search_beams(
             _num_logprobs(params, context.model),
         )
         try:
-            (found,) = await beam_search_async(search, run)
+            (found,) = await beam_search_async(search, generate)
+        except BeamFailed as error:
+            raise GenerationFailed(str(error)) from error
         except BadRequest as error:
             if error.param != "beam_width":
                 raise
             width = "n" if request.best_of is None else "best_of"
             raise BadRequest(f"{width} is the width of the beam: {error}", width) from None
-        yield (
-            index,
-            RequestOutput(
-                request_id="",
-                prompt=parsed.text,
-                prompt_token_ids=token_ids,
-                outputs=[
-                    _completion(context, i, sequence, len(token_ids), params)
-                    for i, sequence in enumerate(found.sequences[: params.n])
-                ],
-                finished=True,
-            ),
-        )
+        best = BeamSearchOutput(found.sequences[: params.n])
+        yield index, request_output("", parsed, best, decode, params.logprobs is not None)
 
 
 def _beam_params(
@@ -127,35 +100,3 @@ def _beam_params(
 def _num_logprobs(params: SamplingParams, model: ModelConfig) -> int:
     params.verify(model.vocab_size, model.max_logprobs)
     return model.vocab_size if params.logprobs == -1 else params.logprobs or 0
-
-
-def _completion(
-    context: ServingContext,
-    index: int,
-    sequence: BeamSearchSequence,
-    num_prompt_tokens: int,
-    params: SamplingParams,
-) -> CompletionOutput:
-    token_ids = sequence.tokens[num_prompt_tokens:]
-    wanted = params.logprobs is not None
-    return CompletionOutput(
-        index=index,
-        text=_text(context, sequence.tokens, num_prompt_tokens, params.skip_special_tokens),
-        token_ids=token_ids,
-        cumulative_logprob=sequence.cum_logprob,
-        # A stop token that the text does not show has log-probabilities all the same.
-        logprobs=sequence.logprobs[: len(token_ids)] if wanted else None,
-        finish_reason=sequence.finish_reason,
-        # The end of a text is no stop token that the client asked for.
-        stop_reason=None,
-    )
-
-
-def _text(context: ServingContext, token_ids: list[int], start: int, skip_special: bool) -> str:
-    """What the tokens from `start` add to the text of those before: decoded alone, the first word
-    might lose its space."""
-    whole = context.decode(token_ids, skip_special)
-    before = context.decode(token_ids[:start], skip_special)
-    if whole.startswith(before):
-        return whole[len(before) :]
-    return context.decode(token_ids[start:], skip_special)
