@@ -54,8 +54,9 @@ def test_files_are_checked_before_the_model_is_loaded(
     assert message in capsys.readouterr().err
 
 
-def test_flags_of_connections_are_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("flag", ["--ssl-keyfile", "--port", "--api-key", "--disable-ui"])
+def test_flags_of_connections_are_unknown(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["run-batch", "-i", "x", "-o", "y", "--model", "m", "--ssl-keyfile", "z"])
+        main(["run-batch", "-i", "x", "-o", "y", "--model", "m", flag, "1"])
     assert stop.value.code == 2
-    assert "--ssl-keyfile" in capsys.readouterr().err
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err

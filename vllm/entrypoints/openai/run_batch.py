@@ -7,6 +7,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import IO
 
 from fastapi import FastAPI
@@ -16,15 +17,12 @@ from vllm.config.flags import from_flags
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.chat_utils import load_chat_template
-from vllm.entrypoints.openai.api_server import build_app
 from vllm.entrypoints.openai.batch.files import output, read_lines
 from vllm.entrypoints.openai.batch.options import BatchOptions
 from vllm.entrypoints.openai.batch.runner import BatchRunner
 from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
-from vllm.entrypoints.openai.serving.context import ServingContext
+from vllm.entrypoints.openai.launcher import make_app
 from vllm.errors import ConfigError
-from vllm.metrics.logging import LoggingStats, NoLogging
-from vllm.metrics.prometheus import PrometheusStats
 
 
 def run_batch(args: argparse.Namespace) -> None:
@@ -33,7 +31,10 @@ def run_batch(args: argparse.Namespace) -> None:
     for flag, value in (("-i", batch.input_file), ("-o", batch.output_file)):
         if not value:
             raise ConfigError(f"{flag} is missing: name a file, or an http(s) URL.")
-    options = server_options(args)
+    # No network and nobody else: what guards a server against its clients has nothing to guard.
+    options = replace(
+        server_options(args), api_key=(), disable_ui=True, max_request_body_bytes=sys.maxsize
+    )
     load_chat_template(options.chat_template or None)
     lines = read_lines(batch.input_file)
     with output(batch.output_file, batch.output_tmp_dir) as file:
@@ -50,7 +51,7 @@ async def _answer_all(
 ) -> int:
     """Returns how many lines failed."""
     async with application(args, options) as (app, engine):
-        runner = BatchRunner(app, batch.max_concurrency, options.api_key)
+        runner = BatchRunner(app, batch.max_concurrency)
         with tqdm(total=len(lines), unit="line", disable=batch.disable_tqdm) as bar:
             async for line in runner.answers(lines):
                 file.write(line)
@@ -66,22 +67,10 @@ async def application(
 ) -> AsyncIterator[tuple[FastAPI, AsyncLLM]]:
     """The server's application and its engine, without a socket."""
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-    observability = config.observability
-    metrics = PrometheusStats(config.model.served_model_name[0], config.model.max_model_len, {})
-    log_class = NoLogging if observability.disable_log_stats else LoggingStats
-    log = log_class(observability.log_stats_interval_s)
     engine = AsyncLLM.from_vllm_config(config)
     try:
         await engine.check_health()  # from here on it notices when the core ends
-        engine.add_stat_logger(log)
-        context = ServingContext(
-            engine=engine,
-            tokenizer=await engine.get_tokenizer(),
-            config=config,
-            options=options,
-            chat_template=load_chat_template(options.chat_template or None),
-        )
-        app = build_app(context, metrics, log)
+        app, _ = await make_app(engine, config, options)
         async with app.router.lifespan_context(app):
             yield app, engine
     finally:

@@ -16,8 +16,8 @@ def line(custom_id: str, url: str = "/v1/completions", **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
 
 
-async def answers(app: Any, lines: list[str], limit: int = 4, **values: Any) -> list[Any]:
-    runner = BatchRunner(app, limit, **values)
+async def answers(app: Any, lines: list[str], limit: int = 4) -> list[Any]:
+    runner = BatchRunner(app, limit)
     return [json.loads(text) async for text in runner.answers(lines)]
 
 
@@ -76,12 +76,6 @@ async def test_no_more_lines_run_at_a_time_than_allowed(
     lines = [line(str(i), prompt="x", max_tokens=4) for i in range(9)]
     assert len(await answers(make_app(), lines, limit)) == 9
     assert most == limit
-
-
-async def test_keys_of_the_server_do_not_stand_in_the_way(make_app: Callable[..., Any]) -> None:
-    app = make_app(api_key=("k",))
-    (found,) = await answers(app, [line("a", prompt="x")], api_keys=("k",))
-    assert found["error"] is None
 
 
 async def test_answers_that_nobody_waits_for_are_stopped(

@@ -9,12 +9,11 @@ from vllm.config.flags import add_settings
 from vllm.config.option import option, settings_of
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.cli_args import server_settings
+from vllm.entrypoints.openai.transport.options import TransportOptions
 
-# Flags of the server that are about answers, not about connections.
-SERVER_FLAGS = frozenset(
-    "chat_template chat_template_content_format trust_request_chat_template response_role "
-    "return_tokens_as_token_ids enable_prompt_tokens_details max_log_len enable_auto_tool_choice "
-    "tool_call_parser tool_parser_plugin reasoning_parser".split()
+# What these do is of no use to answers that are never streamed, or to a page that nobody opens.
+OF_SERVERS = frozenset(
+    {"enable_force_include_usage", "enable_tokenizer_info_endpoint", "disable_ui"}
 )
 
 
@@ -35,6 +34,7 @@ class BatchOptions:
 
 def add_batch_flags(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, "batch", settings_of(BatchOptions))
-    answers = [setting for setting in server_settings() if setting.name in SERVER_FLAGS]
+    others = OF_SERVERS | {setting.name for setting in settings_of(TransportOptions)}
+    answers = [setting for setting in server_settings() if setting.name not in others]
     add_settings(parser, "answers", answers)
     AsyncEngineArgs.add_cli_args(parser)

@@ -24,11 +24,10 @@ NO_LIMIT = httpx.Timeout(None)
 class BatchRunner:
     """Calls the application as its HTTP server would, so that a line means what a request means."""
 
-    def __init__(self, app: FastAPI, max_concurrency: int, api_keys: Sequence[str] = ()) -> None:
+    def __init__(self, app: FastAPI, max_concurrency: int) -> None:
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
             base_url="http://batch",
-            headers={"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {},
             timeout=NO_LIMIT,
         )
         self.max_concurrency = max_concurrency
