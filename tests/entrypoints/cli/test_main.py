@@ -40,15 +40,32 @@ def test_an_unknown_command_exits_with_2(capsys):
     assert "fly" in capsys.readouterr().err
 
 
-def test_help_imports_neither_torch_nor_the_server():
+def test_help_of_any_command_imports_neither_torch_nor_the_server():
     script = (
-        "import sys; from vllm.entrypoints.cli.main import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'fastapi', 'uvicorn'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys; from vllm.entrypoints.cli.main import COMMANDS, main\n"
+        "from vllm.entrypoints.cli.bench import BENCHMARKS\n"
+        "for words in [[], *([c] for c in COMMANDS), *(['bench', b] for b in BENCHMARKS)]:\n"
+        "    try: main([*words, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    heavy = {'torch', 'transformers', 'fastapi', 'uvicorn'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+
+
+def test_collect_env_hides_secrets(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "very-private")
+    monkeypatch.setenv("VLLM_API_KEY", "very-private")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:very-private@proxy:80")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["collect-env"]) == 0
+    text = capsys.readouterr().out
+    assert "very-private" not in text
+    titles = ("System", "Limits", "Packages", "torch", "Kernels", "Environment")
+    assert all(f"{title}\n---" in text for title in titles)
+    found = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line.strip()}
+    assert found["HF_TOKEN"] == "(hidden)" and found["OMP_NUM_THREADS"] == "1"
+    assert found["HTTP_PROXY"] == "http://(hidden)@proxy:80"
 
 
 def test_a_users_mistake_is_one_line_and_code_2(capsys):
