@@ -6,7 +6,7 @@ import mmap
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from vllm.engine.messages import EngineStats
 from vllm.entrypoints.openai.transport.options import NO_LIMIT
@@ -31,7 +31,7 @@ class Stopping(Unavailable):
 
 
 class Tally(Protocol):
-    """Counts the open sequences of one API server, and knows those of all."""
+    """Counts what is open at one API server, and knows the count of all."""
 
     def add(self, count: int) -> None: ...
     def own(self) -> int: ...
@@ -78,16 +78,21 @@ class SharedTally:
         return sum(count for (count,) in _COUNT.iter_unpack(self.memory[:]))
 
 
+class Tallies(NamedTuple):
+    sequences: Tally
+    requests: Tally  # of HTTP, each with one or more sequences
+
+
 class Admission:
     """A StatLogger, for what the engine says of its queue. Used on the event loop alone."""
 
     def __init__(
-        self, max_waiting: int = NO_LIMIT, max_running: int = 0, tally: Tally | None = None
+        self, max_waiting: int = NO_LIMIT, max_running: int = 0, tallies: Tallies | None = None
     ) -> None:
         """`max_running`: sequences of a full batch; what is open beyond them waits."""
         self.max_waiting = max_waiting
         self.max_running = max_running
-        self.tally = tally or OwnTally()
+        self.tallies = tallies or Tallies(OwnTally(), OwnTally())
         self.num_waiting = 0  # in the engine, as of its last step
         self.is_closed = False
 
@@ -106,7 +111,7 @@ class Admission:
             return
         # Blocks can run out before the batch is full, which only the engine knows; what came
         # since its last step only we know.
-        excess = self.tally.total() + num_sequences - self.max_running
+        excess = self.tallies.sequences.total() + num_sequences - self.max_running
         queued = self.num_waiting + num_sequences if self.num_waiting else 0
         num_waiting = max(excess, queued)
         if num_waiting > self.max_waiting and num_waiting > 0:
@@ -119,10 +124,12 @@ class Admission:
     def open(self, num_sequences: int) -> Iterator[None]:
         """Count sequences as open. Raises as `check`."""
         self.check(num_sequences)
-        self.tally.add(num_sequences)
+        self.tallies.sequences.add(num_sequences)
+        self.tallies.requests.add(1)
         try:
             # Another API server may have been admitted in between: the later one gives way.
             self.check(0)
             yield
         finally:
-            self.tally.add(-num_sequences)
+            self.tallies.sequences.add(-num_sequences)
+            self.tallies.requests.add(-1)

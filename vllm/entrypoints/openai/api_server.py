@@ -132,7 +132,9 @@ async def version() -> Response:
 
 @router.get("/load")
 async def load(request: Request) -> Response:
-    return JSONResponse({"server_load": server_of(request).context.num_in_flight})
+    return JSONResponse(
+        {"server_load": server_of(request).context.admission.tallies.requests.total()}
+    )
 
 
 @router.get("/metrics")

@@ -88,17 +88,18 @@ async def merged(
             async for first in only:
                 yield 0, first
         return
-    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
+    # Bounded: what a slow client does not fetch is merged further up instead of piling up here.
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(len(streams))
 
     async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
         try:
             async with aclosing(stream):
                 async for item in stream:
-                    queue.put_nowait((index, item))
+                    await queue.put((index, item))
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
         else:
-            queue.put_nowait(None)
+            await queue.put(None)
 
     tasks = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
     num_open = len(tasks)

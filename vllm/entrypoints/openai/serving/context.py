@@ -61,19 +61,18 @@ class ServingEngine(Protocol):
 
 @dataclass(slots=True)
 class ServingContext:
-    """Owns the thread that tokenizes, and the count of requests being served."""
+    """Owns the thread that tokenizes."""
 
     engine: ServingEngine
     tokenizer: PreTrainedTokenizerBase
     config: VllmConfig
     options: ServerOptions
     chat_template: str | None  # None: the tokenizer's own
-    num_in_flight: int = 0
     admission: Admission = field(default_factory=Admission)
+    serial: itertools.count[int] = field(default_factory=itertools.count)  # of engine requests
     _encoder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize")
     )
-    _serial: itertools.count[int] = field(default_factory=itertools.count)
 
     def close(self) -> None:
         self._encoder.shutdown(wait=False, cancel_futures=True)
@@ -190,7 +189,6 @@ class ServingContext:
             for prompt in prompts:
                 self._log(response_id, prompt, params)
         with self.admission.open(num_sequences):
-            self.num_in_flight += 1
             outputs = self._outputs(prompts, params, response_id, request)
             try:
                 async for prompt_idx, output in outputs:
@@ -199,7 +197,6 @@ class ServingContext:
                             raise GenerationFailed(str(sequence.stop_reason))
                     yield prompt_idx, output
             finally:
-                self.num_in_flight -= 1
                 await outputs.aclose()
 
     def _outputs(
@@ -211,7 +208,7 @@ class ServingContext:
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         def next_id() -> str:
             # Clients may repeat their ids; the engine's are unique.
-            return f"{response_id}-{next(self._serial)}"
+            return f"{response_id}-{next(self.serial)}"
 
         if request.use_beam_search:
             return search_beams(self, prompts, params, request, next_id)

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import uvicorn
@@ -27,6 +27,16 @@ POLL_S: Final = 0.05  # between looks at what is still open
 # For answers on their way, once their requests have ended.
 LAST_ANSWERS_S: Final = 1.0
 ENGINE_DEATH_S: Final = 5.0
+
+
+def run_in_loop(main: Coroutine[Any, Any, None]) -> None:
+    """In the faster event loop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
 
 
 class ServedEngine(Protocol):
@@ -67,6 +77,7 @@ class HttpServer(uvicorn.Server):
         self.engine = engine
         self.admission = admission
         self.tls = tls
+        self.signals: Sequence[signal.Signals] = SIGNALS
         self.on_started: Callable[[], None] = lambda: None
         self.engine_error: EngineDeadError | None = None
         self._num_signals = 0
@@ -94,12 +105,12 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        for number in self.signals:
             loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
-            for number in SIGNALS:
+            for number in self.signals:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
@@ -131,7 +142,7 @@ class HttpServer(uvicorn.Server):
     async def _is_idle(self, limit_s: float) -> bool:
         """Wait so long for requests to end."""
         until_s = time.monotonic() + limit_s
-        while self.server_state.tasks or self.admission.tally.own():
+        while self.server_state.tasks or self.admission.tallies.requests.own():
             if time.monotonic() >= until_s:
                 return False
             await asyncio.sleep(POLL_S)

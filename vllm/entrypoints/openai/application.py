@@ -1,0 +1,50 @@
+"""The application of one API server, with its engine behind it."""
+
+from __future__ import annotations
+
+import itertools
+
+from fastapi import FastAPI
+
+from vllm.config.vllm import VllmConfig
+from vllm.engine.async_llm import AsyncLLM
+from vllm.entrypoints.chat_utils import load_chat_template
+from vllm.entrypoints.openai.admission import Admission, Tallies
+from vllm.entrypoints.openai.api_server import build_app
+from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.serving.context import ServingContext
+from vllm.metrics.live import LiveStats
+from vllm.metrics.logging import LoggingStats, NoLogging
+from vllm.metrics.prometheus import PrometheusStats
+
+
+async def make_app(
+    engine: AsyncLLM,
+    config: VllmConfig,
+    options: ServerOptions,
+    tallies: Tallies | None = None,
+    index: int = 0,
+) -> tuple[FastAPI, ServingContext]:
+    """It listens to what the engine says of itself; `index` is that of this API server."""
+    observability = config.observability
+    num_blocks = engine.client.ready.num_blocks
+    metrics = PrometheusStats.of(config, num_blocks, counts_engine=index == 0)
+    log_class = NoLogging if observability.disable_log_stats else LoggingStats
+    log = log_class(observability.log_stats_interval_s)
+    admission = Admission(options.max_waiting_requests, config.scheduler.max_num_seqs, tallies)
+    for stat_logger in (metrics, log, admission):
+        engine.add_stat_logger(stat_logger)
+    live = None if options.disable_ui else LiveStats(num_blocks)
+    if live is not None:
+        engine.add_stat_logger(live)
+    context = ServingContext(
+        engine=engine,
+        tokenizer=await engine.get_tokenizer(),
+        config=config,
+        options=options,
+        chat_template=load_chat_template(options.chat_template or None),
+        admission=admission,
+        # Unique over all API servers: they share one engine.
+        serial=itertools.count(index, options.api_server_count),
+    )
+    return build_app(context, metrics, log, live), context
