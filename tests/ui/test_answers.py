@@ -35,7 +35,7 @@ The end, 2 * 3 * 4 and snake_case_name.
 
 def draw_every_piece(chat: ChatPage) -> None:
     """As if a frame came after each."""
-    chat.page.evaluate("window.requestAnimationFrame = (draw) => { draw(); return 0; }")
+    chat.page.evaluate("() => { window.requestAnimationFrame = (draw) => (draw(), 0); }")
 
 
 def test_markup_in_an_answer_is_text(chat: ChatPage) -> None:

@@ -7,11 +7,11 @@ const HEIGHT = 60;
 const TOP = 4;
 const BOTTOM = HEIGHT - 2;
 
-// The least of 1, 2, 5, 10, 20, … that is not below `value`.
+// The least round number that is not below `value`.
 export function ceiling(value) {
   if (!(value > 0)) return 1;
   const scale = 10 ** Math.floor(Math.log10(value));
-  return scale * [1, 2, 5, 10].find((step) => step * scale >= value * 0.999);
+  return scale * [1, 1.5, 2, 3, 4, 6, 8, 10].find((step) => step * scale >= value * 0.999);
 }
 
 export class Chart {

@@ -205,8 +205,10 @@ function showStatus(state, text) {
 
 function takeAnswer(answer) {
   if (answer === null) return showStatus("lost", "No connection");
-  if (!hasFacts || !page.model) showModels();
-  if (!hasFacts) takeFacts(answer.facts);
+  if (!hasFacts) {
+    showModels();
+    takeFacts(answer.facts);
+  }
   if (!answer.is_alive) return showStatus("dead", "Engine stopped");
   const { num_running: running, num_waiting: waiting } = answer.live;
   const queue = waiting ? `, ${waiting} waiting` : "";

@@ -146,7 +146,7 @@ function parsed(text) {
 }
 
 export function duration(seconds) {
-  if (seconds < 0.01) return `${(seconds * 1000).toFixed(1)} ms`;
+  if (seconds < 0.01) return `${Number((seconds * 1000).toPrecision(2))} ms`;
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  return `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
+  return `${Number(seconds.toPrecision(3))} s`;
 }
