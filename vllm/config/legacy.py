@@ -141,6 +141,31 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         help="Requests are not logged unless --enable-log-requests says so.",
     ),
     Legacy(
+        name="enable_log_deltas",
+        kind=BOOL,
+        neutral=True,
+        help="--enable-log-outputs logs an output once, whole.",
+    ),
+    Legacy(
+        name="log_error_stack",
+        kind=BOOL,
+        neutral=False,
+        silent=True,
+        help="Errors of ours are always logged with their stack.",
+    ),
+    Legacy(
+        name="disable_frontend_multiprocessing",
+        kind=BOOL,
+        neutral=False,
+        help="The engine core of a server is always a process of its own.",
+    ),
+    Legacy(
+        name="scheduler_reserve_full_isl",
+        kind=BOOL,
+        neutral=True,
+        help="A request is admitted when all that is known of it fits the KV cache.",
+    ),
+    Legacy(
         name="enable_server_load_tracking",
         kind=BOOL,
         neutral=False,

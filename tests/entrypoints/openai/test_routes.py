@@ -177,3 +177,14 @@ async def test_logged_requests_show_as_much_of_a_prompt_as_they_may(
 async def test_requests_are_not_logged_unless_asked_for(client, log_lines):
     await client.post("/v1/completions", json={"prompt": "secret"})
     assert "secret" not in log_lines.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_outputs_are_logged_whole_where_asked_for(make_app, log_lines, stream):
+    body = {"prompt": "Hi", "max_tokens": 7, "n": 2, "request_id": "mine", "stream": stream}
+    async with connect(make_app(enable_log_outputs=True, max_log_len=5)) as client:
+        await client.post("/v1/completions", json=body)
+    lines = [text for text in log_lines.text.splitlines() if "ended with" in text]
+    assert lines == [
+        f"request cmpl-mine: prompt 0, sequence {i} ended with length: 'and t'" for i in range(2)
+    ]

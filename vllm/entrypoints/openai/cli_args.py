@@ -49,8 +49,9 @@ class ServerOptions(TransportOptions):
         kind=INT,
         low=0,
         auto="no limit",
-        help="Most characters and token ids of a prompt in the log of requests.",
+        help="Most characters and token ids of a prompt, and characters of an output, in the log.",
     )
+    enable_log_outputs: bool = option(False, help="Log every output once it has ended.")
     disable_ui: bool = option(False, help="No page at / and no figures of the engine for it.")
 
 

@@ -16,6 +16,7 @@ from vllm.entrypoints.openai.errors import GenerationFailed, UnknownModel
 from vllm.entrypoints.openai.protocol.chat import ChatRenderRequest
 from vllm.entrypoints.openai.protocol.common import GenerationRequest, random_id
 from vllm.entrypoints.openai.serving.beams import search_beams
+from vllm.entrypoints.openai.serving.output_log import logged
 from vllm.entrypoints.openai.streaming import UsageMeter, merged
 from vllm.entrypoints.openai.trace_context import trace_headers
 from vllm.errors import BadRequest
@@ -190,6 +191,8 @@ class ServingContext:
                 self._log(response_id, prompt, params)
         with self.admission.open(num_sequences):
             outputs = self._outputs(prompts, params, response_id, request)
+            if self.options.enable_log_outputs:
+                outputs = logged(outputs, response_id, self.options.max_log_len)
             try:
                 async for prompt_idx, output in outputs:
                     for sequence in output.outputs:
