@@ -36,6 +36,7 @@ class FakeServer:
     words: list[str] = field(default_factory=lambda: ["once ", "upon ", "a ", "time"])
     sends_usage: bool = True
     fails_when: str = ""  # part of a body that makes it an error
+    num_loading: int = 0  # so many requests are answered 503
     stalls: threading.Event | None = None  # streams stop after a word until it is set
     seen: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
 
@@ -81,6 +82,9 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             fake.seen.append((self.command, self.path, dict(self.headers), body))
             if fake.key and self.headers["Authorization"] != f"Bearer {fake.key}":
                 self._json(401, {"error": {"message": "a key is needed"}})
+            elif fake.num_loading:
+                fake.num_loading -= 1
+                self._json(503, {"error": {"message": "loading"}})
             elif self.path == "/v1/models":
                 self._json(200, {"data": [{"id": fake.model}]})
             elif self.path == "/tokenize":

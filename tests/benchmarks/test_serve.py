@@ -11,6 +11,8 @@ from tests.benchmarks.fake_server import FakeServer, fake_server
 from vllm.benchmarks.datasets.codec import ordinary_tokens
 from vllm.entrypoints.cli.main import build_parser, main
 
+STORY = Path(__file__).resolve().parents[2] / "examples" / "models" / "tiny-story"
+
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
@@ -178,6 +180,32 @@ def test_a_value_out_of_range_is_named(
         bench(server, *words)
     assert stop.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_a_server_that_is_loading_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server(num_loading=2) as server:
+        assert bench(server) == 2
+        assert "status 503" in capsys.readouterr().err
+        assert bench(server, "--ready-check-timeout-sec", "30") == 0
+
+
+def test_a_tokenizer_of_ones_own_leaves_the_servers_alone(server: FakeServer) -> None:
+    assert bench(server, "--tokenizer", str(STORY), "--served-model-name", "other") == 0
+    assert {path for _, path, _, _ in server.seen} == {"/v1/models", "/v1/completions"}
+    assert {body["model"] for body in server.generated()} == {"other"}
+
+
+def test_a_tokenizer_that_does_not_exist_is_named(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(server, "--tokenizer", "/no/such") == 2
+    assert "--tokenizer /no/such" in capsys.readouterr().err
+
+
+def test_where_no_text_has_the_length_tokens_are_sent(server: FakeServer) -> None:
+    """A prompt of one token: the fake server puts a special one before any text."""
+    assert bench(server, "--input-len", "1") == 0
+    assert all(len(body["prompt"]) == 1 for body in server.generated())
 
 
 def test_a_url_with_too_much_is_explained(

@@ -25,6 +25,7 @@ from vllm.benchmarks.serve_options import ResultOptions, SamplingOptions, Target
 from vllm.benchmarks.target import Target
 from vllm.config.flags import add_settings, from_flags
 from vllm.config.option import settings_of
+from vllm.entrypoints.openai.transport.listener import allow_many_connections
 
 GROUPS: dict[str, type] = {
     "server": TargetOptions,
@@ -124,6 +125,7 @@ def bench(options: ServeOptions) -> Measured:
         path=options.target.path(),
         max_concurrency=options.arrivals.max_concurrency,
     )
+    allow_many_connections()
     times_s = [0.0] * len(warmups) + options.arrivals.times_s(samples)
     answers, duration_s = asyncio.run(
         measure(sender, requests, times_s, len(warmups), options.result.disable_tqdm)
