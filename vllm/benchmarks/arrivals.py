@@ -43,10 +43,10 @@ class ArrivalOptions:
         auto="none",
         help="Change the request rate during the run.",
     )
-    ramp_up_start_rps: float = option(
+    ramp_up_start_rps: float | None = option(
         None, kind=FLOAT, low=0.001, auto="none", help="Requests per second of the first requests."
     )
-    ramp_up_end_rps: float = option(
+    ramp_up_end_rps: float | None = option(
         None, kind=FLOAT, low=0.001, auto="none", help="Requests per second of the last requests."
     )
     seed: int = option(0, low=0, help="Seed of prompts, of their order and of gaps.")
@@ -65,7 +65,7 @@ class ArrivalOptions:
                     f"--ramp-up-strategy {self.ramp_up_strategy}: leave --request-rate "
                     f"{self.request_rate:g} out; the ramp says the rate."
                 )
-        elif ends != (None, None):
+        elif any(end is not None for end in ends):
             raise ConfigError("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy.")
 
     def times_s(self, samples: Sequence[Sample]) -> list[float]:
@@ -79,8 +79,10 @@ class ArrivalOptions:
 
     def _ramp(self, count: int) -> np.ndarray:
         """The rate at which each request comes."""
+        start, end = self.ramp_up_start_rps, self.ramp_up_end_rps
+        assert start is not None and end is not None, (start, end)  # by `check`
         space = np.geomspace if self.ramp_up_strategy == "exponential" else np.linspace
-        return space(self.ramp_up_start_rps, self.ramp_up_end_rps, count)
+        return space(start, end, count)
 
 
 def _cumulated(rates: np.ndarray, burstiness: float, seed: int) -> list[float]:

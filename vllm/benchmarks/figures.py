@@ -71,15 +71,16 @@ def statistics(metric: str, values: np.ndarray, percentiles: Sequence[float]) ->
 
 def good_requests(answers: Sequence[Answer], goals_ms: Mapping[str, float]) -> int:
     """How many met every goal."""
-    of_answer = {
-        "ttft": lambda a: a.first_token_s,
-        "tpot": lambda a: a.per_output_token_s if a.num_output_tokens > 1 else 0.0,
-        "e2el": lambda a: a.total_s,
-    }
-    return sum(
-        all(of_answer[name](answer) * 1000 <= goal for name, goal in goals_ms.items())
-        for answer in answers
-    )
+
+    def is_good(answer: Answer) -> bool:
+        seconds = {
+            "ttft": answer.first_token_s,
+            "tpot": answer.per_output_token_s if answer.num_output_tokens > 1 else 0.0,
+            "e2el": answer.total_s,
+        }
+        return all(seconds[name] * 1000 <= goal for name, goal in goals_ms.items())
+
+    return sum(map(is_good, answers))
 
 
 def peak_tokens_per_s(answers: Sequence[Answer]) -> float:

@@ -76,19 +76,19 @@ class TargetOptions:
 class SamplingOptions:
     ignore_eos: bool = option(False, help="Generate on where the model would end.")
     temperature: float = option(0.0, low=0, help="0: the likeliest token.")
-    top_p: float = option(None, kind=FLOAT, auto="the server's", help="Top-p sampling.")
-    top_k: int = option(None, kind=INT, auto="the server's", help="Top-k sampling.")
-    min_p: float = option(None, kind=FLOAT, auto="the server's", help="Min-p sampling.")
-    frequency_penalty: float = option(
+    top_p: float | None = option(None, kind=FLOAT, auto="the server's", help="Top-p sampling.")
+    top_k: int | None = option(None, kind=INT, auto="the server's", help="Top-k sampling.")
+    min_p: float | None = option(None, kind=FLOAT, auto="the server's", help="Min-p sampling.")
+    frequency_penalty: float | None = option(
         None, kind=FLOAT, auto="the server's", help="Frequency penalty."
     )
-    presence_penalty: float = option(
+    presence_penalty: float | None = option(
         None, kind=FLOAT, auto="the server's", help="Presence penalty."
     )
-    repetition_penalty: float = option(
+    repetition_penalty: float | None = option(
         None, kind=FLOAT, auto="the server's", help="Repetition penalty."
     )
-    logprobs: int = option(
+    logprobs: int | None = option(
         None, kind=INT, low=0, auto="none", help="Log-probabilities to ask for, per token."
     )
     extra_body: dict[str, Any] = option(

@@ -31,7 +31,7 @@ class DatasetOptions:
     random_prefix_len: int = option(
         0, low=0, help="random: tokens that all prompts begin with, besides --random-input-len."
     )
-    sharegpt_output_len: int = option(
+    sharegpt_output_len: int | None = option(
         None,
         kind=INT,
         low=1,

@@ -30,10 +30,10 @@ class ClientOptions:
     api_key: str = option(
         "", secret=True, help="Key to send. Also VLLM_API_KEY, then OPENAI_API_KEY."
     )
-    max_tokens: int = option(
+    max_tokens: int | None = option(
         None, kind=INT, low=1, auto="the server's", help="Most tokens of an answer."
     )
-    temperature: float = option(
+    temperature: float | None = option(
         None, kind=FLOAT, low=0, auto="the server's", help="0: the likeliest answer."
     )
     quick: str = option(

@@ -17,11 +17,11 @@ from vllm.config.flags import from_flags
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.chat_utils import load_chat_template
+from vllm.entrypoints.openai.application import make_app
 from vllm.entrypoints.openai.batch.files import output, read_lines
 from vllm.entrypoints.openai.batch.options import BatchOptions
 from vllm.entrypoints.openai.batch.runner import BatchRunner
 from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
-from vllm.entrypoints.openai.launcher import make_app
 from vllm.errors import ConfigError
 
 
