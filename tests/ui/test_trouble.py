@@ -24,6 +24,14 @@ def test_after_a_refusal_one_can_try_again(chat: ChatPage) -> None:
     expect(chat.page.locator(".error")).to_have_count(0)
 
 
+def test_a_question_without_an_answer_is_not_repeated(chat: ChatPage) -> None:
+    chat.fail_with(400, "no")
+    chat.ask("Hello")
+    chat.page.unroute(CHAT_PATH)
+    chat.ask("Name three animals.")
+    assert [m["content"] for m in chat.bodies[1]["messages"]] == ["Name three animals."]
+
+
 def test_overload_says_when_to_try_again(chat: ChatPage) -> None:
     chat.fail_with(503, "the queue is full", retry_after="2")
     answer = chat.ask("Hello")
@@ -91,6 +99,8 @@ def test_without_a_key_the_engine_is_still_shown(page: Page, server: RealServer)
     page.goto(server.url)
     page.get_by_role("button", name="Not now").click()
     expect(page.locator("#facts")).to_contain_text("1,024 tokens")
+    page.wait_for_timeout(1500)  # a poll or two
+    expect(page.locator("#key-dialog")).to_be_hidden()
     page.fill("#prompt", "Hello")
     page.press("#prompt", "Enter")
     expect(page.locator(".answer").get_by_role("button", name="Enter a key")).to_be_attached()

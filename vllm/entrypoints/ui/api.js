@@ -24,7 +24,7 @@ export async function call(path, { body = null, signal = null } = {}) {
       body: body === null ? undefined : JSON.stringify(body),
       headers,
       signal,
-      credentials: "omit",
+      credentials: "same-origin",
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;

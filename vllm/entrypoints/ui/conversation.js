@@ -211,7 +211,10 @@ export class Conversation {
       return { prompt: turn.prompt, ...common, max_tokens, ...(turn.wantsTokens ? { logprobs: top } : {}) };
     }
     const system = settings.systemPrompt ? [{ role: "system", content: settings.systemPrompt }] : [];
-    const said = this.turns.slice(0, -1).filter(({ mode, error }) => mode === "chat" && !error);
+    // A question that got no answer is left out: templates insist that roles take turns.
+    const said = this.turns
+      .slice(0, -1)
+      .filter(({ mode, error }, i, all) => mode === "chat" && !error && !all[i + 1]?.error);
     const messages = [...system, ...said.map(({ role, content }) => ({ role, content }))];
     return { messages, ...common, ...(turn.wantsTokens ? { logprobs: true, top_logprobs: top } : {}) };
   }

@@ -229,6 +229,7 @@ function takeFacts(facts) {
   }
 }
 
+window.addEventListener("pagehide", () => conversation.save());
 setUpTheme();
 setUpComposer();
 chooseMode("chat");

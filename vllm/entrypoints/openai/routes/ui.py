@@ -42,7 +42,7 @@ class LiveAnswer(msgspec.Struct):
     live: LiveView
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
     found = document()
     headers = {
