@@ -192,6 +192,13 @@ VARIABLES: tuple[Variable, ...] = (
         "Offer the server's endpoints for development, such as /reset_prefix_cache.",
     ),
     Variable(
+        "VLLM_ENABLE_RESPONSES_API_STORE",
+        True,
+        _boolean,
+        _BOOLEAN,
+        "Keep what /v1/responses answers, as many as there is room for; 0: nothing is kept.",
+    ),
+    Variable(
         "VLLM_HOST_IP",
         "",
         str,
@@ -350,6 +357,7 @@ if TYPE_CHECKING:
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE: int
     VLLM_KEEP_ALIVE_ON_ENGINE_DEATH: bool
     VLLM_SERVER_DEV_MODE: bool
+    VLLM_ENABLE_RESPONSES_API_STORE: bool
     VLLM_HOST_IP: str
     VLLM_PORT: int
     VLLM_CACHE_ROOT: str

@@ -17,8 +17,12 @@ from vllm.entrypoints.openai.protocol.common import ErrorDetail, ErrorResponse
 from vllm.errors import BadRequest, EngineDeadError
 
 
-class UnknownModel(BadRequest):
-    """The request names a model that is not served. HTTP 404."""
+class NotFound(BadRequest):
+    """The request names something that is not here. HTTP 404."""
+
+
+class UnknownModel(NotFound):
+    """The request names a model that is not served."""
 
 
 class GenerationFailed(RuntimeError):
@@ -34,7 +38,7 @@ def error_of(error: Exception) -> ErrorResponse:
 
     Nothing of one that is our mistake: its text may hold another client's data.
     """
-    if isinstance(error, UnknownModel):
+    if isinstance(error, NotFound):
         return _response(HTTPStatus.NOT_FOUND, str(error), "NotFoundError", error.param)
     if isinstance(error, BadRequest):
         return _response(HTTPStatus.BAD_REQUEST, str(error), "BadRequestError", error.param)
@@ -72,7 +76,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return error_response(_bad_request_of(error))
+        return error_response(bad_request_of(error))
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -98,7 +102,7 @@ def _response(status: int, message: str, kind: str, param: str | None = None) ->
     return ErrorResponse(ErrorDetail(message, kind, param, int(status)))
 
 
-def _bad_request_of(error: RequestValidationError) -> BadRequest:
+def bad_request_of(error: RequestValidationError) -> BadRequest:
     """The first complaint; alternatives of a union are complaints about one field."""
     problems = error.errors()
     first = problems[0]

@@ -1,0 +1,54 @@
+"""/v1/responses and what one can do with a response that is kept."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from vllm.entrypoints.openai.errors import json_response
+from vllm.entrypoints.openai.protocol.responses import ResponsesRequest
+from vllm.entrypoints.openai.state import server_of
+from vllm.entrypoints.openai.streaming import EventStream, until_disconnect
+
+router = APIRouter()
+
+
+@router.post("/v1/responses")
+async def create_response(body: ResponsesRequest, request: Request) -> Response:
+    header_id = request.headers.get("x-request-id")
+    serving = server_of(request).responses
+    if body.stream:
+        return await EventStream.open(request, await serving.stream(body, header_id))
+    return json_response(await until_disconnect(request.receive, serving.create(body, header_id)))
+
+
+@router.get("/v1/responses/{response_id}")
+async def get_response(
+    response_id: str, request: Request, stream: bool = False, starting_after: int = -1
+) -> Response:
+    serving = server_of(request).responses
+    if stream:
+        return EventStream(b"", serving.replay(response_id, starting_after))
+    return json_response(serving.get(response_id))
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(response_id: str, request: Request) -> Response:
+    return json_response(await server_of(request).responses.cancel(response_id))
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, request: Request) -> Response:
+    return json_response(await server_of(request).responses.delete(response_id))
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(
+    response_id: str,
+    request: Request,
+    after: str | None = None,
+    limit: int = 20,
+    order: str = "desc",
+) -> Response:
+    serving = server_of(request).responses
+    return json_response(serving.input_items(response_id, after, limit, order))
