@@ -254,6 +254,13 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         help="No metric is hidden.",
     ),
     Legacy(
+        name="enable_reasoning",
+        kind=BOOL,
+        neutral=False,
+        silent=True,
+        help="--reasoning-parser is enough.",
+    ),
+    Legacy(
         name="guided_decoding_disable_fallback",
         kind=BOOL,
         neutral=False,

@@ -149,11 +149,6 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
     ),
     *_rows("logits processors that requests name", logits_processor_pattern=(TEXT, None)),
     *_rows(
-        "the parsing of reasoning",
-        enable_reasoning=(BOOL, False),
-        reasoning_parser=(TEXT, ""),
-    ),
-    *_rows(
         "input other than text",
         limit_mm_per_prompt=(OBJECT, None),
         mm_processor_kwargs=(OBJECT, None),

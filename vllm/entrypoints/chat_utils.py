@@ -204,6 +204,13 @@ def _text_part(part: Any, where: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
+def text_of(content: str | Sequence[Any] | None) -> str:
+    """The text of a message's content, in whatever form it was given. Raises BadRequest."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return _join_text(_text_parts(content, "messages[-1].content"))
+
+
 def _join_text(parts: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(part["text"] for part in parts)
 

@@ -6,11 +6,11 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vllm import envs
 from vllm.config.flags import add_settings
-from vllm.config.kinds import INT
+from vllm.config.kinds import INT, OBJECT
 from vllm.config.option import Setting, option, settings_of
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.transport.options import TransportOptions
@@ -32,6 +32,30 @@ class ServerOptions(TransportOptions):
         False, help="Run chat templates that come with a request."
     )
     response_role: str = option("assistant", help="Role of the messages the server answers with.")
+    default_chat_template_kwargs: dict[str, Any] = option(
+        {},
+        kind=OBJECT,
+        help='Arguments of chat templates, such as {"enable_thinking": false}; those of a request '
+        "win.",
+    )
+    enable_auto_tool_choice: bool = option(
+        False, help="Let models call the functions a request offers, as --tool-call-parser reads."
+    )
+    tool_call_parser: str = option(
+        "", help="Notation in which the model writes calls of functions."
+    )
+    tool_parser_plugin: str = option(
+        "", help="Python file that registers parsers for --tool-call-parser."
+    )
+    exclude_tools_when_tool_choice_none: bool = option(
+        False, help="Do not show functions to the chat template if none may be called."
+    )
+    reasoning_parser: str = option(
+        "", help="Notation in which the model writes its reasoning before the answer."
+    )
+    reasoning_parser_plugin: str = option(
+        "", help="Python file that registers parsers for --reasoning-parser."
+    )
     return_tokens_as_token_ids: bool = option(
         False, help="Write the tokens of log-probabilities as 'token_id:N'."
     )

@@ -14,6 +14,7 @@ from vllm.entrypoints.openai.announcement import announce
 from vllm.entrypoints.openai.application import make_app
 from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
 from vllm.entrypoints.openai.fleet import run_fleet
+from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
 from vllm.entrypoints.openai.transport.listener import Listener, allow_many_connections
 from vllm.entrypoints.openai.transport.logs import configure_logs
 from vllm.entrypoints.openai.transport.server import HttpServer, run_in_loop
@@ -33,6 +34,7 @@ def run_server(args: argparse.Namespace) -> None:
     # All of this before the model is loaded: an occupied port should not take minutes to tell.
     configure_logs(options)
     load_chat_template(options.chat_template or None)
+    ChatParsers(options)
     for path in options.middleware:
         imported(path)
     tls = tls_of(options)

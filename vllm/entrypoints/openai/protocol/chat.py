@@ -52,6 +52,7 @@ class ChatCompletionRequest(GenerationRequest, ChatRenderRequest):
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    include_reasoning: bool = True
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     echo: bool | None = False
@@ -74,11 +75,23 @@ class ChatLogprobs(msgspec.Struct):
     content: list[TokenLogprob]
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str  # JSON, as the model wrote it
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
 class ChatMessage(msgspec.Struct):
     role: str
     content: str | None
     refusal: str | None = None
-    tool_calls: list[Any] = []
+    tool_calls: list[ToolCall] = []
+    reasoning_content: str | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -101,9 +114,25 @@ class ChatCompletionResponse(msgspec.Struct):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
+class CalledFunctionChunk(msgspec.Struct):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallChunk(msgspec.Struct):
+    """A piece of a call; the first has id, type and name."""
+
+    index: int
+    function: CalledFunctionChunk
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class DeltaMessage(msgspec.Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallChunk] | UnsetType = UNSET
 
 
 class ChatStreamChoice(msgspec.Struct):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
+from vllm.entrypoints.chat_utils import text_of
 from vllm.entrypoints.openai.logprobs import chat_logprobs, prompt_logprobs, token_namer
 from vllm.entrypoints.openai.protocol.chat import (
+    CalledFunction,
+    CalledFunctionChunk,
     ChatChoice,
     ChatCompletionChunk,
     ChatCompletionRequest,
@@ -16,55 +21,95 @@ from vllm.entrypoints.openai.protocol.chat import (
     ChatMessage,
     ChatStreamChoice,
     DeltaMessage,
+    ToolCall,
+    ToolCallChunk,
 )
 from vllm.entrypoints.openai.protocol.common import now_s
+from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
+from vllm.entrypoints.openai.serving.chat_run import ChatRun, MessageUpdate
 from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
+from vllm.entrypoints.openai.serving.tool_choice import ToolChoice, tool_choice_of
 from vllm.entrypoints.openai.streaming import events
+from vllm.entrypoints.openai.structured import structured_outputs_of
 from vllm.errors import BadRequest, NotAvailable
-from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.parsers.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallDelta
+from vllm.parsers.message import MessageText
 from vllm.sampling_params import SamplingParams
+from vllm.structured_params import StructuredOutputsParams
 
 
 class ServingChat:
+    """Raises ConfigError for parsers that do not exist."""
+
     def __init__(self, context: ServingContext) -> None:
         self.context = context
+        self.parsers = ChatParsers(context.options)
 
     async def stream(
         self, request: ChatCompletionRequest, header_id: str | None
     ) -> AsyncGenerator[bytes, None]:
-        answer, prompt, params = await self._prepare(request, header_id)
-        return events(self.context.generate([prompt], params, answer.id, request), answer)
+        run = await self.start(request, header_id)
+        return events(run.outputs, ChatAnswer(self.context, request, run))
 
     async def create(
         self, request: ChatCompletionRequest, header_id: str | None
     ) -> ChatCompletionResponse:
-        answer, prompt, params = await self._prepare(request, header_id)
-        final: RequestOutput | None = None
-        async for _, output in self.context.generate([prompt], params, answer.id, request):
-            final = output
-        assert final is not None, answer.id
-        return answer.response(final)
+        run = await self.start(request, header_id)
+        updates: list[MessageUpdate] = []
+        async for some in run.updates():
+            updates = some  # without a stream there is one output, at the end
+        return ChatAnswer(self.context, request, run).response(updates)
 
-    async def _prepare(
-        self, request: ChatCompletionRequest, header_id: str | None
-    ) -> tuple[ChatAnswer, TokensPrompt, SamplingParams]:
+    async def start(self, request: ChatCompletionRequest, header_id: str | None) -> ChatRun:
+        """Check and render a request; generation starts with the first output asked for.
+
+        Raises BadRequest.
+        """
         model = self.context.admit(request)
-        refuse_tools(request)
         if request.modalities is not None and request.modalities != ["text"]:
             raise NotAvailable("answers are text: modalities must be ['text']", "modalities")
-        params = self._sampling_params(request)
-        if request.reasoning_effort is not None:
-            request.chat_template_kwargs = {
-                "reasoning_effort": request.reasoning_effort,
-                **(request.chat_template_kwargs or {}),
-            }
-        text, ids = await self.context.render(request)
+        choice = tool_choice_of(request)
+        self.parsers.check(choice)
+        params = self._sampling_params(request, choice)
+        if self.parsers.shows_special_tokens(choice):
+            params.skip_special_tokens = False
+        text, ids = await self.context.render(self._rendered(request, choice))
+        if params.structured_outputs is not None:
+            self._start_after_reasoning(params, text)
         response_id = self.context.response_id("chatcmpl", request, header_id)
-        answer = ChatAnswer(self.context, request, model, response_id)
-        return answer, text_prompt(ids, text, request), params
+        prompt = text_prompt(ids, text, request)
+        return ChatRun(
+            response_id,
+            model,
+            self.context.usage_meter(),
+            self.context.generate([prompt], params, response_id, request),
+            self.parsers.maker(choice, text, request.include_reasoning),
+        )
 
-    def _sampling_params(self, request: ChatCompletionRequest) -> SamplingParams:
+    def _rendered(
+        self, request: ChatCompletionRequest, choice: ToolChoice
+    ) -> ChatCompletionRequest:
+        """The request as the template shall see it."""
+        changes: dict[str, Any] = {}
+        if choice.choice == "none" and self.context.options.exclude_tools_when_tool_choice_none:
+            changes["tools"] = None
+        kwargs = dict(self.context.options.default_chat_template_kwargs)
+        if request.reasoning_effort is not None:
+            kwargs["reasoning_effort"] = request.reasoning_effort
+        if kwargs:
+            changes["chat_template_kwargs"] = {**kwargs, **(request.chat_template_kwargs or {})}
+        return request.model_copy(update=changes) if changes else request
+
+    def _start_after_reasoning(self, params: SamplingParams, prompt: str) -> None:
+        form, end = params.structured_outputs, self.parsers.end_of_reasoning(prompt)
+        if end is not None and form is not None and not form.start_after:
+            ids = self.context.tokenizer.encode(end, add_special_tokens=False)
+            params.structured_outputs = msgspec.structs.replace(form, start_after=ids)
+
+    def _sampling_params(
+        self, request: ChatCompletionRequest, choice: ToolChoice
+    ) -> SamplingParams:
         defaults = self.context.model.default_sampling_params
         if request.top_logprobs is not None and not request.logprobs:
             raise BadRequest("top_logprobs needs logprobs=true", "top_logprobs")
@@ -83,111 +128,128 @@ class ServingChat:
             max_tokens=max_tokens,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=request.prompt_logprobs,
+            structured_outputs=_form(request, choice),
         )
 
 
-def refuse_tools(request: ChatCompletionRequest) -> None:
-    """Tools are shown to the template; calling them is what cannot be asked for."""
-    choice = request.tool_choice
-    if choice is None:
-        choice = "auto" if request.tools else "none"
-    if choice == "none" or (choice == "auto" and not request.tools):
-        return
-    raise NotAvailable(
-        f"tool_choice {choice!r} is not available on this server, which parses no tool calls; "
-        "set tool_choice to 'none' (tools still reach the chat template) or leave tools out",
-        "tool_choice",
-    )
+def _form(request: ChatCompletionRequest, choice: ToolChoice) -> StructuredOutputsParams | None:
+    asked = structured_outputs_of(request)
+    if not choice.is_forced:
+        return asked
+    if asked is not None:
+        raise BadRequest(
+            "a tool_choice that makes the model call, and a form of the output, exclude each "
+            "other: leave out tool_choice, or what asks for a form",
+            "tool_choice",
+        )
+    return choice.form()
 
 
 class ChatAnswer:
-    """Makes one HTTP request's message, or the chunks of it, from engine outputs."""
+    """Makes one HTTP request's message, or the chunks of it."""
 
     def __init__(
-        self, context: ServingContext, request: ChatCompletionRequest, model: str, response_id: str
+        self, context: ServingContext, request: ChatCompletionRequest, run: ChatRun
     ) -> None:
         self.context = context
         self.request = request
-        self.model = model
-        self.id = response_id
+        self.run = run
         self.created = now_s()
-        self.meter = context.usage_meter()
         self.name = token_namer(
             context.decode_token,
             bool(request.return_tokens_as_token_ids or context.options.return_tokens_as_token_ids),
         )
         last = request.messages[-1]
         self.role = context.options.response_role if request.add_generation_prompt else last.role
-        self.echoed = last.content if request.echo and last.role == self.role else ""
+        self.echoed = text_of(last.content) if request.echo and last.role == self.role else ""
         self.started: set[int] = set()
 
-    def response(self, output: RequestOutput) -> ChatCompletionResponse:
-        self.meter.push(0, output)
+    def response(self, updates: Sequence[MessageUpdate]) -> ChatCompletionResponse:
         response = ChatCompletionResponse(
-            self.id,
+            self.run.id,
             self.created,
-            self.model,
-            [self._choice(sequence) for sequence in output.outputs],
-            self.meter.usage(),
+            self.run.model,
+            [self._choice(update) for update in updates],
+            self.run.meter.usage(),
         )
-        if self.request.prompt_logprobs is not None and output.prompt_logprobs is not None:
-            response.prompt_logprobs = prompt_logprobs(self.name, output.prompt_logprobs)
+        if self.request.prompt_logprobs is not None and self.run.prompt_logprobs is not None:
+            response.prompt_logprobs = prompt_logprobs(self.name, self.run.prompt_logprobs)
         if self.request.return_token_ids:
-            response.prompt_token_ids = list(output.prompt_token_ids or ())
+            response.prompt_token_ids = self.run.prompt_token_ids
         return response
 
     def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[ChatCompletionChunk]:
-        self.meter.push(prompt_idx, output)
         chunks: list[ChatCompletionChunk] = []
-        for sequence in output.outputs:
-            if sequence.index not in self.started:
-                self.started.add(sequence.index)
-                chunks.append(self._first_chunk(sequence, output))
-            if sequence.text or sequence.token_ids or sequence.finish_reason is not None:
-                chunks.append(self._chunk(sequence))
+        for update in self.run.push(prompt_idx, output):
+            if update.index not in self.started:
+                self.started.add(update.index)
+                chunks.append(self._first_chunk(update.index))
+            if self._says_something(update):
+                chunks.append(self._chunk(update))
         if chunks and self.request.wants_continuous_usage:
-            chunks[-1].usage = self.meter.usage()
+            chunks[-1].usage = self.run.meter.usage()
         return chunks
 
     def finish(self) -> Sequence[ChatCompletionChunk]:
         if not (self.request.wants_usage or self.context.options.enable_force_include_usage):
             return ()
-        return (ChatCompletionChunk(self.id, self.created, self.model, [], self.meter.usage()),)
+        chunk = ChatCompletionChunk(self.run.id, self.created, self.run.model, [])
+        chunk.usage = self.run.meter.usage()
+        return (chunk,)
 
-    def _choice(self, sequence: CompletionOutput) -> ChatChoice:
-        return ChatChoice(
-            index=sequence.index,
-            message=ChatMessage(self.role, f"{self.echoed}{sequence.text}"),
-            logprobs=self._logprobs(sequence),
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-            token_ids=list(sequence.token_ids) if self.request.return_token_ids else UNSET,
+    def _says_something(self, update: MessageUpdate) -> bool:
+        """Text may be held back; what belongs to its tokens may not."""
+        wants_tokens = self.request.logprobs or self.request.return_token_ids
+        return (
+            bool(update.deltas)
+            or update.finish_reason is not None
+            or bool(wants_tokens and update.sequence.token_ids)
         )
 
-    def _first_chunk(
-        self, sequence: CompletionOutput, output: RequestOutput
-    ) -> ChatCompletionChunk:
-        delta = DeltaMessage(self.role, f"{self.echoed}")
-        chunk = self._wrapped(ChatStreamChoice(sequence.index, delta, None, None))
+    def _choice(self, update: MessageUpdate) -> ChatChoice:
+        text = MessageText()
+        text.add(update.deltas)
+        message = ChatMessage(self.role, f"{self.echoed}{text.content}")
+        message.tool_calls = [
+            ToolCall(call_id, CalledFunction(call.name or "", call.arguments))
+            for call_id, call in text.calls
+        ]
+        if message.tool_calls and not message.content:
+            message.content = None
+        if text.reasoning:
+            message.reasoning_content = text.reasoning
+        return ChatChoice(
+            index=update.index,
+            message=message,
+            logprobs=self._logprobs(update.sequence),
+            finish_reason=update.finish_reason,
+            stop_reason=update.sequence.stop_reason,
+            token_ids=list(update.sequence.token_ids) if self.request.return_token_ids else UNSET,
+        )
+
+    def _first_chunk(self, index: int) -> ChatCompletionChunk:
+        delta = DeltaMessage(self.role, self.echoed)
+        chunk = self._wrapped(ChatStreamChoice(index, delta, None, None))
         if self.request.return_token_ids:
-            chunk.prompt_token_ids = list(output.prompt_token_ids or ())
+            chunk.prompt_token_ids = self.run.prompt_token_ids
         return chunk
 
-    def _chunk(self, sequence: CompletionOutput) -> ChatCompletionChunk:
+    def _chunk(self, update: MessageUpdate) -> ChatCompletionChunk:
+        sequence = update.sequence
         choice = ChatStreamChoice(
-            index=sequence.index,
-            delta=DeltaMessage(content=sequence.text),
+            index=update.index,
+            delta=_delta_message(update.deltas),
             logprobs=self._logprobs(sequence),
-            finish_reason=sequence.finish_reason,
+            finish_reason=update.finish_reason,
         )
-        if sequence.finish_reason is not None:
+        if update.finish_reason is not None:
             choice.stop_reason = sequence.stop_reason
         if self.request.return_token_ids:
             choice.token_ids = list(sequence.token_ids)
         return self._wrapped(choice)
 
     def _wrapped(self, choice: ChatStreamChoice) -> ChatCompletionChunk:
-        return ChatCompletionChunk(self.id, self.created, self.model, [choice])
+        return ChatCompletionChunk(self.run.id, self.created, self.run.model, [choice])
 
     def _logprobs(self, sequence: CompletionOutput) -> ChatLogprobs | None:
         if not self.request.logprobs:
@@ -199,3 +261,26 @@ class ChatAnswer:
             sequence.token_ids,
             sequence.logprobs or (),
         )
+
+
+def _delta_message(deltas: Sequence[Delta]) -> DeltaMessage:
+    content = "".join(d.text for d in deltas if isinstance(d, ContentDelta))
+    reasoning = "".join(d.text for d in deltas if isinstance(d, ReasoningDelta))
+    calls = [
+        ToolCallChunk(
+            delta.index,
+            CalledFunctionChunk(delta.arguments, UNSET if delta.name is None else delta.name),
+            UNSET if delta.id is None else delta.id,
+            UNSET if delta.id is None else "function",
+        )
+        for delta in deltas
+        if isinstance(delta, ToolCallDelta)
+    ]
+    message = DeltaMessage()
+    if content or not (reasoning or calls):
+        message.content = content
+    if reasoning:
+        message.reasoning_content = reasoning
+    if calls:
+        message.tool_calls = calls
+    return message

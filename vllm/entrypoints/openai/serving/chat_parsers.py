@@ -1,0 +1,87 @@
+"""The parsers that --tool-call-parser and --reasoning-parser choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.serving.tool_choice import ToolChoice
+from vllm.errors import BadRequest, ConfigError
+from vllm.parsers.deltas import Delta, MessageParser, ReasoningDelta
+from vllm.parsers.message import Message, PlainText
+from vllm.parsers.reasoning.base import REASONING_PARSERS, ReasoningParser
+from vllm.parsers.registry import load_plugin
+from vllm.parsers.tools.base import TOOL_PARSERS, ToolParser
+
+
+class ChatParsers:
+    """Chosen once, when the server starts. Raises ConfigError for names that do not exist."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        if options.tool_parser_plugin:
+            load_plugin("--tool-parser-plugin", options.tool_parser_plugin)
+        if options.reasoning_parser_plugin:
+            load_plugin("--reasoning-parser-plugin", options.reasoning_parser_plugin)
+        self.tools: type[ToolParser] | None = None
+        self.reasoning: type[ReasoningParser] | None = None
+        if options.tool_call_parser:
+            self.tools = TOOL_PARSERS.get(options.tool_call_parser)
+        if options.reasoning_parser:
+            self.reasoning = REASONING_PARSERS.get(options.reasoning_parser)
+        if options.enable_auto_tool_choice and self.tools is None:
+            raise ConfigError(
+                "--enable-auto-tool-choice needs --tool-call-parser, one of "
+                f"{', '.join(TOOL_PARSERS.names())}."
+            )
+        self._is_auto = options.enable_auto_tool_choice
+
+    def check(self, choice: ToolChoice) -> None:
+        """Raises BadRequest if calls would come that nothing reads."""
+        if choice.choice == "auto" and not self._is_auto:
+            raise BadRequest(
+                "tool_choice 'auto' needs a server that was started with --enable-auto-tool-choice "
+                "and --tool-call-parser; set tool_choice to 'none', 'required' or a function",
+                "tool_choice",
+            )
+
+    def shows_special_tokens(self, choice: ToolChoice) -> bool:
+        """Whether the text must hold the tokens that mark calls."""
+        return (
+            choice.choice == "auto" and self.tools is not None and self.tools.needs_special_tokens
+        )
+
+    def maker(
+        self, choice: ToolChoice, prompt: str, include_reasoning: bool
+    ) -> Callable[[], Message]:
+        """Makes a parser for each choice of the answer to `prompt`, a rendered conversation."""
+
+        def make() -> Message:
+            reasoning: MessageParser = PlainText()
+            if self.reasoning is not None:
+                reasoning = self.reasoning(prompt)
+                if not include_reasoning:
+                    reasoning = _WithoutReasoning(reasoning)
+            return Message(reasoning, choice.parser(self.tools))
+
+        return make
+
+    def end_of_reasoning(self, prompt: str) -> str | None:
+        """What the model writes before its answer begins; None if that begins at once."""
+        if self.reasoning is None or self.reasoning.is_over(prompt):
+            return None
+        return self.reasoning.ends[0]
+
+
+class _WithoutReasoning:
+    def __init__(self, parser: MessageParser) -> None:
+        self._parser = parser
+
+    def push(self, text: str) -> list[Delta]:
+        return _content(self._parser.push(text))
+
+    def finish(self) -> list[Delta]:
+        return _content(self._parser.finish())
+
+
+def _content(deltas: Iterable[Delta]) -> list[Delta]:
+    return [delta for delta in deltas if not isinstance(delta, ReasoningDelta)]

@@ -1,0 +1,84 @@
+"""What parsers of reasoning share: reasoning up to a marker, then content."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from vllm.parsers.deltas import ContentDelta, Delta, ReasoningDelta
+from vllm.parsers.markers import first_of, held_back
+from vllm.parsers.registry import Registry
+
+REASONING_PARSERS: Registry[type[ReasoningParser]] = Registry(
+    "--reasoning-parser", "vllm.parsers.reasoning"
+)
+
+
+class ReasoningParser:
+    """Splits the text of one choice into reasoning and content; reasoning comes once, first.
+
+    `prompt` is the rendered conversation: a template may have begun the reasoning, or ended it.
+    """
+
+    starts: ClassVar[tuple[str, ...]]
+    ends: ClassVar[tuple[str, ...]]
+    # Whether a text that begins with neither marker is reasoning.
+    assumes_reasoning: ClassVar[bool] = False
+
+    def __init__(self, prompt: str) -> None:
+        self._buffer = ""
+        self._begun = False  # whether it is known if there is reasoning
+        tail = prompt.rstrip()
+        self._done = self.is_over(prompt)
+        self._in_reasoning = self.assumes_reasoning or tail.endswith(self.starts)
+
+    @classmethod
+    def is_over(cls, prompt: str) -> bool:
+        """Whether the prompt ends after reasoning, so that only content follows."""
+        return prompt.rstrip().endswith(cls.ends)
+
+    def push(self, text: str) -> list[Delta]:
+        if self._done:
+            return [ContentDelta(text)] if text else []
+        self._buffer += text
+        if not self._begun and not self._begin():
+            return []
+        if not self._in_reasoning:
+            self._done = True
+            return self._content()
+        end = first_of(self._buffer, self.ends)
+        if end is None:
+            return self._reasoning(len(self._buffer) - held_back(self._buffer, self.ends))
+        position, marker = end
+        found = self._reasoning(position)
+        self._buffer = self._buffer[len(marker) :]
+        self._done = True
+        return found + self._content()
+
+    def finish(self) -> list[Delta]:
+        if self._done:
+            return []
+        self._done = True
+        if self._in_reasoning:
+            return self._reasoning(len(self._buffer))
+        return self._content()
+
+    def _begin(self) -> bool:
+        """Take a start marker, if there is one; False while there may be one."""
+        start = self._buffer.lstrip()
+        if any(marker.startswith(start) and marker != start for marker in self.starts):
+            return False
+        self._begun = True
+        for marker in sorted(self.starts, key=len, reverse=True):
+            if start.startswith(marker):
+                self._buffer = start.removeprefix(marker)
+                self._in_reasoning = True
+                break
+        return True
+
+    def _reasoning(self, length: int) -> list[Delta]:
+        text, self._buffer = self._buffer[:length], self._buffer[length:]
+        return [ReasoningDelta(text)] if text else []
+
+    def _content(self) -> list[Delta]:
+        text, self._buffer = self._buffer, ""
+        return [ContentDelta(text)] if text else []

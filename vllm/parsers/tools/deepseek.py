@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+from vllm.parsers.call_object import SPACE, CallPiece, JsonSpan
+from vllm.parsers.deltas import ContentDelta, Delta
+from vllm.parsers.tools.base import TOOL_PARSERS, ToolParser
+
+CALLS_BEGIN = "<｜tool▁calls▁begin｜>"
+CALLS_END = "<｜tool▁calls▁end｜>"
+CALL_BEGIN = "<｜tool▁call▁begin｜>"
+CALL_END = "<｜tool▁call▁end｜>"
+SEPARATOR = "<｜tool▁sep｜>"
+
+
+@TOOL_PARSERS("deepseek_v31")
+class DeepSeekV31Parser(ToolParser):
+    """<｜tool▁call▁begin｜>name<｜tool▁sep｜>{…}<｜tool▁call▁end｜> between markers of the list."""
+
+    begins = (CALLS_BEGIN,)
+    before_name: ClassVar[str] = CALL_BEGIN
+    after_name: ClassVar[str] = SEPARATOR
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._span: JsonSpan | None = None
+
+    def _start_calls(self, marker: str) -> None:
+        self._span = None
+
+    def _read_calls(self, found: list[Delta]) -> bool:
+        if self._span is not None:
+            return self._arguments(self._span, found)
+        head, begin, rest = self._buffer.partition(self.before_name)
+        if not begin:
+            if CALLS_END not in head:
+                return False
+            self._buffer = head.partition(CALLS_END)[2]
+            self._in_calls = False
+            return True
+        name, after, rest = rest.partition(self.after_name)
+        if not after:
+            return False
+        self._buffer = rest
+        self._span = JsonSpan()
+        found.append(self._call(CallPiece(name.strip(SPACE), "")))
+        return True
+
+    def _arguments(self, span: JsonSpan, found: list[Delta]) -> bool:
+        if span.depth == 0:
+            self._buffer = self._buffer.lstrip(SPACE)
+            if self._buffer and self._buffer[0] not in "{[":
+                self._span = None  # no arguments at all
+                found.append(self._call(CallPiece(None, "{}")))
+                return True
+        for index, char in enumerate(self._buffer):
+            if span.push(char):
+                found.append(self._call(CallPiece(None, self._buffer[: index + 1])))
+                self._buffer = self._buffer[index + 1 :]
+                self._span = None
+                return True
+        if self._buffer:
+            found.append(self._call(CallPiece(None, self._buffer)))
+            self._buffer = ""
+        return False
+
+    def _end_calls(self, found: list[Delta]) -> None:
+        if self._num_calls == 0:
+            found.append(ContentDelta(CALLS_BEGIN))
+        else:
+            self._buffer = ""  # the rest of a marker
+
+
+@TOOL_PARSERS("deepseek_v3")
+class DeepSeekV3Parser(DeepSeekV31Parser):
+    """As V3.1, with "function" before the name and the arguments in a fence of Markdown."""
+
+    before_name = f"{CALL_BEGIN}function{SEPARATOR}"
+    after_name = "\n```json\n"
