@@ -46,7 +46,11 @@ async def test_events_are_put_together_from_pieces():
     [
         chunked(b'data: {"a": 1}\n\n'),
         chunked(b'data: {"error": {"message": "no"}}\n\n', b"data: [DONE]\n\n"),
+        chunked(b'data: {"error": "no"}\n\n', b"data: [DONE]\n\n"),
+        chunked(b"data: [1]\n\n", b"data: [DONE]\n\n"),
         b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno",
+        b"220 mail server ready\r\n\r\n",
+        b"HTTP/1.1\r\n\r\n",
     ],
 )
 async def test_a_stream_that_fails_is_an_error(reply):

@@ -58,10 +58,7 @@ class Server:
                     continue
                 if line == b"data: [DONE]":
                     return
-                event = json.loads(line[6:])
-                if "error" in event:
-                    raise ServerError(event["error"]["message"])
-                yield event
+                yield _event(line[6:])
         raise ServerError("the stream ended without [DONE]")
 
     async def _exchange(
@@ -114,13 +111,29 @@ def _tls_context(verify: bool) -> ssl.SSLContext:
     return context
 
 
+def _event(data: bytes) -> dict[str, Any]:
+    event = json.loads(data)
+    if not isinstance(event, dict):
+        raise ServerError(f"an event is no JSON object: {data[:200]!r}")
+    if error := event.get("error"):
+        raise ServerError(str(error.get("message") if isinstance(error, dict) else error))
+    return event
+
+
 async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    """Raises ServerError for what is no HTTP."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    except asyncio.LimitOverrunError as error:
+        raise ServerError(f"the head of the answer has no end: {error}") from None
+    words = head[0].split(" ", 2)
+    if not words[0].startswith("HTTP/") or len(words) < 2 or not words[1].isdecimal():
+        raise ServerError(f"this is not the answer of an HTTP server: {head[0][:100]!r}")
     headers = {}
     for line in head[1:]:
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()
-    return int(head[0].split(" ", 2)[1]), headers
+    return int(words[1]), headers
 
 
 async def _pieces(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:

@@ -37,17 +37,21 @@ def read_lines(name: str) -> list[str]:
 @contextmanager
 def output(name: str, scratch: str) -> Iterator[IO[str]]:
     """A file to write to. What a URL is to get is sent at the end. Raises ConfigError."""
-    try:
-        if not is_url(name):
-            with Path(name).open("w", encoding="utf-8") as file:
-                yield file
-            return
-        with tempfile.NamedTemporaryFile("w+", encoding="utf-8", dir=scratch or None) as file:
-            yield file
+    with _opened(name, scratch) as file:
+        yield file
+        if is_url(name):
             file.flush()
             _upload(name, Path(file.name))
+
+
+def _opened(name: str, scratch: str) -> IO[str]:
+    """The file itself, or one for what goes to a URL, which is gone when it is closed."""
+    where = f"--output-tmp-dir {scratch}" if is_url(name) else f"--output-file {name}"
+    try:
+        if is_url(name):
+            return tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=scratch or None)
+        return Path(name).open("w", encoding="utf-8")
     except OSError as error:
-        where = f"--output-file {name}" if not scratch else f"--output-tmp-dir {scratch}"
         raise ConfigError(f"{where}: {error.strerror or error}.") from None
 
 
