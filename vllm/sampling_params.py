@@ -18,6 +18,8 @@ from vllm.structured_params import StructuredOutputsParams
 # Below this a temperature divides logits into overflow; such a row takes its most likely token.
 GREEDY_TEMPERATURE: Final = 1e-5
 MAX_SEED: Final = 2**63 - 1
+# Of temperature, penalty and bias, each of which may meet the others: beyond it logits overflow.
+MAX_FACTOR: Final = 1e6
 
 # (output_token_ids, logits [V]) -> logits [V], or with prompt_token_ids before the two.
 LogitsProcessor = Callable[..., Any]
@@ -348,12 +350,10 @@ def _check_counts(p: SamplingParams) -> None:
 def _check_draw(p: SamplingParams) -> None:
     p.presence_penalty = _real("presence_penalty", p.presence_penalty, -2.0, 2.0)
     p.frequency_penalty = _real("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
-    p.repetition_penalty = _real("repetition_penalty", p.repetition_penalty)
-    if p.repetition_penalty <= 0.0:
-        raise BadRequest(
-            f"repetition_penalty must be > 0, got {p.repetition_penalty}", "repetition_penalty"
-        )
-    p.temperature = _real("temperature", p.temperature, 0.0)
+    p.repetition_penalty = _real(
+        "repetition_penalty", p.repetition_penalty, 1 / MAX_FACTOR, MAX_FACTOR
+    )
+    p.temperature = _real("temperature", p.temperature, 0.0, MAX_FACTOR)
     p.top_p = _real("top_p", p.top_p)
     if not 0.0 < p.top_p <= 1.0:
         raise BadRequest(f"top_p must be in (0, 1], got {p.top_p}", "top_p")
@@ -392,7 +392,7 @@ def _check_tokens(p: SamplingParams) -> None:
                 f"logit_bias must map token ids to numbers, got {p.logit_bias!r}", "logit_bias"
             )
         p.logit_bias = {
-            _integer("logit_bias", token, 0): _real("logit_bias", bias)
+            _integer("logit_bias", token, 0): _real("logit_bias", bias, -MAX_FACTOR, MAX_FACTOR)
             for token, bias in p.logit_bias.items()
         }
     if p.bad_words_token_ids is not None:
