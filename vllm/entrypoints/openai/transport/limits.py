@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
@@ -15,6 +16,7 @@ from vllm.entrypoints.openai.errors import json_response
 from vllm.entrypoints.openai.protocol.common import ErrorDetail, ErrorResponse
 from vllm.entrypoints.openai.transport.options import TransportOptions
 
+DISCARD_S: Final = 2.0
 # It is repeated in answers, logs and traces: nothing that could break out of a line of them.
 REQUEST_ID: Final = re.compile(r"[!-~]{1,256}")
 
@@ -26,6 +28,7 @@ class RequestLimits:
         self.app = app
         self.max_body_bytes = options.max_request_body_bytes
         self.max_headers = options.h11_max_header_count
+        self.max_head_bytes = options.h11_max_incomplete_event_size
         self.timeout_s = options.client_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +40,7 @@ class RequestLimits:
             await self.app(scope, self._counted(receive), send)
             return
         status, text = refusal
-        # The rest of the body is not read, so the connection cannot be used again.
+        await discard(receive)
         response = json_response(_error(status, text), status, {"connection": "close"})
         await response(scope, receive, send)
 
@@ -48,6 +51,14 @@ class RequestLimits:
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 f"the request has {len(scope['headers'])} headers; this server takes "
                 f"{self.max_headers} (--h11-max-header-count)",
+            )
+        num_bytes = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if num_bytes + len(scope["path"]) > self.max_head_bytes:
+            # The parser counts only while a head is incomplete, and one may come whole.
+            return (
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"the request's line and headers have more than {self.max_head_bytes} bytes "
+                "(--h11-max-incomplete-event-size)",
             )
         request_id = headers.get("x-request-id")
         if request_id is not None and not REQUEST_ID.fullmatch(request_id):
@@ -79,6 +90,8 @@ class RequestLimits:
             num_bytes += len(message.get("body", b""))
             is_complete = not message.get("more_body", False)
             if num_bytes > self.max_body_bytes:
+                if not is_complete:
+                    await discard(receive)
                 raise HTTPException(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._too_large(), {"connection": "close"}
                 )
@@ -91,6 +104,17 @@ class RequestLimits:
             f"the request's body has more than {self.max_body_bytes} bytes, the most this server "
             "takes (--max-request-body-bytes)"
         )
+
+
+async def discard(receive: Receive) -> None:
+    """Read on for a moment: closing a connection with unread data would take the answer along."""
+
+    async def read() -> None:
+        while (await receive()).get("more_body", False):
+            pass
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(read(), DISCARD_S)
 
 
 def _error(status: HTTPStatus, text: str) -> ErrorResponse:

@@ -151,7 +151,6 @@ class HttpServer(uvicorn.Server):
     def _end(self, patience_s: float) -> None:
         self.config.timeout_graceful_shutdown = patience_s  # type: ignore[assignment]
         self.should_exit = True
-        self.force_exit = self.force_exit or patience_s == 0
 
     async def _watch_engine(self) -> None:
         error = await self.engine.died()
