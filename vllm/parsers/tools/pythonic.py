@@ -25,56 +25,70 @@ class PythonicParser(ToolParser):
     def __init__(self) -> None:
         super().__init__()
         self._begun = False
+        self._marker = ""  # comes back with what turns out to be no list of calls
+        self._has_call = False  # in this list
+        self._closed = False
+        self._span = _CallSpan()
 
     def _advance(self, found: list[Delta]) -> bool:
         if not self._begun:
             start = self._buffer.lstrip(SPACE)
-            if not start or any(m.startswith(start) and m != start for m in self.begins):
+            if not start:
                 return False
             self._begun = True
-            marker = next((m for m in self.begins if start.startswith(m)), "")
-            start = start.removeprefix(marker).lstrip(SPACE) if marker else start
-            self._in_calls = start.startswith("[") or (bool(marker) and not start)
-            if self._in_calls and marker:
-                self._buffer = start
+            if start.startswith("["):
+                self._in_calls = True
+                self._start_calls("")
         return super()._advance(found)
 
     def _start_calls(self, marker: str) -> None:
-        pass
+        self._marker, self._has_call, self._closed = marker, False, False
+        self._span = _CallSpan()
 
     def _read_calls(self, found: list[Delta]) -> bool:
         text = self._buffer.lstrip(SPACE)
-        if text and not text.startswith(("[", ",")):
-            self._give_up(found)
+        if self._closed:
+            return self._after_list(text)
+        if not text:
+            return False
+        if self._has_call and text[0] == "]":
+            self._buffer, self._closed = text[1:], True
             return True
-        end = _end_of_call(text, 1)
+        if text[0] != ("," if self._has_call else "["):
+            return self._give_up(found)
+        end = self._span.end(text)
         if end is None:
             return False
-        pieces = _calls_of(text[1:end])
-        if pieces is None or (not pieces and not self._num_calls):
-            self._give_up(found)
-            return True
-        found.extend(self._call(piece) for piece in pieces)
-        rest = text[end:].lstrip(SPACE)
-        if rest.startswith("]"):
-            self._buffer = rest[1:]
-            for marker in self.ends:
-                self._buffer = self._buffer.removeprefix(marker)
-            self._in_calls = False
-            return bool(self._buffer)
-        self._buffer = rest
-        return rest.startswith(",")
+        piece = _call_of(text[1:end])
+        if piece is None:
+            return self._give_up(found)
+        found.append(self._call(piece))
+        self._buffer, self._has_call = text[end:], True
+        self._span = _CallSpan()
+        return True
 
-    def _give_up(self, found: list[Delta]) -> None:
+    def _after_list(self, text: str) -> bool:
+        end = next((marker for marker in self.ends if text.startswith(marker)), "")
+        if not end and any(marker.startswith(text) for marker in self.ends):
+            return False
+        if end:
+            self._buffer = text.removeprefix(end)
         self._in_calls = False
-        self._content(len(self._buffer), found)
+        return True
+
+    def _give_up(self, found: list[Delta]) -> bool:
+        self._in_calls = False
+        if not self._has_call:
+            self._buffer = self._marker + self._buffer
+        found.append(ContentDelta(self._buffer))
+        self._buffer = ""
+        return False
 
     def _end_calls(self, found: list[Delta]) -> None:
-        if self._num_calls:
+        if self._closed or (self._has_call and not self._buffer.strip(SPACE + ",")):
             self._buffer = ""
-        elif self._buffer:
-            found.append(ContentDelta(self._buffer))
-            self._buffer = ""
+        else:
+            self._give_up(found)
 
 
 @TOOL_PARSERS("llama4_pythonic")
@@ -86,44 +100,55 @@ class Llama4PythonicParser(PythonicParser):
     needs_special_tokens = True
 
 
-def _end_of_call(text: str, start: int) -> int | None:
-    """Index after the parenthesis that closes the call at `start`; None while it is open."""
-    depth, quote, index = 0, "", start
-    while index < len(text):
-        char = text[index]
-        if quote:
-            if char == "\\":
-                index += 1
-            elif char == quote:
-                quote = ""
-        elif char in "'\"":
-            quote = char
-        elif char in _OPEN:
-            depth += 1
-        elif char in _CLOSE:
-            depth -= 1
-            if depth <= 0:
-                return index + (depth == 0)
-        elif char == "," and depth == 0:
-            return index
-        index += 1
-    return None
+class _CallSpan:
+    """Finds where a call ends, without reading anything twice."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._quote = ""
+        self._index = 1  # after the bracket or comma before the call
+
+    def end(self, text: str) -> int | None:
+        """Index after the parenthesis that closes the call; None while it is open.
+
+        `text` is what it was at the last call, and more.
+        """
+        while self._index < len(text):
+            char = text[self._index]
+            if self._quote:
+                if char == "\\":
+                    if self._index + 1 == len(text):
+                        return None
+                    self._index += 1
+                elif char == self._quote:
+                    self._quote = ""
+            elif char in "'\"":
+                self._quote = char
+            elif char in _OPEN:
+                self._depth += 1
+            elif char in _CLOSE:
+                self._depth -= 1
+                if self._depth <= 0:
+                    return self._index + (self._depth == 0)
+            elif char == "," and self._depth == 0:
+                return self._index
+            self._index += 1
+        return None
 
 
-def _calls_of(text: str) -> list[CallPiece] | None:
-    """The one call in `text`; none for an empty list; None if it is something else."""
-    if not text.strip(SPACE):
-        return []
+def _call_of(text: str) -> CallPiece | None:
+    """None: it is something else."""
     try:
         node = ast.parse(text.strip(SPACE), mode="eval").body
         if not isinstance(node, ast.Call) or node.args:
             return None
-        name = ast.unparse(node.func)
-        values = {str(word.arg): _value(word.value) for word in node.keywords}
-        if None in (word.arg for word in node.keywords):
+        if any(word.arg is None for word in node.keywords):
             return None
-        return [CallPiece(name, json.dumps(values, ensure_ascii=False))]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        values = {str(word.arg): _value(word.value) for word in node.keywords}
+        return CallPiece(
+            ast.unparse(node.func), json.dumps(values, ensure_ascii=False, allow_nan=False)
+        )
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 
