@@ -24,7 +24,7 @@ FOUNDATION = (
 # Packages from low to high: a module imports its own level and what is below.
 LEVELS: tuple[tuple[str, ...], ...] = (
     tuple(FOUNDATION),
-    ("transformers_utils", "config"),
+    ("transformers_utils", "config", "parsers"),
     ("attention", "ops", "platforms"),
     ("layers",),
     ("models", "sample", "spec_decode", "lora", "structured_output"),

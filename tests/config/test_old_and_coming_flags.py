@@ -14,6 +14,7 @@ from vllm.config.legacy import LEGACY
 from vllm.config.unavailable import UNAVAILABLE
 from vllm.config.vllm import VllmConfig, all_settings
 from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.openai.cli_args import server_settings
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 
@@ -67,7 +68,7 @@ KNOWN_ELSEWHERE = """
 
 
 def test_every_flag_of_vllm_and_its_gaudi_fork_exists() -> None:
-    known = set(EngineArgs().values())
+    known = set(EngineArgs().values()) | {setting.name for setting in server_settings()}
 
     assert [name for name in KNOWN_ELSEWHERE if name not in known] == []
 

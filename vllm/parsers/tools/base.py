@@ -122,6 +122,7 @@ class ObjectCalls(ToolParser):
             self._buffer = self._buffer[len(self.end) :]
             self._in_calls = False
             if self._raw:
+                self._raw += self.end
                 self._give_back(found)
             return False
         if self.end and self.end.startswith(self._buffer):
