@@ -135,3 +135,8 @@ def test_a_dead_engine_is_said_to_be(engine: FakeEngine) -> None:
 def test_where_to_go_on_must_be_a_number(server: TestClient) -> None:
     assert server.get("/ui/live?after=x").status_code == 400
     assert server.get(f"/ui/live?after={10**30}").json()["live"]["samples"] == []
+
+
+def test_modules_keep_the_line_length_of_the_repository() -> None:
+    lines = [(name, line) for name in MODULES for line in (FOLDER / name).read_text().split("\n")]
+    assert [(name, line) for name, line in lines if len(line) > 100] == []

@@ -14,6 +14,10 @@ export function ceiling(value) {
   return scale * [1, 1.5, 2, 3, 4, 6, 8, 10].find((step) => step * scale >= value * 0.999);
 }
 
+export function key(name, value, label) {
+  return el("span", { class: `key ${name}` }, value, ` ${label}`);
+}
+
 export class Chart {
   // series: [{label, value: (sample) => number | null}]; format: of a value, as text.
   constructor({ title, series, format, highest = null, hasArea = false, className = "" }, onpoint) {
@@ -41,7 +45,7 @@ export class Chart {
       onpoint(Math.round(WIDTH - ((event.clientX - left) / width) * WIDTH));
     });
     plot.addEventListener("pointerleave", () => onpoint(null));
-    const legend = series.map(({ label }, i) => el("span", { class: `key key-${i}` }, this.values[i], ` ${label}`));
+    const legend = series.map(({ label }, i) => key(`key-${i}`, this.values[i], label));
     this.node = el(
       "figure",
       { class: `chart ${className}` },
@@ -59,10 +63,11 @@ export class Chart {
     this.limit.textContent = this.format(top);
     const xs = samples.map((sample) => WIDTH - (now - sample.time));
     columns.forEach((column, i) => {
-      const points = column.map((value, at) => (value === null ? null : `${xs[at]} ${height(value, top)}`));
-      const isLone = (_, at) => !points[at - 1] && !points[at + 1];
+      const place = (value, at) => (value === null ? null : `${xs[at]} ${height(value, top)}`);
+      const points = column.map(place);
+      const lone = points.filter((point, at) => point && !points[at - 1] && !points[at + 1]);
       this.lines[i].setAttribute("d", linePath(points));
-      this.dots[i].setAttribute("d", points.filter((point, at) => point && isLone(point, at)).map((point) => `M${point}h.01`).join(""));
+      this.dots[i].setAttribute("d", lone.map((point) => `M${point}h.01`).join(""));
     });
     if (this.hasArea) this.area.setAttribute("d", areaPath(xs, columns[0], top));
   }

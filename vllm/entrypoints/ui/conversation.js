@@ -1,14 +1,19 @@
 // The conversation: its turns, their views, and the answer that is being written.
 
 import { call, chunks, ServerError } from "./api.js";
-import { announce, el, find } from "./dom.js";
+import { announce, el, find, textButton } from "./dom.js";
 import { AnswerView, UserView } from "./message.js";
 import { stored } from "./store.js";
 import { tokensOf } from "./tokens.js";
 
-const SUGGESTIONS = ["Tell me a story about a fox named Ada.", "What is 12 + 7?", "Name three animals."];
+const SUGGESTIONS = [
+  "Tell me a story about a fox named Ada.",
+  "What is the opposite of hot?",
+  "Name three animals.",
+];
 const BEGINNINGS = ["Once upon a time, there was", "One evening, Ada had to"];
 const TOP_LOGPROBS = 5;
+const CONTINUATION_TOKENS = 256; // where a text would end has no natural limit
 const NEAR_END_PX = 48;
 const SHORTEST_S = 0.1; // a rate over less says how a network packs, not how fast tokens come
 
@@ -41,7 +46,7 @@ export class Conversation {
     const view = turn.role === "user" ? new UserView(turn, actions) : new AnswerView(turn, actions);
     view.ondraw = () => this.toEnd();
     this.log.append(view.node);
-    if (turn.role === "assistant" && turn.error) view.fail(this.errorCard(new ServerError(turn.error.message, turn.error)));
+    if (turn.error) view.fail(this.errorCard(new ServerError(turn.error.message, turn.error)));
     return view;
   }
 
@@ -56,13 +61,14 @@ export class Conversation {
     if (this.turns.length) return;
     const isChat = this.page.mode === "chat";
     const lines = isChat ? SUGGESTIONS : BEGINNINGS;
-    const buttons = lines.map((text) => el("button", { type: "button", class: "suggestion", onclick: () => this.send(text) }, text));
+    const hint = isChat ? "It stays in this tab." : "The model goes on where you stop.";
+    const buttons = lines.map((text) => textButton(text, () => this.send(text), "suggestion"));
     this.log.append(
       el(
         "div",
         { id: "empty" },
         el("h2", {}, isChat ? "Ask the model something" : "Begin a text"),
-        el("p", {}, isChat ? "The conversation stays in this tab." : "The model goes on where you stop."),
+        el("p", {}, hint),
         ...buttons,
       ),
     );
@@ -193,7 +199,8 @@ export class Conversation {
         turn.finish = choice.finish_reason ?? turn.finish;
         view.push(content, reasoning, tokens);
       }
-      if (chunk.usage) turn.figures = figures(chunk.usage.completion_tokens, sent_ms, first_ms, last_ms);
+      const tokens = chunk.usage?.completion_tokens;
+      if (tokens !== undefined) turn.figures = figures(tokens, sent_ms, first_ms, last_ms);
     }
   }
 
@@ -207,16 +214,18 @@ export class Conversation {
     };
     const top = Math.min(TOP_LOGPROBS, this.page.maxLogprobs);
     if (turn.mode === "completion") {
-      const max_tokens = common.max_tokens ?? 256;
-      return { prompt: turn.prompt, ...common, max_tokens, ...(turn.wantsTokens ? { logprobs: top } : {}) };
+      const logprobs = turn.wantsTokens ? { logprobs: top } : {};
+      return { prompt: turn.prompt, max_tokens: CONTINUATION_TOKENS, ...common, ...logprobs };
     }
-    const system = settings.systemPrompt ? [{ role: "system", content: settings.systemPrompt }] : [];
+    const logprobs = turn.wantsTokens ? { logprobs: true, top_logprobs: top } : {};
+    const prompt = settings.systemPrompt;
+    const system = prompt ? [{ role: "system", content: prompt }] : [];
     // A question that got no answer is left out: templates insist that roles take turns.
     const said = this.turns
       .slice(0, -1)
       .filter(({ mode, error }, i, all) => mode === "chat" && !error && !all[i + 1]?.error);
     const messages = [...system, ...said.map(({ role, content }) => ({ role, content }))];
-    return { messages, ...common, ...(turn.wantsTokens ? { logprobs: true, top_logprobs: top } : {}) };
+    return { messages, ...common, ...logprobs };
   }
 
   failed(turn, view, error) {
@@ -233,10 +242,10 @@ export class Conversation {
   }
 
   errorCard(error) {
-    const again = el("button", { type: "button", onclick: () => this.regenerate() }, "Try again");
+    const again = textButton("Try again", () => this.regenerate());
     if (error.retryAfter_s) countDown(again, error.retryAfter_s);
     const buttons = [again];
-    if (error.status === 401) buttons.push(el("button", { type: "button", onclick: () => this.page.onkey() }, "Enter a key"));
+    if (error.status === 401) buttons.push(textButton("Enter a key", () => this.page.onkey()));
     return el(
       "div",
       { class: "error", role: "alert" },
@@ -263,7 +272,7 @@ function titleOf({ status, kind, param }) {
   if (kind === "EngineDeadError") return "The engine has stopped";
   if (status === 503 || status === 429) return "The server is busy";
   if (status === 404) return "Not found";
-  if (status < 500) return param ? `The server cannot do this: ${param}` : "The server cannot do this";
+  if (status < 500) return `The server cannot do this${param ? `: ${param}` : ""}`;
   return "Something went wrong in the server";
 }
 

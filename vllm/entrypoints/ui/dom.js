@@ -11,7 +11,9 @@ const ICONS = {
   edit: "M5 19h3L18.5 8.5l-3-3L5 16zM13.5 7.5l3 3",
   more: "M5 12h12M12 6l6 6-6 6",
   clear: "M5 7h14M10 7V5h4v2M7 7l1 12h8l1-12",
-  light: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.5 1.5M17.5 17.5L19 19M5 19l1.5-1.5M17.5 6.5L19 5",
+  light:
+    "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 2v2M12 20v2M2 12h2M20 12h2" +
+    "M5 5l1.5 1.5M17.5 17.5L19 19M5 19l1.5-1.5M17.5 6.5L19 5",
   dark: "M20 14.5A8 8 0 0 1 9.5 4 8 8 0 1 0 20 14.5z",
 };
 
@@ -38,7 +40,12 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 export function icon(name) {
-  return svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
+  const path = svg("path", { d: ICONS[name] });
+  return svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, path);
+}
+
+export function textButton(label, onclick, name = "") {
+  return el("button", { type: "button", class: name, onclick }, label);
 }
 
 export function setIcon(button, name, label) {
@@ -64,7 +71,8 @@ export function radios(container, choices, onchoose) {
     onchoose(value);
   };
   for (const [value, label] of choices) {
-    const button = el("button", { type: "button", role: "radio", onclick: () => choose(value) }, label);
+    const button = textButton(label, () => choose(value));
+    button.setAttribute("role", "radio");
     buttons.set(value, button);
   }
   container.addEventListener("keydown", (event) => {

@@ -1,7 +1,7 @@
 // The engine, live: polled while somebody looks.
 
 import { call } from "./api.js";
-import { Chart } from "./chart.js";
+import { Chart, key } from "./chart.js";
 import { el, find } from "./dom.js";
 import { duration } from "./message.js";
 
@@ -18,6 +18,10 @@ const quantiles = (field) => [
   { label: "p50", value: (sample) => at(sample[field], 0) },
   { label: "p95", value: (sample) => at(sample[field], 1) },
 ];
+
+function hitRate({ prefix_queries: queries, prefix_hits: hits }) {
+  return queries ? hits / queries : null;
+}
 
 const CHARTS = {
   throughput: {
@@ -40,14 +44,18 @@ const CHARTS = {
       { label: "waiting", value: (sample) => sample.num_waiting },
     ],
   },
-  first: { title: "Time to first token", format: seconds, series: quantiles("time_to_first_token") },
+  first: {
+    title: "Time to first token",
+    format: seconds,
+    series: quantiles("time_to_first_token"),
+  },
   between: { title: "Inter-token latency", format: seconds, series: quantiles("inter_token") },
   step: { title: "Step time", format: seconds, series: quantiles("step") },
   hits: {
     title: "Prefix-cache hits",
     format: share,
     highest: 1,
-    series: [{ label: "of prompt", value: (s) => (s.prefix_queries ? s.prefix_hits / s.prefix_queries : null) }],
+    series: [{ label: "of prompt", value: hitRate }],
   },
   kv: {
     title: "KV blocks in use",
@@ -68,7 +76,8 @@ class BlockBar {
     this.cached = el("i", { class: "cached" });
     this.text = el("p", {});
     this.percent = el("span", { class: "limit" });
-    this.meter = el("div", { class: "meter", role: "meter", "aria-label": "KV blocks in use", "aria-valuemin": 0 }, this.used, this.cached);
+    const facts = { "aria-label": "KV blocks in use", "aria-valuemin": 0 };
+    this.meter = el("div", { class: "meter", role: "meter", ...facts }, this.used, this.cached);
     this.node = el(
       "figure",
       { class: "chart wide" },
@@ -86,7 +95,7 @@ class BlockBar {
     this.meter.setAttribute("aria-valuemax", total);
     this.meter.setAttribute("aria-valuenow", used);
     this.percent.textContent = share(used / Math.max(total, 1));
-    const part = (name, value, label) => el("span", { class: `key ${name}` }, el("b", {}, whole(value)), ` ${label}`);
+    const part = (name, value, label) => key(name, el("b", {}, whole(value)), label);
     this.text.replaceChildren(
       part("key-0", used, "used"),
       part("key-2", cached, "cached"),
@@ -111,7 +120,8 @@ export class LiveView {
     );
     const { throughput, requests, ...rest } = this.charts;
     const nodes = [throughput, requests, this.bar, ...Object.values(rest)].map(({ node }) => node);
-    this.caption = el("p", { class: "caption" }, "The last 3 minutes. Percentiles and hits in figures are of the last minute.");
+    const caption = "The last 3 minutes. Percentiles and hits in figures are of the last minute.";
+    this.caption = el("p", { class: "caption" }, caption);
     find("engine").append(el("div", { class: "charts" }, ...nodes), this.caption, this.facts);
     document.addEventListener("visibilitychange", () => this.poll());
     this.poll();
@@ -135,7 +145,8 @@ export class LiveView {
 
   take(answer) {
     const { live } = answer;
-    const fresh = live.samples.map((row) => Object.fromEntries(live.fields.map((name, i) => [name, row[i]])));
+    const named = (row) => Object.fromEntries(live.fields.map((name, i) => [name, row[i]]));
+    const fresh = live.samples.map(named);
     this.samples = [...this.samples, ...fresh].slice(-KEPT);
     this.live = live;
     this.onanswer(answer);
@@ -184,6 +195,6 @@ export class LiveView {
       ["Version", facts.version],
     ];
     if (this.facts.childElementCount) return;
-    this.facts.append(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+    for (const [name, value] of rows) this.facts.append(el("dt", {}, name), el("dd", {}, value));
   }
 }

@@ -187,7 +187,8 @@ async function showModels() {
   const place = find("model");
   if (names.length === 1) place.replaceChildren(el("span", { title: names[0] }, names[0]));
   else {
-    const select = el("select", { "aria-label": "Model" }, ...names.map((name) => el("option", {}, name)));
+    const options = names.map((name) => el("option", {}, name));
+    const select = el("select", { "aria-label": "Model" }, ...options);
     select.value = page.model;
     select.addEventListener("change", () => (page.model = select.value));
     place.replaceChildren(select);
@@ -212,7 +213,8 @@ function takeAnswer(answer) {
   if (!answer.is_alive) return showStatus("dead", "Engine stopped");
   const { num_running: running, num_waiting: waiting } = answer.live;
   const queue = waiting ? `, ${waiting} waiting` : "";
-  return running + waiting ? showStatus("busy", `${running} running${queue}`) : showStatus("ready", "Ready");
+  if (running + waiting) return showStatus("busy", `${running} running${queue}`);
+  return showStatus("ready", "Ready");
 }
 
 function takeFacts(facts) {

@@ -42,7 +42,8 @@ function inlineNode({ code, strong, em, label, url }, depth) {
 
 export function codeBlock(text, language = "") {
   const code = el("code", {}, text);
-  const bar = el("div", { class: "code-bar" }, el("span", {}, language), copyButton(() => code.textContent));
+  const copy = copyButton(() => code.textContent);
+  const bar = el("div", { class: "code-bar" }, el("span", {}, language), copy);
   return el("div", { class: "code" }, bar, el("pre", { tabindex: "0" }, code));
 }
 

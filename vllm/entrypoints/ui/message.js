@@ -1,6 +1,6 @@
 // One turn of the conversation on the page.
 
-import { copyButton, el, iconButton } from "./dom.js";
+import { copyButton, el, iconButton, textButton } from "./dom.js";
 import { MarkdownStream, codeBlock } from "./markdown.js";
 import { TokenView } from "./tokens.js";
 
@@ -27,9 +27,10 @@ export class AnswerView {
     this.figures = el("span", { class: "figures" });
     this.thought = null;
     this.tokens = new TokenView();
-    this.switch = el("button", { type: "button", class: "chip", hidden: true, onclick: () => this.showTokens(!this.tokensShown) }, "Tokens");
-    this.footer = el("footer", {}, this.figures, el("span", { class: "spring" }), this.switch, ...this.buttons(actions));
-    this.node = el("article", { class: `turn answer ${turn.mode}`, "aria-label": "Model" }, this.body, this.footer);
+    this.switch = textButton("Tokens", () => this.showTokens(!this.tokensShown), "chip");
+    const spring = el("span", { class: "spring" });
+    const footer = el("footer", {}, this.figures, spring, this.switch, ...this.buttons(actions));
+    this.node = el("article", { class: "turn answer", "aria-label": "Model" }, this.body, footer);
     this.pending = { content: "", reasoning: "" };
     this.frame = 0;
     this.start();
@@ -38,7 +39,8 @@ export class AnswerView {
   buttons({ again, edit, more }) {
     const made = [copyButton(() => this.turn.content)];
     if (this.turn.mode === "completion") {
-      made.push(iconButton("edit", "Edit the text", edit), iconButton("more", "Continue the text", more));
+      made.push(iconButton("edit", "Edit the text", edit));
+      made.push(iconButton("more", "Continue the text", more));
     }
     made.push(iconButton("again", "Generate again", again));
     for (const button of made.slice(1)) button.classList.add("only-last");
@@ -47,7 +49,8 @@ export class AnswerView {
 
   start() {
     this.text = el("div", { class: this.isPlain ? "text plain" : "text" });
-    if (this.turn.mode === "completion") this.text.append(el("span", { class: "prompt" }, this.turn.prompt));
+    const { mode, prompt } = this.turn;
+    if (mode === "completion") this.text.append(el("span", { class: "prompt" }, prompt));
     this.body.append(this.text, this.tokens.node);
     this.grown = this.isPlain ? document.createTextNode("") : null;
     if (this.isPlain) this.text.append(this.grown);
@@ -81,14 +84,15 @@ export class AnswerView {
     this.ondraw?.();
   }
 
-  think(text) {
+  think(more) {
     if (!this.thought) {
       const summary = el("summary", { onclick: () => (this.thought.touched = true) }, "Reasoning");
       this.thoughtText = document.createTextNode("");
-      this.thought = el("details", { class: "reasoning" }, summary, el("div", { class: "plain" }, this.thoughtText));
+      const text = el("div", { class: "plain" }, this.thoughtText);
+      this.thought = el("details", { class: "reasoning" }, summary, text);
       this.body.prepend(this.thought);
     }
-    this.thoughtText.appendData(text);
+    this.thoughtText.appendData(more);
   }
 
   // All there is of a turn that came earlier.
@@ -106,7 +110,8 @@ export class AnswerView {
 
   prettify() {
     const value = parsed(this.turn.content);
-    if (value !== undefined) this.text.replaceChildren(codeBlock(JSON.stringify(value, null, 2), "json"));
+    if (value === undefined) return;
+    this.text.replaceChildren(codeBlock(JSON.stringify(value, null, 2), "json"));
   }
 
   showTokens(wanted) {

@@ -1,7 +1,7 @@
 // What a request carries besides the words. A field that is empty is not sent, and the server's
 // default holds.
 
-import { el, find, radios } from "./dom.js";
+import { el, find, radios, textButton } from "./dom.js";
 import { stored } from "./store.js";
 
 // name, label, lowest, highest, step, the default of a server that says nothing else
@@ -43,7 +43,9 @@ export class Settings {
     this.schema.input.spellcheck = false;
     this.problem = el("p", { class: "problem", role: "alert", hidden: true });
     this.schema.node.append(this.problem);
-    const formats = el("div", { class: "segments", role: "radiogroup", "aria-label": "Answer format", id: "formats" });
+    const label = "Answer format";
+    const group = { class: "segments", role: "radiogroup", "aria-label": label, id: "formats" };
+    const formats = el("div", group);
     this.chooseFormat = radios(formats, FORMATS, (format) => {
       if (format === "json_schema" && !this.schema.input.value.trim()) {
         this.schema.input.value = JSON.stringify(EXAMPLE_SCHEMA, null, 2);
@@ -54,13 +56,18 @@ export class Settings {
     });
     this.panel.append(
       this.system.node,
-      el("div", { class: "field" }, el("span", { class: "label" }, "Answer format"), formats),
+      el("div", { class: "field" }, el("span", { class: "label" }, label), formats),
       this.schema.node,
       el("h2", {}, "Sampling"),
       ...NUMBERS.map((row) => this.slider(...row)),
-      el("div", { class: "pair" }, this.count("max_tokens", "Max tokens", 1), this.count("seed", "Seed", 0)),
+      el(
+        "div",
+        { class: "pair" },
+        this.count("max_tokens", "Max tokens", 1),
+        this.count("seed", "Seed", 0),
+      ),
       this.area("stop", "Stop texts, one per line", "", 2).node,
-      el("p", { class: "row" }, el("button", { type: "button", onclick: () => this.reset() }, "Back to defaults")),
+      el("p", { class: "row" }, textButton("Back to defaults", () => this.reset())),
     );
   }
 
@@ -73,7 +80,8 @@ export class Settings {
   }
 
   count(name, label, low) {
-    const input = el("input", { id: `set-${name}`, type: "number", min: low, step: 1, placeholder: "default" });
+    const id = `set-${name}`;
+    const input = el("input", { id, type: "number", min: low, step: 1, placeholder: "default" });
     input.addEventListener("input", () => this.change(name, input.value));
     this.inputs.set(name, input);
     return el("div", { class: "field" }, el("label", { for: input.id }, label), input);
@@ -93,7 +101,8 @@ export class Settings {
       show();
       this.change(name, number.value);
     });
-    const node = el("div", { class: "slider unset" }, el("label", { for: id }, label), number, range);
+    const title = el("label", { for: id }, label);
+    const node = el("div", { class: "slider unset" }, title, number, range);
     number.show = show;
     show();
     this.inputs.set(name, number);
@@ -144,8 +153,8 @@ export class Settings {
     if (this.values.format !== "json_schema") return null;
     try {
       const schema = JSON.parse(input.value);
-      if (typeof schema !== "object" || schema === null || Array.isArray(schema)) throw new Error("it must be an object");
-      return schema;
+      if (Object.prototype.toString.call(schema) === "[object Object]") return schema;
+      throw new Error("it must be an object");
     } catch (error) {
       this.problem.textContent = `Not a JSON schema: ${error.message}`;
       this.problem.hidden = false;
@@ -158,7 +167,7 @@ export class Settings {
   complaint() {
     if (!this.problem.hidden) return `${this.problem.textContent}. See Settings.`;
     for (const [name, input] of this.inputs) {
-      if (input.type === "number" && !input.validity.valid) return `${name}: ${input.validationMessage}`;
+      if (!input.validity.valid) return `${name}: ${input.validationMessage}`;
     }
     return null;
   }

@@ -49,10 +49,9 @@ export class TokenView {
     const nodes = document.createDocumentFragment();
     for (const token of tokens) {
       const [text, logprob] = token;
-      const first = this.tokens.length === 0;
-      const node = el("span", { class: "token", tabindex: first ? "0" : "-1", "data-at": this.tokens.length }, text);
+      const at = this.tokens.length;
+      const node = el("span", { class: "token", tabindex: at ? -1 : 0, "data-at": at }, text);
       node.style.setProperty("--doubt", (1 - Math.exp(logprob)).toFixed(3));
-      if (text.includes("\n")) node.classList.add("breaks");
       nodes.append(node);
       this.tokens.push(token);
     }
@@ -77,7 +76,8 @@ export class TokenView {
 function showAlternatives(node, [text, logprob, others]) {
   const box = find("alternatives");
   const rows = others.some(([other]) => other === text) ? others : [[text, logprob], ...others];
-  box.replaceChildren(...rows.sort((a, b) => b[1] - a[1]).map((row) => alternative(row, row[0] === text)));
+  rows.sort((a, b) => b[1] - a[1]);
+  box.replaceChildren(...rows.map((row) => alternative(row, row[0] === text)));
   box.hidden = false;
   node.setAttribute("aria-describedby", box.id);
   place(box, node.getClientRects()[0]);
