@@ -1,229 +1,79 @@
-"""Every notation of calls: whole, character by character, cut anywhere, and near misses."""
-
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.parsers.message import FirstCallOnly, MessageText, NamedCall, RequiredCalls
+from tests.parsers.corpus import CASES, CORPUS, Case
+from tests.parsers.feeding import fed, pieces_of
 from vllm.parsers.tools.base import TOOL_PARSERS
 
-Calls = list[tuple[str, object]]
-DEEPSEEK = "<｜tool▁calls▁begin｜>{}<｜tool▁calls▁end｜>"
-DEEPSEEK_CALL = "<｜tool▁call▁begin｜>{}<｜tool▁call▁end｜>"
-SEP = "<｜tool▁sep｜>"
-ARGS = {"city": 'Paris, }]) "x" \\ é 雨', "n": [1, {"a": None}], "f": {"t": True}}
-TEXT = json.dumps(ARGS, ensure_ascii=False)
-
-
-def call(name: str, key: str = "arguments") -> str:
-    return json.dumps({"name": name, key: ARGS}, ensure_ascii=False)
-
-
-def v3(name: str) -> str:
-    return DEEPSEEK_CALL.format(f"function{SEP}{name}\n```json\n{TEXT}\n```")
-
-
-def v31(name: str) -> str:
-    return DEEPSEEK_CALL.format(f"{name}{SEP}{TEXT}")
-
-
-F, G = ("f", ARGS), ("g_2", ARGS)
-# notation, text, content, calls
-CASES: list[tuple[str, str, str, Calls]] = [
-    ("hermes", f"<tool_call>\n{call('f')}\n</tool_call>", "", [F]),
-    (
-        "hermes",
-        f"<tool_call>{call('f')}</tool_call>\n<tool_call>{call('g_2')}</tool_call>",
-        "\n",
-        [F, G],
-    ),
-    ("hermes", f"Well. <tool_call>{call('f')}</tool_call> Done.", "Well.  Done.", [F]),
-    ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [("f", {})]),
-    (
-        "hermes",
-        '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>',
-        "",
-        [("f", {"a": 1})],
-    ),
-    (
-        "hermes",
-        '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>',
-        "",
-        [("f", {"a": 1})],
-    ),
-    ("hermes", f"<tool_call>{call('f')}", "", [F]),
-    ("granite", f"<|tool_call|>[{call('f')}, {call('g_2')}]", "", [F, G]),
-    ("granite", f"I will. <|tool_call|> [{call('f')}]", "I will. ", [F]),
-    ("granite-20b-fc", f"<function_call> {call('f')} <function_call> {call('g_2')}", "", [F, G]),
-    ("llama3_json", call("f", "parameters"), "", [F]),
-    ("llama3_json", f"{call('f', 'parameters')}; {call('g_2', 'parameters')}", "", [F, G]),
-    ("llama3_json", f"<|python_tag|>{call('f')}", "", [F]),
-    ("llama3_json", f" \n{call('f')}", " \n", [F]),
-    ("mistral", f"[TOOL_CALLS][{call('f')}, {call('g_2')}]", "", [F, G]),
-    ("mistral", f"[TOOL_CALLS] [{call('f')}]", "", [F]),
-    ("mistral", f"[TOOL_CALLS]f{TEXT}[TOOL_CALLS]g_2{TEXT}", "", [F, G]),
-    ("mistral", f"So: [TOOL_CALLS]f[ARGS]{TEXT}", "So: ", [F]),
-    ("deepseek_v3", DEEPSEEK.format(v3("f")), "", [F]),
-    ("deepseek_v3", "Sure. " + DEEPSEEK.format(v3("f") + "\n" + v3("g_2")), "Sure. ", [F, G]),
-    ("deepseek_v31", DEEPSEEK.format(v31("f") + v31("g_2")) + " Bye", " Bye", [F, G]),
-    (
-        "pythonic",
-        "[f(a=1, b='x, )]', c=[1, {'k': None}], d=True, e=-2.5)]",
-        "",
-        [("f", {"a": 1, "b": "x, )]", "c": [1, {"k": None}], "d": True, "e": -2.5})],
-    ),
-    ("pythonic", "[f(), g.h(a=true, b=null)]", "", [("f", {}), ("g.h", {"a": True, "b": None})]),
-    ("llama4_pythonic", "<|python_start|>[f(a=1)]<|python_end|>", "", [("f", {"a": 1})]),
-    ("llama4_pythonic", "[f(a=1)]", "", [("f", {"a": 1})]),
-]
-# Texts that hold no call, whatever they look like: all of it is content.
-PLAIN = [
-    "",
-    "Hello.",
-    "a < b and <tool",
-    "[1, 2, 3]",
-    '{"a": 1}',
-    "[TOOL",
-    "f(a=1)",
-    "[]",
-    "é雨 [x",
-]
-BROKEN = [
-    ("hermes", '<tool_call>{"nome": "f"}</tool_call>'),
-    ("hermes", "<tool_call>f(1)</tool_call>"),
-    ("hermes", "<tool_call></tool_call>"),
-    ("granite", "<|tool_call|>none"),
-    ("llama3_json", '{"a": {"b": 1}} and more'),
-    ("mistral", "[TOOL_CALLS]what is it{"),
-    ("pythonic", "[f(1, 2)]"),
-    ("pythonic", "[f(a=__import__('os'))]"),
-    ("pythonic", "[f(a=1"),
-]
-
-
-def parse(notation: str, pieces: Iterable[str]) -> tuple[str, Calls | list[tuple[str, str]]]:
-    parser = TOOL_PARSERS.get(notation)()
-    message = MessageText()
-    for piece in pieces:
-        message.add(parser.push(piece))
-    message.add(parser.finish())
-    assert len({call_id for call_id, _ in message.calls}) == len(message.calls)
-    return message.content, [(c.name or "", c.arguments) for _, c in message.calls]
-
-
-@pytest.mark.parametrize(("notation", "text", "content", "calls"), CASES)
-def test_calls_are_read_from_a_whole_text(notation, text, content, calls):
-    found_content, found = parse(notation, [text])
-    assert [(name, json.loads(arguments)) for name, arguments in found] == calls
-    assert found_content == content
-
-
-@pytest.mark.parametrize("notation", TOOL_PARSERS.names())
-@pytest.mark.parametrize("text", PLAIN)
-def test_text_without_calls_is_content(notation, text):
-    assert parse(notation, [text]) == (text, [])
-
-
-@pytest.mark.parametrize(("notation", "text"), BROKEN)
-def test_what_only_looks_like_a_call_stays_in_the_content(notation, text):
-    content, calls = parse(notation, [text])
-    assert calls == []
-    for word in text.replace("<", " ").replace(">", " ").split():
-        assert word in content
-
-
-ALL_TEXTS = [(n, t) for n, t, _, _ in CASES] + BROKEN + [("hermes", t) for t in PLAIN]
-
-
-@pytest.mark.parametrize(("notation", "text"), ALL_TEXTS)
-def test_character_by_character_gives_what_the_whole_text_gives(notation, text):
-    assert parse(notation, text) == parse(notation, [text])
-
-
-@pytest.mark.parametrize(("notation", "text"), ALL_TEXTS)
-def test_a_text_cut_anywhere_gives_the_same_in_pieces(notation, text):
-    for end in range(0, len(text), max(1, len(text) // 40)):
-        assert parse(notation, text[:end]) == parse(notation, [text[:end]])
-
-
-@given(st.data())
-def test_any_split_gives_the_same(data):
-    notation, text = data.draw(st.sampled_from(ALL_TEXTS))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    assert parse(notation, pieces) == parse(notation, [text])
-
-
-@given(
-    st.sampled_from(TOOL_PARSERS.names()),
-    st.lists(
-        st.sampled_from(
-            [
-                "<tool_call>",
-                "</tool_call>",
-                "[TOOL_CALLS]",
-                "<|tool_call|>",
-                "<|python_tag|>",
-                "{",
-                '"name"',
-                ":",
-                '"f"',
-                ",",
-                '"arguments"',
-                "}",
-                "[",
-                "]",
-                "(",
-                ")",
-                "f",
-                "=1",
-                "\\",
-                '"',
-                "<｜tool▁calls▁begin｜>",
-                "<｜tool▁call▁begin｜>",
-                SEP,
-                " ",
-                "\n",
-                "x",
-                "[ARGS]",
-            ]
-        ),
-        max_size=14,
-    ),
+NAMES = sorted(CORPUS)
+# Pieces of markers and of calls, to be put together in any order.
+FRAGMENTS = sorted(
+    {piece for _, case in CASES for piece in case.text.replace("{", "\0{").split("\0")}
+    | set('<>[]{}()",:;=\\ \n')
+    | {"<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "f(", "function"}
+    | {"<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"}
 )
-def test_no_text_whatever_breaks_a_parser(notation, words):
-    text = "".join(words)
-    assert parse(notation, text) == parse(notation, [text])
 
 
-def test_arguments_come_while_they_are_written():
+def parsed(name: str, *pieces: str):
+    return fed(TOOL_PARSERS.get(name)(), pieces)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_output_of_a_model_is_read_as_it_is_meant(name: str, case: Case) -> None:
+    message = parsed(name, case.text)
+    assert message.content == case.content
+    assert [(n, json.loads(a)) for n, a in message.calls] == list(case.calls)
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_character_by_character_gives_the_same_at_every_point_of_truncation(
+    name: str, case: Case
+) -> None:
+    for end in range(len(case.text) + 1):
+        text = case.text[:end]
+        assert parsed(name, *text) == parsed(name, text), text
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_truncated_text_loses_no_content_and_no_argument(name: str, case: Case) -> None:
+    for end in range(len(case.text) + 1):
+        message = parsed(name, case.text[:end])
+        whole = parsed(name, case.text)
+        if message.calls:
+            for (name_a, part), (name_b, all_) in zip(message.calls, whole.calls, strict=False):
+                assert name_a == name_b
+                assert all_.startswith(part) or json.loads(part) == {}
+        elif message.content != case.text[:end]:
+            assert not message.content or case.text.startswith(message.content)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", NAMES)
+def test_any_text_in_any_pieces_gives_what_it_gives_whole(name: str, data: st.DataObject) -> None:
+    text = "".join(data.draw(st.lists(st.sampled_from(FRAGMENTS), max_size=8)))
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6))
+    whole = parsed(name, text)
+    assert parsed(name, *pieces_of(text, cuts)) == whole
+    assert parsed(name, *text) == whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(max_size=60))
+@pytest.mark.parametrize("name", NAMES)
+def test_text_without_a_call_is_content_as_it_stands(name: str, text: str) -> None:
+    message = parsed(name, text)
+    assert (message.content, message.calls) == (text, [])
+
+
+def test_arguments_are_passed_on_while_they_are_written() -> None:
     parser = TOOL_PARSERS.get("hermes")()
-    seen = []
-    for char in f"<tool_call>{call('f')}</tool_call>":
-        seen += parser.push(char)
-    assert len(seen) > len(TEXT) // 2
-    assert seen[0].name == "f" and all(piece.name is None for piece in seen[1:])
-
-
-def test_one_call_only_when_no_others_are_welcome():
-    message = MessageText()
-    parser = FirstCallOnly(RequiredCalls())
-    for char in f"[{call('f', 'parameters')}, {call('g', 'parameters')}]":
-        message.add(parser.push(char))
-    message.add(parser.finish())
-    assert [(c.name, json.loads(c.arguments)) for _, c in message.calls] == [("f", ARGS)]
-
-
-def test_a_named_call_is_its_arguments():
-    message = MessageText()
-    parser = NamedCall("f")
-    for char in TEXT:
-        message.add(parser.push(char))
-    message.add(parser.finish())
-    ((call_id, found),) = message.calls
-    assert call_id.startswith("call_") and (found.name, found.arguments) == ("f", TEXT)
+    parser.push('<tool_call>{"name": "f", "arguments": {"text": "one')
+    (delta,) = parser.push(" two")
+    assert delta.arguments == " two"
