@@ -48,7 +48,13 @@ class ServeOptions:
     @classmethod
     def of(cls, args: argparse.Namespace) -> ServeOptions:
         """Raises ConfigError, also for what would only fail after the measurement."""
-        options = cls(*(from_flags(group, args) for group in GROUPS.values()))
+        options = cls(
+            target=from_flags(TargetOptions, args),
+            dataset=from_flags(DatasetOptions, args),
+            arrivals=from_flags(ArrivalOptions, args),
+            sampling=from_flags(SamplingOptions, args),
+            result=from_flags(ResultOptions, args),
+        )
         options.target.path()
         options.arrivals.check()
         options.result.check()

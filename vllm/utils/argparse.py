@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 
 import yaml
 
+from vllm.envs import inherited
 from vllm.utils.text import did_you_mean
 
 _TRUE = frozenset({"true", "1", "yes"})
 _FALSE = frozenset({"false", "0", "no"})
 JSON_METAVAR = "JSON"  # flags so marked can be given key by key: --flag.key value
 HELP_COLUMN = 32
+BOLD, PLAIN = "\033[1m", "\033[0m"
 
 
 class FlagHelp(argparse.HelpFormatter):
@@ -25,6 +27,10 @@ class FlagHelp(argparse.HelpFormatter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"max_help_position": HELP_COLUMN, **kwargs})
+
+    def start_section(self, heading: str | None) -> None:
+        is_plain = not sys.stdout.isatty() or inherited("NO_COLOR")
+        super().start_section(heading if is_plain or not heading else f"{BOLD}{heading}{PLAIN}")
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not isinstance(action, argparse.BooleanOptionalAction):
