@@ -6,7 +6,7 @@ import { el, find } from "./dom.js";
 import { duration } from "./message.js";
 
 const POLL_MS = 1000;
-const SLOW_POLL_MS = 4000; // while the server does not answer
+const SLOW_POLL_MS = 2500; // while the server does not answer
 const KEPT = 180; // samples
 const RECENT = 3; // seconds that "now" is the mean of, where one second says little
 
