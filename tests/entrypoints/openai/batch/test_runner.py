@@ -50,6 +50,14 @@ async def test_every_line_is_answered_in_its_place(make_app: Callable[..., Any])
     assert len({item["id"] for item in found}) == 6
 
 
+async def test_responses_can_be_asked_for(make_app: Callable[..., Any]) -> None:
+    (found,) = await answers(
+        make_app(), [line("a", "/v1/responses", input="hi", max_output_tokens=3)]
+    )
+    output = found["response"]["body"]["output"]
+    assert output[0]["content"][0]["text"] == "and" and found["error"] is None
+
+
 async def test_a_repeated_custom_id_is_an_error_of_the_later_line(
     make_app: Callable[..., Any], engine: FakeEngine
 ) -> None:
