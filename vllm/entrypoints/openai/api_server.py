@@ -15,11 +15,12 @@ from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import install_error_handlers, json_response
 from vllm.entrypoints.openai.http_metrics import HttpMetrics
 from vllm.entrypoints.openai.middleware import ApiKeyGuard, RequestIdHeader
-from vllm.entrypoints.openai.routes import development, generation, tokenizer, ui
+from vllm.entrypoints.openai.routes import development, generation, responses, tokenizer, ui
 from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.entrypoints.openai.serving.models import ServingModels
+from vllm.entrypoints.openai.serving.responses import ServingResponses
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
 from vllm.entrypoints.openai.state import ServerState, server_of
 from vllm.entrypoints.openai.trace_context import TraceContext
@@ -49,11 +50,13 @@ def build_app(
         openapi_url=None if options.disable_fastapi_docs else "/openapi.json",
         lifespan=_lifespan,
     )
+    chat = ServingChat(context)
     app.state.server = ServerState(
         context=context,
         models=ServingModels(context),
         completion=ServingCompletion(context),
-        chat=ServingChat(context),
+        chat=chat,
+        responses=ServingResponses(context, chat),
         tokenize=ServingTokenize(context),
         metrics=metrics,
         log=log,
@@ -61,6 +64,7 @@ def build_app(
     )
     app.include_router(router)
     app.include_router(generation.router)
+    app.include_router(responses.router)
     app.include_router(tokenizer.router)
     if options.enable_tokenizer_info_endpoint:
         app.include_router(tokenizer.info_router)
@@ -79,6 +83,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     server: ServerState = app.state.server
     async with server.log.running():
         yield
+    await server.responses.close()
     server.context.close()
 
 

@@ -10,6 +10,7 @@ from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.entrypoints.openai.serving.models import ServingModels
+from vllm.entrypoints.openai.serving.responses import ServingResponses
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
 from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
@@ -22,6 +23,7 @@ class ServerState:
     models: ServingModels
     completion: ServingCompletion
     chat: ServingChat
+    responses: ServingResponses
     tokenize: ServingTokenize
     metrics: PrometheusStats
     log: LoggingStats
