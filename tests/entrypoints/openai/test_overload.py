@@ -21,9 +21,12 @@ def tell(admission, num_waiting):
 
 def test_what_is_open_beyond_a_full_batch_waits():
     admission = Admission(max_waiting=2, max_running=4)
-    with admission.open(4), admission.open(2):
-        with pytest.raises(Overloaded, match="--max-waiting-requests"):
-            admission.check()
+    with (
+        admission.open(4),
+        admission.open(2),
+        pytest.raises(Overloaded, match="--max-waiting-requests"),
+    ):
+        admission.check()
     with admission.open(5), pytest.raises(Overloaded):
         admission.check(2)
     with pytest.raises(Overloaded, match="3 sequences would wait"):

@@ -1,0 +1,88 @@
+"""--api-server-count: processes, signals and deaths, on the real engine."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.entrypoints.openai.real_server import serving
+from tests.entrypoints.openai.test_real_server import wait_until_gone
+
+pytestmark = pytest.mark.engine
+GREEDY = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
+
+
+def is_ours(pid):
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def requests_by_server(server):
+    """How many of the connections each API server answered, by what its log says."""
+    return [len(re.findall(rf"\(api {i}\) .* prompt", server.log.read_text())) for i in range(2)]
+
+
+def ask(server, **fields):
+    """On a connection of its own, which any of the servers may take."""
+    reply = httpx.post(f"{server.url}/v1/completions", json={**GREEDY, **fields}, timeout=60)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_several_api_servers_share_one_engine_and_end_together(tmp_path):
+    flags = ("--api-server-count", "2", "--enable-log-requests", "--shutdown-timeout", "20")
+    with serving(*flags, log=tmp_path / "log.txt") as server:
+        answers = [ask(server, request_id="same") for _ in range(24)]
+        assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+        assert all(requests_by_server(server))
+        # Whoever is asked knows of all.
+        for _ in range(4):
+            assert server.metric("vllm:generation_tokens_total") == 24 * 12
+        body = {**GREEDY, "temperature": 1, "max_tokens": 900, "n": 8}
+        body |= {"ignore_eos": True, "stream": True}
+        with server.client() as http, http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            loads = [httpx.get(f"{server.url}/load").json()["server_load"] for _ in range(6)]
+            children = server.children()
+            server.process.send_signal(signal.SIGTERM)
+            events = [line for line in lines if line.startswith("data: ")]
+        assert loads == [1] * 6
+        assert events[-1] == "data: [DONE]"
+        assert '"length"' in events[-2]
+        assert server.process.wait(20) == 0
+        wait_until_gone(children)
+
+
+def test_when_one_api_server_is_killed_all_end(tmp_path):
+    with serving("--api-server-count", "2", log=tmp_path / "log.txt") as server:
+        children = server.children()
+        _, *api_servers = filter(is_ours, children)  # the engine core is started before them
+        assert len(api_servers) == 2
+        os.kill(api_servers[1], signal.SIGKILL)
+        assert server.process.wait(20) == 1
+        wait_until_gone(children)
+        assert "exit code -9" in server.log.read_text()
+
+
+def test_a_server_whose_engine_was_killed_ends_with_an_error(tmp_path):
+    with serving(log=tmp_path / "log.txt") as server, server.client() as http:
+        body = {**GREEDY, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            os.kill(server.engine_pid(), signal.SIGKILL)
+            events = [line for line in lines if line.startswith("data: ")]
+        assert "error" in events[-2]
+        assert server.process.wait(20) == 1
+        assert "was killed by SIGKILL" in server.log.read_text()
+
+
+def test_nothing_is_left_of_a_server_that_was_killed(tmp_path):
+    with serving(log=tmp_path / "log.txt") as server:
+        children = server.children()
+        server.process.kill()
+        server.process.wait()
+        wait_until_gone(children)
