@@ -86,7 +86,7 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(page: Page, server: RealSer
     page.get_by_label("API key").fill("wrong")
     page.get_by_role("button", name="Use key").click()
     page.get_by_label("API key").fill("secret")
-    page.get_by_role("button", name="Use key").click()
+    page.get_by_label("API key").press("Enter")
     chat = ChatPage(page, server.url)
     expect(page.locator("#model")).not_to_be_empty()
     expect(chat.ask("Name three animals.").locator(".figures")).to_contain_text("tokens")

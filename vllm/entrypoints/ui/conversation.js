@@ -61,7 +61,7 @@ export class Conversation {
     if (this.turns.length) return;
     const isChat = this.page.mode === "chat";
     const lines = isChat ? SUGGESTIONS : BEGINNINGS;
-    const hint = isChat ? "It stays in this tab." : "The model goes on where you stop.";
+    const hint = isChat ? "What is said stays in this tab." : "The model goes on where you stop.";
     const buttons = lines.map((text) => textButton(text, () => this.send(text), "suggestion"));
     this.log.append(
       el(

@@ -160,11 +160,13 @@ function askForKey() {
   const dialog = find("key-dialog");
   if (dialog.open) return;
   find("key").value = stored.key.get();
+  dialog.returnValue = "cancel"; // what Escape leaves, which says nothing itself
   dialog.showModal();
 }
 
 function setUpKey() {
   const dialog = find("key-dialog");
+  find("key-later").addEventListener("click", () => dialog.close("cancel"));
   dialog.addEventListener("close", async () => {
     if (dialog.returnValue === "save") {
       stored.key.set(find("key").value.trim());
