@@ -15,10 +15,18 @@ from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import install_error_handlers, json_response
 from vllm.entrypoints.openai.http_metrics import HttpMetrics
 from vllm.entrypoints.openai.middleware import ApiKeyGuard, RequestIdHeader
-from vllm.entrypoints.openai.routes import development, generation, responses, tokenizer, ui
+from vllm.entrypoints.openai.routes import (
+    development,
+    generation,
+    messages,
+    responses,
+    tokenizer,
+    ui,
+)
 from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext
+from vllm.entrypoints.openai.serving.messages import ServingMessages
 from vllm.entrypoints.openai.serving.models import ServingModels
 from vllm.entrypoints.openai.serving.responses import ServingResponses
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
@@ -57,6 +65,7 @@ def build_app(
         completion=ServingCompletion(context),
         chat=chat,
         responses=ServingResponses(context, chat),
+        messages=ServingMessages(context, chat),
         tokenize=ServingTokenize(context),
         metrics=metrics,
         log=log,
@@ -65,6 +74,7 @@ def build_app(
     app.include_router(router)
     app.include_router(generation.router)
     app.include_router(responses.router)
+    app.include_router(messages.router)
     app.include_router(tokenizer.router)
     if options.enable_tokenizer_info_endpoint:
         app.include_router(tokenizer.info_router)

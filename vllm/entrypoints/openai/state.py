@@ -9,6 +9,7 @@ from starlette.requests import Request
 from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext
+from vllm.entrypoints.openai.serving.messages import ServingMessages
 from vllm.entrypoints.openai.serving.models import ServingModels
 from vllm.entrypoints.openai.serving.responses import ServingResponses
 from vllm.entrypoints.openai.serving.tokenize import ServingTokenize
@@ -24,6 +25,7 @@ class ServerState:
     completion: ServingCompletion
     chat: ServingChat
     responses: ServingResponses
+    messages: ServingMessages
     tokenize: ServingTokenize
     metrics: PrometheusStats
     log: LoggingStats
