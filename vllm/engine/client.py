@@ -35,6 +35,7 @@ from vllm.logger import init_logger
 logger = init_logger(__name__)
 
 PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
+START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
 CORE_NAME: Final = "vllm-engine-core"  # of the process
 IMPORTED_EXIT: Final = 75  # exit code of a core whose program starts an engine on import
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
@@ -191,7 +192,8 @@ class ProcessClient:
             self._link.watch(self._process.sentinel)
             self.ready = self._wait_until_ready()
         except BaseException:
-            self._end((self._process.kill,), patience_s=0.0)
+            # A core that failed ends by itself; killed, it would leave semaphores behind.
+            self._end((self._process.terminate, self._process.kill), START_PATIENCE_S)
             self.close()
             raise
 

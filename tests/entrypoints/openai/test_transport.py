@@ -190,6 +190,25 @@ async def test_unknown_routes_and_methods_are_errors_of_the_api(client):
         assert reply.json()["error"]["code"] == status
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"prompt": "\xff"}', "not valid UTF-8 at byte 12"),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", "too many digits"),
+        (b"\x00" * 100, "not valid JSON"),
+        (b'{"prompt": "a", "request_id": "a\\nWARNING all is lost"}', "printable"),
+        (b'{"prompt": "a", "request_id": "' + b"a" * 300 + b'"}', "at most 256"),
+    ],
+)
+async def test_hostile_bodies_are_told_what_is_wrong_with_them(client, body, said):
+    reply = await client.post(
+        "/v1/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert reply.status_code == 400
+    assert said in reply.json()["error"]["message"]
+
+
 MIDDLEWARE = """
 class Stamp:
     def __init__(self, app):

@@ -80,6 +80,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == HTTPStatus.BAD_REQUEST and error.__cause__ is not None:
+            return error_response(_unreadable(error.__cause__))
         kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "") + "Error"
         body = _response(error.status_code, str(error.detail), kind)
         return json_response(body, error.status_code, error.headers)
@@ -100,6 +102,18 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def _response(status: int, message: str, kind: str, param: str | None = None) -> ErrorResponse:
     return ErrorResponse(ErrorDetail(message, kind, param, int(status)))
+
+
+def _unreadable(cause: BaseException) -> BadRequest:
+    """What the framework found no words for while it read a body."""
+    reason = "it must be a JSON object"
+    if isinstance(cause, RecursionError):
+        reason = "it is nested too deeply"
+    elif isinstance(cause, UnicodeDecodeError):
+        reason = f"it is not valid UTF-8 at byte {cause.start}"
+    elif isinstance(cause, ValueError):
+        reason = "one of its numbers has too many digits"
+    return BadRequest(f"the request body cannot be read: {reason}")
 
 
 def bad_request_of(error: RequestValidationError) -> BadRequest:
