@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm import envs
+from vllm.utils.triton import leave_out_triton
 from vllm.version import __version__, __version_tuple__
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 envs.limit_openmp_spinning()
+leave_out_triton()
 
 _MODULE_OF = {
     "LLM": "vllm.entrypoints.llm",

@@ -265,3 +265,13 @@ def test_any_schema_is_followed(story: LLM, schema: Any) -> None:
     for output in story.generate([PROMPTS[0]] * len(params), params, use_tqdm=False):
         if output.outputs[0].finish_reason == "stop":
             assert follows(schema)(output.outputs[0].text)
+
+
+def test_a_grammar_that_exceeds_its_library_fails_its_own_call_only(story: LLM) -> None:
+    rules = "".join(f"a{i}: a{i + 1} a{i + 1}\n" for i in range(60))
+    form = StructuredOutputsParams(grammar=f'start: a0\n{rules}a60: "x"', backend="guidance")
+    with pytest.raises(BadRequest):
+        story.generate(
+            PROMPTS[:1], SamplingParams(max_tokens=20, structured_outputs=form), use_tqdm=False
+        )
+    story.llm_engine.client.core.check_integrity()

@@ -348,8 +348,8 @@ class Scheduler:
                 updates.append(self._fail(request, result.failures[request.slot]))
             elif token_id == NO_TOKEN and not request.is_finished:
                 updates.append(self._fail(request, NO_TOKEN_ERROR))
-            elif not request.is_finished and not _allows(request, token_id):
-                updates.append(self._fail(request, WRONG_TOKEN_ERROR))
+            elif not request.is_finished and (update := self._refused(request, token_id)):
+                updates.append(update)
             elif not request.is_finished:
                 update = self._advance(request, token_id)
                 if index in prompt_logprobs:
@@ -397,6 +397,17 @@ class Scheduler:
             update.finish_reason = FinishReason.STOP
         else:  # the token is text, unlike one that comes with the reason
             self.updates.append(RequestUpdate(request.id, [], finish_reason=FinishReason.STOP))
+
+    def _refused(self, request: Request, token_id: int | None) -> RequestUpdate | None:
+        """The end of a request whose grammar does not take over the token."""
+        if token_id is None or request.grammar is None:
+            return None
+        try:
+            taken = request.grammar.accept(token_id)
+        except GrammarError as error:
+            reason = f"structured_outputs: {error}"
+            return self._fail(request, reason, FinishReason.REJECTED)
+        return None if taken else self._fail(request, WRONG_TOKEN_ERROR)
 
     def _fail(
         self, request: Request, error: str, reason: FinishReason = FinishReason.ERROR
@@ -461,11 +472,6 @@ class Scheduler:
         assert len(self.free_slots) == self.config.max_num_seqs, "slots leaked"
         assert not self.running and not self.draining and not len(self.waiting)
         assert not self.compiling
-
-
-def _allows(request: Request, token_id: int | None) -> bool:
-    """Whether the request's grammar, if any, takes over the token."""
-    return token_id is None or request.grammar is None or request.grammar.accept(token_id)
 
 
 def _pick(logprobs: LogprobArrays, index: int, request: Request) -> LogprobArrays | None:

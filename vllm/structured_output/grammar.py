@@ -33,7 +33,10 @@ class Grammar(Protocol):
         ...
 
     def accept(self, token_id: int) -> bool:
-        """Take over a drawn token; False if it may not come here, and then nothing has changed."""
+        """Take over a drawn token; False if it may not come here, and then nothing has changed.
+
+        Raises GrammarError if the form turns out to be more than its library can do.
+        """
         ...
 
 

@@ -91,6 +91,12 @@ class GuidanceState:
         self._matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
 
     def accept(self, token_id: int) -> bool:
+        taken = self._take(token_id)
+        if self._matcher.is_error():  # a limit of the library, found while computing a mask
+            raise GrammarError(self._matcher.get_error().partition("\n")[0][:500])
+        return taken
+
+    def _take(self, token_id: int) -> bool:
         if token_id in self._eos:
             # The library ends by itself where nothing but the end may follow.
             self.finished = bool(self._matcher.is_stopped() or self._matcher.is_accepting())
