@@ -215,3 +215,15 @@ async def test_a_failure_in_a_stream_is_its_last_event(client, engine):
     assert events[0]["type"] == "message_start"
     assert events[-1]["type"] == "error"
     assert events[-1]["error"]["type"] == "overloaded_error"
+
+
+async def test_a_key_may_come_as_anthropics_clients_send_it(make_app):
+    transport = httpx.ASGITransport(app=make_app(api_key=("one",)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        for headers, status in [
+            ({}, 401),
+            ({"x-api-key": "two"}, 401),
+            ({"x-api-key": "one"}, 200),
+        ]:
+            response = await client.post("/v1/messages", json=HELLO, headers=headers)
+            assert response.status_code == status

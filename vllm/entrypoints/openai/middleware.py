@@ -40,7 +40,7 @@ class ApiKeyGuard:
             await self.app(scope, receive, send)
             return
         error = ErrorDetail(
-            "a valid key is required: send 'Authorization: Bearer KEY'",
+            "a valid key is required: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
             "AuthenticationError",
             None,
             401,
@@ -54,10 +54,8 @@ class ApiKeyGuard:
         root = scope.get("root_path", "").rstrip("/")
         if path in OPEN_PATHS or (root and path.removeprefix(root) in OPEN_PATHS):
             return True
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        given = _digest(key.strip())
-        matches = [secrets.compare_digest(given, digest) for digest in self.digests]
-        return scheme.lower() == "bearer" and any(matches)
+        given = _digest(_key_of(Headers(scope=scope)))
+        return any([secrets.compare_digest(given, digest) for digest in self.digests])
 
 
 class RequestIdHeader:
@@ -76,6 +74,14 @@ class RequestIdHeader:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+def _key_of(headers: Headers) -> str:
+    """As clients of the OpenAI API send it, or those of Anthropic's."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    return headers.get("x-api-key", "")
 
 
 def _digest(key: str) -> bytes:

@@ -111,7 +111,7 @@ def with_ids(items: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     listed = []
     for item in items:
         kind = item.get("type", "message")
-        own_id = item.get("id") or f"{ID_PREFIXES.get(kind, 'item')}_{random_id()}"
+        own_id = item.get("id") or f"{ID_PREFIXES.get(str(kind), 'item')}_{random_id()}"
         listed.append({**item, "type": kind, "id": own_id})
     return listed
 

@@ -160,6 +160,7 @@ class ServingResponses:
             run = await self.chat.start(chat_request(chat), header_id)
         defaults = self.context.model.default_sampling_params
         response = _response(request, response_id, model, defaults)
+        response.store = is_kept
         record = StoredResponse(response, items, conversation.messages)
         record.is_streamed = bool(request.background and request.stream)
         return ResponseRun(self, request, run, record, conversation, is_kept)
@@ -437,7 +438,7 @@ def _response(
         metadata=request.metadata or {},
         previous_response_id=request.previous_response_id,
         background=bool(request.background),
-        store=request.store is not False,
+        store=True,
         max_output_tokens=request.max_output_tokens,
         temperature=_first(request.temperature, defaults.get("temperature"), 1.0),
         top_p=_first(request.top_p, defaults.get("top_p"), 1.0),
