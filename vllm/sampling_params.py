@@ -20,6 +20,9 @@ GREEDY_TEMPERATURE: Final = 1e-5
 MAX_SEED: Final = 2**63 - 1
 # Of temperature, penalty and bias, each of which may meet the others: beyond it logits overflow.
 MAX_FACTOR: Final = 1e6
+# Every token's text is compared with all of them.
+MAX_STOP_STRINGS: Final = 1024
+MAX_STOP_CHARS: Final = 4096  # of one of them
 
 # (output_token_ids, logits [V]) -> logits [V], or with prompt_token_ids before the two.
 LogitsProcessor = Callable[..., Any]
@@ -371,6 +374,17 @@ def _check_draw(p: SamplingParams) -> None:
 
 
 def _check_stops(p: SamplingParams) -> None:
+    if len(p.stop_strings) > MAX_STOP_STRINGS:
+        raise BadRequest(
+            f"stop has {len(p.stop_strings)} strings; at most {MAX_STOP_STRINGS} can be looked for",
+            "stop",
+        )
+    longest = max(map(len, p.stop_strings), default=0)
+    if longest > MAX_STOP_CHARS:
+        raise BadRequest(
+            f"stop has a string of {longest} characters; at most {MAX_STOP_CHARS} are looked for",
+            "stop",
+        )
     if p.stop and not p.detokenize:
         raise BadRequest(
             "stop strings are found in text, and detokenize=False makes none; use stop_token_ids",

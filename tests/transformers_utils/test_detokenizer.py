@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from vllm.errors import BadRequest
 from vllm.sampling_params import SamplingParams
 from vllm.transformers_utils.detokenizer import (
     ByteStream,
@@ -222,3 +223,16 @@ def test_half_a_stop_string_is_shown_when_the_sequence_ends(decoder: TextDecoder
 
 def test_without_detokenize_there_is_no_text(decoder: TextDecoder) -> None:
     assert stream(decoder, [10, 11, 12], detokenize=False)[-1] == ""
+
+
+def test_stop_strings_are_limited_in_number_and_length() -> None:
+    # Held back was once what began any of them: a megabyte of memory for each of its characters.
+    assert SamplingParams(stop=["a" * 4096] * 1024).stop_strings
+    for stop in (["a" * 4097], [f"stop {i}" for i in range(1025)]):
+        with pytest.raises(BadRequest, match=r"^stop has .* at most"):
+            SamplingParams(stop=stop)
+
+
+def test_the_beginning_of_a_long_stop_string_is_held_back(decoder: TextDecoder) -> None:
+    ids = decoder.tokenizer.encode("x" + "ab" * 50, add_special_tokens=False)
+    assert "".join(stream(decoder, ids, stop=["ab" * 2000 + "c", "b"])) == "xa"

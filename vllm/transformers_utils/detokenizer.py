@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -222,7 +223,7 @@ class SequenceText:
         "_num_shown",
         "_num_tokens",
         "_pending",
-        "_prefixes",
+        "_sorted_stops",
         "_stops",
         "_stream",
         "_text",
@@ -237,9 +238,8 @@ class SequenceText:
         self._num_tokens = 0
         self._num_shown = 0
         # What may not be shown yet: a piece of a stop string that could still be completed.
-        prefixes = set() if self._include_stop else _proper_prefixes(self._stops)
-        self._prefixes = sorted(prefixes, key=len, reverse=True)
-        self._last_characters = frozenset(prefix[-1] for prefix in prefixes)
+        self._sorted_stops = [] if self._include_stop else sorted(self._stops)
+        self._last_characters = frozenset().union(*(stop[:-1] for stop in self._sorted_stops))
         self._text = ""
         self._pending: list[int] = []  # tokens to decode when somebody wants their text
         self.matched: str | None = None  # the stop string that ended the sequence
@@ -278,9 +278,13 @@ class SequenceText:
         text = self._text
         if is_last or not text or text[-1] not in self._last_characters:
             return len(text)
-        for prefix in self._prefixes:
-            if text.endswith(prefix):
-                return len(text) - len(prefix)
+        longest = max(map(len, self._sorted_stops)) - 1
+        for begin in range(max(0, len(text) - longest), len(text)):
+            # Of the strings that sort behind it, those it begins come first.
+            end = text[begin:]
+            place = bisect_right(self._sorted_stops, end)
+            if place < len(self._sorted_stops) and self._sorted_stops[place].startswith(end):
+                return begin
         return len(text)
 
     def _decode_pending(self) -> None:
@@ -308,7 +312,3 @@ class SequenceText:
         end, begin, self.matched = best
         self._text = self._text[: end if self._include_stop else begin]
         return True
-
-
-def _proper_prefixes(stops: Sequence[str]) -> set[str]:
-    return {stop[:length] for stop in stops for length in range(1, len(stop))}

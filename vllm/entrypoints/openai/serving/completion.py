@@ -87,6 +87,7 @@ class ServingCompletion:
 
     async def _prompt(self, item: str | list[int], request: CompletionRequest) -> TokensPrompt:
         if isinstance(item, str):
+            self.context.check_length(item, request, "prompt")
             ids = await self.context.encode(item, request.add_special_tokens, "prompt")
             return text_prompt(ids, item, request)
         return text_prompt(item, None, request)

@@ -26,6 +26,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from transformers import PreTrainedTokenizerBase
 
     from vllm.config.model import ModelConfig
@@ -36,6 +37,9 @@ logger = init_logger(__name__)
 INLINE_ENCODE_CHARS = 4096
 # Of one HTTP request: each takes memory before the engine has a say.
 MAX_SEQUENCES = 16_384
+MAX_ID_CHARS = 256
+# Tokenizers may shorten a text a little before they cut it.
+NORMALIZING_FACTOR = 4
 
 
 class ServingEngine(Protocol):
@@ -71,9 +75,15 @@ class ServingContext:
     chat_template: str | None  # None: the tokenizer's own
     admission: Admission = field(default_factory=Admission)
     serial: itertools.count[int] = field(default_factory=itertools.count)  # of engine requests
+    # A text of more characters cannot be few enough tokens, and would take seconds to encode.
+    max_prompt_chars: int = field(init=False)
     _encoder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize")
     )
+
+    def __post_init__(self) -> None:
+        longest = max(map(len, self.tokenizer.get_vocab()))
+        self.max_prompt_chars = NORMALIZING_FACTOR * longest * self.model.max_model_len
 
     def close(self) -> None:
         self._encoder.shutdown(wait=False, cancel_futures=True)
@@ -161,10 +171,29 @@ class ServingContext:
         )
         if not isinstance(prompt, str):
             return self.decode(prompt), prompt
+        self.check_length(prompt, request, "messages")
         return prompt, await self.encode(prompt, request.add_special_tokens, "messages")
 
+    def check_length(self, text: str, request: BaseModel, param: str) -> None:
+        """Raises BadRequest for what cannot fit into the model, without counting its tokens."""
+        if not isinstance(request, GenerationRequest) or request.truncate_prompt_tokens is not None:
+            return
+        if len(text) > self.max_prompt_chars:
+            raise BadRequest(
+                f"the prompt has {len(text)} characters; this engine accepts "
+                f"{self.model.max_model_len - 1} tokens, as prompt and output together may have "
+                f"{self.model.max_model_len}. Shorten it, or raise --max-model-len.",
+                param,
+            )
+
     def response_id(self, prefix: str, request: GenerationRequest, header: str | None) -> str:
-        return f"{prefix}-{request.request_id or header or random_id()}"
+        """Raises BadRequest: an id is repeated in logs, where a line break would forge a line."""
+        given = request.request_id
+        if given and (len(given) > MAX_ID_CHARS or not given.isprintable()):
+            raise BadRequest(
+                f"request_id must have at most {MAX_ID_CHARS} printable characters", "request_id"
+            )
+        return f"{prefix}-{given or header or random_id()}"
 
     async def generate(
         self,
