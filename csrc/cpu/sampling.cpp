@@ -23,8 +23,10 @@ void mask_row(float* logits, const uint32_t* mask, int64_t vocab_size) {
     if (word == 0) {
       std::fill(logits + begin, logits + end, kForbidden);
     } else if (word != ~uint32_t{0}) {
+      // Without a branch per token, which a compiler can turn into vector selects.
       for (int64_t t = begin; t < end; ++t) {
-        if ((word >> (t - begin) & 1) == 0) logits[t] = kForbidden;
+        const bool allowed = (word & uint32_t{1} << (t - begin)) != 0;
+        logits[t] = allowed ? logits[t] : kForbidden;
       }
     }
   }
