@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -149,6 +150,8 @@ class HttpServer(uvicorn.Server):
         return True
 
     def _end(self, patience_s: float) -> None:
+        # It would write a traceback for every request that is cancelled after its patience.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.config.timeout_graceful_shutdown = patience_s  # type: ignore[assignment]
         self.should_exit = True
 
