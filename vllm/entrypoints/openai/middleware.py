@@ -55,7 +55,8 @@ class ApiKeyGuard:
         if path in OPEN_PATHS or (root and path.removeprefix(root) in OPEN_PATHS):
             return True
         given = _digest(_key_of(Headers(scope=scope)))
-        return any([secrets.compare_digest(given, digest) for digest in self.digests])
+        matches = [secrets.compare_digest(given, digest) for digest in self.digests]
+        return any(matches)
 
 
 class RequestIdHeader:
