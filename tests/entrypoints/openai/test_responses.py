@@ -7,6 +7,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from vllm.entrypoints.openai.protocol.responses import ResponsesRequest
 from vllm.entrypoints.openai.serving.response_store import ResponseStore
 from vllm.errors import EngineDeadError
 
@@ -264,6 +265,56 @@ async def test_nothing_is_kept_if_the_client_or_the_operator_says_so(client, mon
     refused = await client.post("/v1/responses", json={"input": "hi", "background": True})
     assert refused.status_code == 400
     assert "VLLM_ENABLE_RESPONSES_API_STORE" in refused.json()["error"]["message"]
+
+
+async def test_several_api_servers_refuse_what_only_one_would_know(make_app):
+    async with client_of(make_app(api_server_count=2)) as client:
+        assert (await post(client))["store"] is False
+        for change in ({"background": True}, {"store": True}, {"previous_response_id": "resp_x"}):
+            response = await client.post("/v1/responses", json={"input": "hi", **change})
+            assert response.status_code == 400
+            assert "--api-server-count" in response.json()["error"]["message"]
+
+
+async def test_a_client_that_goes_away_ends_its_response(app, engine):
+    engine.gap_s = 0.001
+    serving = app.state.server.responses
+    stream = await serving.stream(ResponsesRequest(input="hi", stream=True), None)
+    await anext(stream)
+    assert len(serving.store.records) == 1
+    await stream.aclose()
+    assert (len(engine.aborted), engine.running) == (1, set())
+    assert not serving.store.records
+
+
+async def test_a_background_stream_outlives_its_reader(app, engine):
+    engine.gap_s = 0.001
+    serving = app.state.server.responses
+    asked = ResponsesRequest(input="hi", stream=True, background=True)
+    stream = await serving.stream(asked, None)
+    await anext(stream)
+    await stream.aclose()
+    (record,) = serving.store.records.values()
+    assert record.task is not None
+    await record.task
+    assert record.response.status == "completed"
+
+
+async def test_what_runs_in_the_background_ends_with_the_server(app, engine):
+    engine.gap_s = 30
+    serving = app.state.server.responses
+    response = await serving.create(ResponsesRequest(input="hi", background=True), None)
+    await asyncio.sleep(0)
+    await serving.close()
+    assert response.status == "cancelled"
+    assert not engine.running
+
+
+@pytest.mark.parametrize("query", ["stream=maybe", "starting_after=x"])
+async def test_a_wrong_query_is_named(client, query):
+    response = await client.get(f"/v1/responses/resp_x?{query}")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == query.split("=")[0]
 
 
 async def test_a_name_that_is_taken_is_not_overwritten(client):

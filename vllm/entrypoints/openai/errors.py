@@ -126,6 +126,9 @@ def bad_request_of(error: RequestValidationError) -> BadRequest:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, BadRequest):
         return cause
+    if first["loc"][0] == "query":
+        name = str(first["loc"][-1])
+        return BadRequest(f"{name}: {first['msg']}, got {first['input']!r:.100}", name)
     param = _field(first["loc"][1:], error.body)
     if not param:
         return BadRequest(
