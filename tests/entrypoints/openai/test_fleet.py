@@ -67,19 +67,6 @@ def test_when_one_api_server_is_killed_all_end(tmp_path):
         assert "exit code -9" in server.log.read_text()
 
 
-def test_a_server_whose_engine_was_killed_ends_with_an_error(tmp_path):
-    with serving(log=tmp_path / "log.txt") as server, server.client() as http:
-        body = {**GREEDY, "max_tokens": 400, "ignore_eos": True, "stream": True}
-        with http.stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            next(lines)
-            os.kill(server.engine_pid(), signal.SIGKILL)
-            events = [line for line in lines if line.startswith("data: ")]
-        assert "error" in events[-2]
-        assert server.process.wait(20) == 1
-        assert "was killed by SIGKILL" in server.log.read_text()
-
-
 def test_nothing_is_left_of_a_server_that_was_killed(tmp_path):
     with serving(log=tmp_path / "log.txt") as server:
         children = server.children()
