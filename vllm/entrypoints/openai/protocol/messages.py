@@ -14,7 +14,7 @@ from vllm.errors import NotAvailable
 # Fields that mean the same, under the same name, to /v1/chat/completions.
 CHAT_FIELDS = (
     "model temperature top_p top_k min_p seed repetition_penalty ignore_eos min_tokens "
-    "structured_outputs chat_template chat_template_kwargs priority request_id cache_salt"
+    "truncate_prompt_tokens structured_outputs chat_template chat_template_kwargs priority request_id cache_salt"
 ).split()
 
 
@@ -93,6 +93,7 @@ class MessagesRequest(CountTokensRequest):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
+    truncate_prompt_tokens: int | None = None
     structured_outputs: dict[str, Any] | None = None
     priority: int | None = None
     request_id: str | None = None

@@ -46,6 +46,7 @@ logger = init_logger(__name__)
 # What a chat's errors name, in the terms of a response.
 NAMES: Final = {
     "messages": "input",
+    "prompt": "input",
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
