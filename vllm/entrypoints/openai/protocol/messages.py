@@ -14,7 +14,8 @@ from vllm.errors import NotAvailable
 # Fields that mean the same, under the same name, to /v1/chat/completions.
 CHAT_FIELDS = (
     "model temperature top_p top_k min_p seed repetition_penalty ignore_eos min_tokens "
-    "truncate_prompt_tokens structured_outputs chat_template chat_template_kwargs priority request_id cache_salt"
+    "truncate_prompt_tokens structured_outputs chat_template chat_template_kwargs priority "
+    "request_id cache_salt"
 ).split()
 
 
