@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 HELLO: list[Any] = [{"role": "user", "content": "Tell me a short story."}]
 # The shipped model knows this one, and then ends.
@@ -20,6 +20,8 @@ class Color(str, Enum):
 
 class Clock(BaseModel):
     """A clock that somebody lost."""
+
+    model_config = ConfigDict(extra="forbid")
 
     color: Color
     is_old: bool

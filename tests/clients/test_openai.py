@@ -12,8 +12,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tests.clients.shapes import HELLO, SUM, SUM_ANSWER, WEATHER, Clock
-from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
 from tests.entrypoints.openai.conftest import make_context
+from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
 from tests.entrypoints.openai.real_server import NAME
 from vllm.entrypoints.openai.api_server import build_app
 from vllm.metrics.logging import LoggingStats
