@@ -13,7 +13,8 @@ import msgspec
 
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs.text import check_encodable
-from vllm.structured_params import StructuredOutputsParams
+from vllm.structured_params import GuidedDecodingParams as GuidedDecodingParams
+from vllm.structured_params import StructuredOutputsParams as StructuredOutputsParams
 
 # Below this a temperature divides logits into overflow; such a row takes its most likely token.
 GREEDY_TEMPERATURE: Final = 1e-5
