@@ -36,8 +36,9 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    flags = ["--served-model-name", NAME, "alias", "--enable-auto-tool-choice"]
-    flags += ["--tool-call-parser", "hermes"]
+    # Exact enough to be compared with what transformers computes.
+    flags = ["--dtype", "float32", "--served-model-name", NAME, "alias"]
+    flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     # A model of this size would fill its answers with white space and more members wherever JSON
     # lets it.
     forms = {"disable_any_whitespace": True, "disable_additional_properties": True}

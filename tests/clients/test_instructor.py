@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tests.clients.shapes import HELLO, SUM, Clock
 from tests.entrypoints.openai.real_server import NAME
 
 pytestmark = pytest.mark.engine
+
+
+class Owner(BaseModel):
+    name: Annotated[str, Field(max_length=8)]
 
 
 class Anything(BaseModel):
@@ -58,9 +64,9 @@ def test_a_partial_answer_fills_up(base_url: str) -> None:
     patched = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
     states = list(
         patched.chat.completions.create_partial(
-            model=NAME, messages=HELLO, response_model=Clock, max_tokens=200, temperature=0
+            model=NAME, messages=HELLO, response_model=Owner, max_tokens=200, temperature=0
         )
     )
     # Every field is optional in the schema that this sends.
     assert states
-    assert all(isinstance(state.owner, str | None) for state in states)
+    assert all(isinstance(state.name, str | None) for state in states)

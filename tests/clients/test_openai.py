@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -99,18 +100,13 @@ def test_a_streamed_chat_is_the_whole_one(client: OpenAI) -> None:
 
 
 async def test_the_asynchronous_client_streams_several_at_once(base_url: str) -> None:
-    import asyncio
-
     async with AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
 
         async def text(prompt: str) -> str:
-            pieces = []
             stream = await client.completions.create(
                 model=NAME, prompt=prompt, stream=True, **GREEDY
             )
-            async for chunk in stream:
-                pieces.append(chunk.choices[0].text)
-            return "".join(pieces)
+            return "".join([chunk.choices[0].text async for chunk in stream])
 
         together = await asyncio.gather(*map(text, ("One day", "Once", "One day")))
         assert together[0] == together[2] == await text("One day")

@@ -357,7 +357,8 @@ TEMPLATES: Mapping[str, str] = {
     "changes its input": "{{ messages.append(1) }}",
     "range": "{{ range(10**9) | list }}",
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "loops that write": "{% for a in range(9999) %}{% for b in range(9999) %}ab{% endfor %}{% endfor %}",
+    "loops that write": "{% for a in range(9999) %}{% for b in range(9999) %}ab{% endfor %}"
+    "{% endfor %}",
     "power": "{{ 9 ** (9 ** 9) }}",
     "product": "{{ 'a' * 10 ** 10 }}",
     "list product": "{{ [0] * 10 ** 10 }}",
