@@ -92,6 +92,7 @@ class ChatMessage(msgspec.Struct):
     refusal: str | None = None
     tool_calls: list[ToolCall] = []
     reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET  # its name in newer releases of vLLM
 
 
 class ChatChoice(msgspec.Struct):
@@ -132,6 +133,7 @@ class DeltaMessage(msgspec.Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET  # its name in newer releases of vLLM
     tool_calls: list[ToolCallChunk] | UnsetType = UNSET
 
 

@@ -217,7 +217,7 @@ class ChatAnswer:
         if message.tool_calls and not message.content:
             message.content = None
         if text.reasoning:
-            message.reasoning_content = text.reasoning
+            message.reasoning_content = message.reasoning = text.reasoning
         return ChatChoice(
             index=update.index,
             message=message,
@@ -280,7 +280,7 @@ def _delta_message(deltas: Sequence[Delta]) -> DeltaMessage:
     if content or not (reasoning or calls):
         message.content = content
     if reasoning:
-        message.reasoning_content = reasoning
+        message.reasoning_content = message.reasoning = reasoning
     if calls:
         message.tool_calls = calls
     return message

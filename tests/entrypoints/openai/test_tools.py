@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.entrypoints.openai.sse import events_of
+from vllm.errors import ConfigError
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+NAMED = {"type": "function", "function": {"name": "weather"}}
+FLAGS = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes", "reasoning_parser": "qwen3"}
+
+
+@pytest_asyncio.fixture
+async def client(make_app):
+    transport = httpx.ASGITransport(app=make_app(**FLAGS), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+async def ask(client, **body):
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"messages": messages, "max_tokens": 500, "tools": TOOLS, **body}
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+async def whole(client, **body):
+    return (await ask(client, **body)).json()["choices"][0]
+
+
+async def streamed(client, **body):
+    """The choice that the chunks of a stream add up to."""
+    message = {"content": "", "reasoning_content": "", "tool_calls": []}
+    reason = None
+    for chunk in events_of((await ask(client, stream=True, **body)).text):
+        (choice,) = chunk["choices"]
+        reason = choice["finish_reason"] or reason
+        delta = choice["delta"]
+        for name in ("content", "reasoning_content"):
+            message[name] += delta.get(name) or ""
+        for piece in delta.get("tool_calls") or ():
+            if piece.get("id"):
+                message["tool_calls"].append({"name": piece["function"]["name"], "arguments": ""})
+            message["tool_calls"][piece["index"]]["arguments"] += piece["function"]["arguments"]
+    return message, reason
+
+
+ANSWERS = [
+    (f"<think>Hm.</think>Let me see. {CALL}", {}, "tool_calls"),
+    (CALL + CALL, {"parallel_tool_calls": False}, "tool_calls"),
+    ("<think>Hm.</think>It rains.", {}, "stop"),
+    ("<tool_call>nonsense</tool_call>", {}, "stop"),
+    ('[{"name": "weather", "parameters": {"city": "Rome"}}]', {"tool_choice": "required"}, None),
+    ('{"city": "Rome"}', {"tool_choice": NAMED}, "tool_calls"),
+    (CALL, {"tool_choice": "none"}, "stop"),
+]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("text", "body", "reason"), ANSWERS)
+async def test_a_stream_adds_up_to_the_whole_message(client, engine, text, body, reason) -> None:
+    engine.text = text
+    choice = await whole(client, **body)
+    message, streamed_reason = await streamed(client, **body)
+    calls = [call["function"] for call in choice["message"]["tool_calls"]]
+    assert message["tool_calls"] == calls
+    assert message["content"] == (choice["message"]["content"] or "")
+    assert message["reasoning_content"] == (choice["message"].get("reasoning_content") or "")
+    assert streamed_reason == choice["finish_reason"] == (reason or "tool_calls")
+    assert all(json.loads(call["arguments"]) for call in calls)
+    assert len(calls) == (choice["finish_reason"] == "tool_calls")
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_is_cut_off_ends_with_length(client, engine) -> None:
+    engine.text = CALL
+    choice = await whole(client, max_tokens=60)
+    assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.asyncio
+async def test_reasoning_may_be_left_out(client, engine) -> None:
+    engine.text = "<think>Hm.</think>Yes."
+    choice = await whole(client, include_reasoning=False)
+    assert choice["message"]["content"] == "Yes."
+    assert not choice["message"].get("reasoning_content")
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_is_asked_for_has_a_grammar_that_begins_after_reasoning(
+    client, engine
+) -> None:
+    engine.text = '<think>.</think>{"city": "x"}'
+    await whole(client, tool_choice=NAMED)
+    form = engine.seen[-1][1].structured_outputs
+    assert json.loads(form.json)["properties"] == {"city": {"type": "string"}}
+    assert engine.tokenizer.decode(form.start_after) == "</think>"
+
+
+@pytest.mark.asyncio
+async def test_special_tokens_are_shown_to_the_parser_only_where_calls_may_come(
+    client, engine
+) -> None:
+    await whole(client)
+    assert not engine.seen[-1][1].skip_special_tokens
+    await whole(client, tool_choice="none")
+    assert engine.seen[-1][1].skip_special_tokens
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"enable_auto_tool_choice": True}, "--tool-call-parser"),
+        ({"tool_call_parser": "hermez"}, "--tool-call-parser hermez"),
+        ({"reasoning_parser": "nothing"}, "--reasoning-parser nothing"),
+        ({"tool_parser_plugin": "/no/file.py"}, "--tool-parser-plugin /no/file.py"),
+    ],
+)
+def test_flags_that_cannot_be_followed_are_refused_by_name(make_app, flags, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_app(**flags)
