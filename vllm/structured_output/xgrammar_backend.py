@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from vllm.structured_output.cost import num_optional
 from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
 from vllm.structured_params import StructuredOutputsParams
 
@@ -29,6 +30,8 @@ _IGNORED_KEYWORDS = frozenset(
         "unevaluatedItems",
     }
 )
+# 250 in a row take half a second, 600 take four, 2000 minutes: the cube of their number.
+_MAX_OPTIONAL = 250
 # A weak model can go on with blank lines for ever; deep indentation needs fewer than this.
 _MAX_WHITESPACE = 32
 # Of strings with a length xgrammar 0.2.8 lets characters be raw that JSON wants escaped.
@@ -56,6 +59,8 @@ class XGrammarBackend:
 
     def rejects(self, params: StructuredOutputsParams) -> str | None:
         """Why this form is better left to another backend."""
+        if num_optional(params) > _MAX_OPTIONAL:
+            return f"more than {_MAX_OPTIONAL} optional parts in one sequence"
         if params.whitespace_pattern is not None:
             return "whitespace_pattern"
         if params.kind == "json":
