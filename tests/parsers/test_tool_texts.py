@@ -43,6 +43,8 @@ CASES: list[tuple[str, str, str, Calls]] = [
         [F, G],
     ),
     ("hermes", f"Well. <tool_call>{call('f')}</tool_call> Done.", "Well.  Done.", [F]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": ""}</tool_call>', "", [("f", {})]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [("f", {})]),
     ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [("f", {})]),
     (
         "hermes",

@@ -96,22 +96,41 @@ def render_chat(
     conversation = [_normalize(i, message, content_format) for i, message in enumerate(messages)]
     if continue_final_message and not isinstance(conversation[-1].get("content"), str):
         conversation[-1]["content"] = _join_text(conversation[-1].get("content") or [])
+    arguments = {
+        "tools": [dict(tool) for tool in tools] if tools else None,
+        "chat_template": template,
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+        "tokenize": False,
+        **extra,
+    }
     try:
-        prompt = tokenizer.apply_chat_template(
-            conversation,
-            tools=[dict(tool) for tool in tools] if tools else None,
-            chat_template=template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tokenize=False,
-            **extra,
-        )
+        prompt = _apply(tokenizer, conversation, arguments)
     except Exception as error:
+        reason = str(error) or type(error).__name__
         raise BadRequest(
-            f"the chat template rejects these messages: {error}", "messages"
+            f"the chat template rejects these messages: {reason}", "messages"
         ) from error
     assert isinstance(prompt, str), type(prompt)
     return prompt
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[dict[str, Any]],
+    arguments: dict[str, Any],
+) -> Any:
+    """Templates that know no developer are given a system message instead."""
+    try:
+        return tokenizer.apply_chat_template(conversation, **arguments)
+    except Exception:
+        if not any(message["role"] == "developer" for message in conversation):
+            raise
+        renamed = [
+            {**message, "role": "system"} if message["role"] == "developer" else message
+            for message in conversation
+        ]
+        return tokenizer.apply_chat_template(renamed, **arguments)
 
 
 @functools.lru_cache(maxsize=64)

@@ -111,27 +111,29 @@ class CallObject:
     def _value(self, key: str, char: str) -> Generator[None, str, str]:
         """One member's value from its first character; returns the character after it."""
         is_arguments = key in self.argument_keys and not self._has_arguments
+        if char in "{[":
+            self._has_arguments |= is_arguments
+            span, written = JsonSpan(), self._out if is_arguments else []
+            while True:
+                written.append(char)
+                if span.push(char):
+                    return (yield from self._after_space())
+                char = yield
         if char == '"':
             text = yield from self._string()
             if key == "name":
                 self.name = text
-            elif is_arguments:  # JSON inside a string
-                self._has_arguments = True
-                self._out.append(text)
-            return (yield from self._after_space())
-        self._has_arguments |= is_arguments
-        span, written = JsonSpan(), self._out if is_arguments else []
-        if char not in "{[":
+            char = yield from self._after_space()
+        else:
+            text = ""
             while char not in ",}":
-                if char not in SPACE:
-                    written.append(char)
+                text += char
                 char = yield
-            return char
-        while True:
-            written.append(char)
-            if span.push(char):
-                return (yield from self._after_space())
-            char = yield
+            text = text.strip(SPACE)
+        if is_arguments and text not in ("", "null"):  # JSON inside a string, or what is no object
+            self._has_arguments = True
+            self._out.append(text)
+        return char
 
     def _string(self) -> Generator[None, str, str]:
         span, written = JsonSpan(), ['"']

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from vllm.parsers.call_object import SPACE, CallPiece, JsonSpan
 from vllm.parsers.deltas import ContentDelta, Delta
+from vllm.parsers.markers import first_of
 from vllm.parsers.tools.base import TOOL_PARSERS, ToolParser
 
 CALLS_BEGIN = "<｜tool▁calls▁begin｜>"
@@ -31,11 +32,13 @@ class DeepSeekV31Parser(ToolParser):
     def _read_calls(self, found: list[Delta]) -> bool:
         if self._span is not None:
             return self._arguments(self._span, found)
-        head, begin, rest = self._buffer.partition(self.before_name)
-        if not begin:
-            if CALLS_END not in head:
-                return False
-            self._buffer = head.partition(CALLS_END)[2]
+        marker = first_of(self._buffer, (self.before_name, CALLS_END))
+        if marker is None:
+            return False
+        position, text = marker
+        rest = self._buffer[position + len(text) :]
+        if text == CALLS_END:
+            self._buffer = rest
             self._in_calls = False
             return True
         name, after, rest = rest.partition(self.after_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from vllm.entrypoints.openai.serving.beams import search_beams
 from vllm.entrypoints.openai.serving.output_log import logged
 from vllm.entrypoints.openai.streaming import UsageMeter, merged
 from vllm.entrypoints.openai.trace_context import trace_headers
+from vllm.entrypoints.template_process import TemplateProcess
 from vllm.errors import BadRequest
 from vllm.inputs import TokensPrompt
 from vllm.logger import init_logger
@@ -77,15 +79,18 @@ class ServingContext:
     serial: itertools.count[int] = field(default_factory=itertools.count)  # of engine requests
     # A text of more characters cannot be few enough tokens, and would take seconds to encode.
     max_prompt_chars: int = field(init=False)
+    _templates: TemplateProcess = field(init=False)
     _encoder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize")
     )
 
     def __post_init__(self) -> None:
         longest = max(map(len, self.tokenizer.get_vocab()))
+        self._templates = TemplateProcess(self.tokenizer.special_tokens_map)
         self.max_prompt_chars = NORMALIZING_FACTOR * longest * self.model.max_model_len
 
     def close(self) -> None:
+        self._templates.close()
         self._encoder.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -159,9 +164,9 @@ class ServingContext:
         kwargs: dict[str, Any] = dict(request.chat_template_kwargs or {})
         if request.documents is not None:
             kwargs["documents"] = request.documents
-        prompt = render_chat(
-            self.tokenizer,
-            [message.model_dump(exclude_none=True) for message in request.messages],
+        prompt = await self._rendered(
+            request.chat_template is not None,
+            messages=[message.model_dump(exclude_none=True) for message in request.messages],
             chat_template=request.chat_template or self.chat_template,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
@@ -173,6 +178,18 @@ class ServingContext:
             return self.decode(prompt), prompt
         self.check_length(prompt, request, "messages")
         return prompt, await self.encode(prompt, request.add_special_tokens, "messages")
+
+    async def _rendered(self, is_foreign: bool, **arguments: Any) -> str | list[int]:
+        """Long conversations in a thread, templates of requests in a process."""
+        loop = asyncio.get_running_loop()
+        if is_foreign:
+            render = functools.partial(self._templates.render, **arguments)
+            return await loop.run_in_executor(None, render)
+        render_own = functools.partial(render_chat, self.tokenizer, **arguments)
+        num_chars = sum(len(str(message.get("content"))) for message in arguments["messages"])
+        if num_chars < INLINE_ENCODE_CHARS:
+            return render_own()
+        return await loop.run_in_executor(self._encoder, render_own)
 
     def check_length(self, text: str, request: BaseModel, param: str) -> None:
         """Raises BadRequest for what cannot fit into the model, without counting its tokens."""

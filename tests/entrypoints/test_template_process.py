@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vllm.entrypoints.template_process import TemplateProcess
+from vllm.errors import BadRequest
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def templates() -> Iterator[TemplateProcess]:
+    process = TemplateProcess({"eos_token": "</s>"}, deadline_s=2.0)
+    yield process
+    process.close()
+
+
+def render(templates: TemplateProcess, template: str, **arguments: Any) -> str:
+    return templates.render(messages=HELLO, chat_template=template, **arguments)
+
+
+def test_a_template_sees_messages_special_tokens_and_arguments(templates):
+    template = "{{ messages[0].content }}{{ eos_token }}{{ mood }}"
+    assert render(templates, template, chat_template_kwargs={"mood": "!"}) == "hi</s>!"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ 'x' * 3000000000 }}", "MemoryError"),
+        ("{{ '%2000000000d'|format(1) }}", "MemoryError"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "seconds",
+        ),
+        ("{% if %}", "Expected an expression"),
+        ("{{ raise_exception('not like this') }}", "not like this"),
+        ("{{ range(10000000000) | list }}", "ange"),
+    ],
+)
+def test_a_template_that_is_wrong_or_greedy_is_refused_and_the_next_one_works(
+    templates, template, reason
+):
+    with pytest.raises(BadRequest, match=reason):
+        render(templates, template)
+    assert render(templates, "ok") == "ok"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{% set _ = messages.append(1) %}{{ messages | length }}",
+    ],
+)
+def test_a_template_cannot_reach_python_or_change_what_it_is_given(templates, template):
+    try:
+        text = render(templates, template)
+    except BadRequest:
+        return
+    assert text in ("", "1")

@@ -1,0 +1,144 @@
+"""Chat templates that come with requests, rendered where they can do no harm.
+
+The sandbox of Jinja keeps a template from reaching Python, not from asking for a billion characters
+or steps. So they run in a process of their own, of bounded memory, killed when it takes long.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import msgspec
+
+from vllm.entrypoints.chat_utils import render_chat
+from vllm.errors import BadRequest
+
+DEADLINE_S: Final = 5.0  # of one template
+START_S: Final = 60.0  # of the process, on a busy machine
+MEMORY_BYTES: Final = 512 * 2**20  # beyond what the process has when it is ready
+
+
+class Rendered(msgspec.Struct):
+    prompt: str = ""
+    error: str | None = None
+    param: str | None = None
+
+
+class TemplateProcess:
+    """Starts with the first template. Thread-safe: one template at a time."""
+
+    def __init__(self, special_tokens: Mapping[str, Any], deadline_s: float = DEADLINE_S) -> None:
+        self.special_tokens = dict(special_tokens)
+        self.deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def render(self, **arguments: Any) -> str:
+        """As `render_chat`, whose arguments these are but for the tokenizer. Raises BadRequest."""
+        with self._lock:
+            pipe = self._pipe or self._start()
+            try:
+                pipe.send_bytes(msgspec.msgpack.encode(arguments))
+                if not pipe.poll(self.deadline_s):
+                    self._stop()
+                    raise BadRequest(
+                        f"the chat template takes more than {self.deadline_s:g} seconds",
+                        "chat_template",
+                    )
+                answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=Rendered)
+            except (EOFError, OSError):
+                self._stop()
+                raise BadRequest(
+                    "the chat template takes too much memory", "chat_template"
+                ) from None
+        if answer.error is not None:
+            raise BadRequest(answer.error, answer.param)
+        return answer.prompt
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        pipe, other = context.Pipe()
+        process = context.Process(
+            target=_main, args=(other, self.special_tokens), name="vllm-templates", daemon=True
+        )
+        process.start()
+        other.close()
+        self._process, self._pipe = process, pipe
+        if not pipe.poll(START_S) or not pipe.recv_bytes():
+            self._stop()
+            raise RuntimeError("the process for chat templates did not start")
+        return pipe
+
+    def _stop(self) -> None:
+        if self._process is not None and self._pipe is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+        self._process = self._pipe = None
+
+
+class _TemplateTokenizer:
+    """The part of a tokenizer that rendering needs."""
+
+    chat_template = None
+
+    def __init__(self, special_tokens: Mapping[str, Any]) -> None:
+        self._special_tokens = special_tokens
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]],
+        *,
+        chat_template: str,
+        tokenize: bool = False,
+        **arguments: Any,
+    ) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        assert not tokenize, "there is no vocabulary here"
+        prompts, _ = render_jinja_template(
+            [conversation], chat_template=chat_template, **{**self._special_tokens, **arguments}
+        )
+        prompt: str = prompts[0]
+        return prompt
+
+
+def _main(pipe: Connection, special_tokens: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tokenizer = _TemplateTokenizer(special_tokens)
+    hello = [{"role": "user", "content": ""}]
+    tokenizer.apply_chat_template(hello, chat_template="{{ messages }}")  # imports what it needs
+    _bound_memory()
+    pipe.send_bytes(b"ready")
+    with suppress(EOFError):  # the server is gone
+        while True:
+            pipe.send_bytes(msgspec.msgpack.encode(_answer(tokenizer, pipe.recv_bytes())))
+
+
+def _answer(tokenizer: Any, data: bytes) -> Rendered:
+    try:
+        prompt = render_chat(tokenizer, **msgspec.msgpack.decode(data))
+    except BadRequest as error:
+        return Rendered(error=str(error)[:2000], param=error.param)
+    except MemoryError:
+        return Rendered(error="the chat template takes too much memory", param="chat_template")
+    assert isinstance(prompt, str), type(prompt)
+    return Rendered(prompt)
+
+
+def _bound_memory() -> None:
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
