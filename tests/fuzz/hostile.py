@@ -272,6 +272,12 @@ def forms() -> Iterator[Case]:
         "regex empty": {"regex": ""},
         "regex of nothing": {"regex": "[^\\s\\S]"},
         "regex of 100 kB": {"regex": "a?" * 50_000},
+        "regex of 2000 options": {"regex": "(?:a|)" * 2000},
+        "grammar of 2000 options": {"grammar": "root ::= " + '"a"? ' * 2000},
+        "grammar of 2000 empty rules": {
+            "grammar": "root ::= " + "a " * 2000 + '\na ::= "b" | ""',
+        },
+        "json of a long pattern": {"json": {"type": "string", "pattern": "a?" * 20_000}},
         "regex of alternatives": {"regex": "|".join(f"a{i}b" for i in range(5000))},
         "grammar broken": {"grammar": "root ::= ::="},
         "grammar without root": {"grammar": 'a ::= "b"'},
