@@ -37,7 +37,15 @@ def test_complete_prints_the_continuation(server, capsys):
 def test_bench_serve_counts_every_request_and_token(server, capsys, tmp_path):
     figures = tmp_path / "figures.json"
     words = ["--base-url", server.url, "--num-prompts", "6", "--input-len", "12"]
-    words += ["--output-len", "5", "--max-concurrency", "3", "--output-json", str(figures)]
+    words += [
+        "--ignore-eos",
+        "--output-len",
+        "5",
+        "--max-concurrency",
+        "3",
+        "--output-json",
+        str(figures),
+    ]
     assert main(["bench", "serve", *words, "--request-rate", "200", "--disable-tqdm"]) == 0
     result = json.loads(figures.read_text())
     assert (result["completed"], result["failed"]) == (6, 0)
