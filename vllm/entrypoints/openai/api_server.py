@@ -12,7 +12,11 @@ from starlette.responses import JSONResponse, Response
 
 from vllm import envs
 from vllm.entrypoints.openai.cli_args import ServerOptions
-from vllm.entrypoints.openai.errors import install_error_handlers, json_response
+from vllm.entrypoints.openai.errors import (
+    DOCUMENTED_ERRORS,
+    install_error_handlers,
+    json_response,
+)
 from vllm.entrypoints.openai.http_metrics import HttpMetrics
 from vllm.entrypoints.openai.middleware import ApiKeyGuard, RequestIdHeader
 from vllm.entrypoints.openai.routes import (
@@ -57,6 +61,7 @@ def build_app(
         root_path=options.root_path,
         openapi_url=None if options.disable_fastapi_docs else "/openapi.json",
         lifespan=_lifespan,
+        responses=DOCUMENTED_ERRORS,
     )
     chat = ServingChat(context)
     app.state.server = ServerState(
