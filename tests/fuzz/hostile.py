@@ -43,6 +43,7 @@ WRONG_VALUES: Mapping[str, Any] = {
 # Numbers as they cannot be written by json.dumps, or should not be.
 WRONG_NUMBERS = ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "-0", "0." + "1" * 400)
 RANDOM_MESSAGE = [{"role": "user", "content": "hello"}]
+TEN_MB = "story " * (10 * 2**20 // 6)
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 
@@ -152,11 +153,15 @@ def headers(path: str = COMPLETION) -> Iterator[Case]:
 
 
 def sizes() -> Iterator[Case]:
-    """Large in one way each; the model takes 1024 tokens."""
-    ten_mb = "story " * (10 * 2**20 // 6)
+    """Large or odd in one way each; the model takes 1024 tokens."""
+    yield from _huge_completions()
+    yield from _odd_chats()
+
+
+def _huge_completions() -> Iterator[Case]:
     vocabulary = {str(i): 1.0 for i in range(100_000)}
     completion: dict[str, dict[str, Any]] = {
-        "10 MB": {"prompt": ten_mb},
+        "10 MB": {"prompt": TEN_MB},
         "10 MB of one letter": {"prompt": "a" * 10 * 2**20},
         "10 MB of newlines": {"prompt": "\n" * 10 * 2**20},
         "3 MB of astral characters": {"prompt": "\U0001f600" * 750_000},
@@ -200,11 +205,14 @@ def sizes() -> Iterator[Case]:
         body = {**BODIES[COMPLETION], **changed}
         yield Case(f"size: {label}", COMPLETION, encoded(body))
         yield Case(f"size, streamed: {label}", COMPLETION, encoded({"stream": True, **body}))
+
+
+def _odd_chats() -> Iterator[Case]:
     part = {"type": "text", "text": "a"}
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{" * 5000}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     chat: dict[str, dict[str, Any]] = {
-        "10 MB": {"messages": [{"role": "user", "content": ten_mb}]},
+        "10 MB": {"messages": [{"role": "user", "content": TEN_MB}]},
         "10 000 messages": {"messages": RANDOM_MESSAGE * 10_000},
         "10 000 parts": {"messages": [{"role": "user", "content": [part] * 10_000}]},
         "no role": {"messages": [{"content": "a"}]},
@@ -256,12 +264,15 @@ def sizes() -> Iterator[Case]:
 
 def forms() -> Iterator[Case]:
     """Regular expressions, grammars and schemas that are wrong, endless, or costly to compile."""
-    long_choice = [f"choice number {i}" for i in range(5000)]
-    deep: dict[str, Any] = {"type": "string"}
-    for _ in range(300):
-        deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
-    wide = {f"p{i}": {"type": "string"} for i in range(2000)}
-    found: dict[str, dict[str, Any]] = {
+    for backend in (None, "xgrammar", "guidance"):
+        for label, form in {**_texts(), **_schemas()}.items():
+            chosen = form if backend is None else {**form, "backend": backend}
+            body = encoded({**BODIES[COMPLETION], "structured_outputs": chosen})
+            yield Case(f"form: {label} ({backend or 'auto'})", COMPLETION, body)
+
+
+def _texts() -> dict[str, dict[str, Any]]:
+    return {
         "regex (a+)+$": {"regex": "(a+)+$"},
         "regex of nested counts": {"regex": "((a{1,100}){1,100}){1,100}"},
         "regex of many counts": {"regex": "(a{0,9}b{0,9}){1000}"},
@@ -295,8 +306,17 @@ def forms() -> Iterator[Case]:
         "choice none": {"choice": []},
         "choice empty": {"choice": [""]},
         "choice of numbers": {"choice": [1, 2]},
-        "choice of 5000": {"choice": long_choice},
+        "choice of 5000": {"choice": [f"choice number {i}" for i in range(5000)]},
         "choice of 1 MB": {"choice": ["a" * 2**20]},
+    }
+
+
+def _schemas() -> dict[str, dict[str, Any]]:
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(300):
+        deep = {"type": "object", "properties": {"a": deep}, "required": ["a"]}
+    wide = {f"p{i}": {"type": "string"} for i in range(2000)}
+    return {
         "json broken": {"json": "{"},
         "json null": {"json": "null"},
         "json false": {"json": {"not": {}}},
@@ -337,11 +357,6 @@ def forms() -> Iterator[Case]:
         "tag of nothing": {"structural_tag": {"type": "structural_tag", "format": {}}},
         "json_object false": {"json_object": False},
     }
-    for backend in (None, "xgrammar", "guidance"):
-        for label, form in found.items():
-            chosen = form if backend is None else {**form, "backend": backend}
-            body = encoded({**BODIES[COMPLETION], "structured_outputs": chosen})
-            yield Case(f"form: {label} ({backend or 'auto'})", COMPLETION, body)
 
 
 # Each asks for far more work, memory or access than a prompt may take.

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
 from tests.entrypoints.openai.real_server import RealServer
+from tests.fuzz.hostile import BODIES
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs Python 3.11")
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("unharmed")]
@@ -62,3 +63,12 @@ def attacked(server: RealServer, operation: Any, mode: Any) -> int:
     with suppress(Unsatisfiable):  # no data is outside of the schema of a request without data
         attack()
     return num_cases
+
+
+def test_the_schema_describes_bodies_and_errors_as_they_are(schema: dict[str, Any]) -> None:
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            assert {"4XX", "5XX"} <= operation["responses"].keys(), (method, path)
+            assert "422" not in operation["responses"], (method, path)
+    for path in BODIES:
+        assert schema["paths"][path]["post"]["requestBody"]["required"], path
