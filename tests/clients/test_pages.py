@@ -65,7 +65,7 @@ def test_every_command_of_a_page_is_answered(page: Path, server: RealServer) -> 
         words = [OURS.sub(server.url, word) for word in words_of(command)]
         assert any(server.url in word for word in words), command
         done = subprocess.run(
-            [*words, "--silent", "--show-error", "--max-time", "60", "--write-out", "\n%{http_code}"],
+            [*words, "-sS", "--max-time", "60", "--write-out", "\n%{http_code}"],
             capture_output=True,
             text=True,
             timeout=90,

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from vllm.entrypoints.openai.admission import Overloaded
 from vllm.entrypoints.template_process import TemplateProcess
 from vllm.errors import BadRequest
 
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 HELLO = [{"role": "user", "content": "hi"}]
 
 
@@ -32,10 +35,7 @@ def test_a_template_sees_messages_special_tokens_and_arguments(templates):
     [
         ("{{ 'x' * 3000000000 }}", "MemoryError"),
         ("{{ '%2000000000d'|format(1) }}", "MemoryError"),
-        (
-            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-            "seconds",
-        ),
+        (ENDLESS, "seconds"),
         ("{% if %}", "Expected an expression"),
         ("{{ raise_exception('not like this') }}", "not like this"),
         ("{{ range(10000000000) | list }}", "ange"),
@@ -46,6 +46,19 @@ def test_a_template_that_is_wrong_or_greedy_is_refused_and_the_next_one_works(
 ):
     with pytest.raises(BadRequest, match=reason):
         render(templates, template)
+    assert render(templates, "ok") == "ok"
+
+
+def test_nobody_waits_for_more_than_one_slow_template(templates):
+    def slow() -> str:
+        try:
+            return render(templates, ENDLESS)
+        except (BadRequest, Overloaded) as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(4) as threads:
+        ends = [end.result() for end in [threads.submit(slow) for _ in range(4)]]
+    assert set(ends) == {"BadRequest", "Overloaded"}
     assert render(templates, "ok") == "ok"
 
 

@@ -18,9 +18,10 @@ from typing import Any, Final
 import msgspec
 
 from vllm.entrypoints.chat_utils import render_chat
+from vllm.entrypoints.openai.admission import Overloaded
 from vllm.errors import BadRequest
 
-DEADLINE_S: Final = 5.0  # of one template
+DEADLINE_S: Final = 4.0  # of one template
 START_S: Final = 60.0  # of the process, on a busy machine
 MEMORY_BYTES: Final = 512 * 2**20  # beyond what the process has when it is ready
 
@@ -42,23 +43,32 @@ class TemplateProcess:
         self._pipe: Connection | None = None
 
     def render(self, **arguments: Any) -> str:
-        """As `render_chat`, whose arguments these are but for the tokenizer. Raises BadRequest."""
-        with self._lock:
-            pipe = self._pipe or self._start()
-            try:
-                pipe.send_bytes(msgspec.msgpack.encode(arguments))
-                if not pipe.poll(self.deadline_s):
-                    self._stop()
-                    raise BadRequest(
-                        f"the chat template takes more than {self.deadline_s:g} seconds",
-                        "chat_template",
-                    )
-                answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=Rendered)
-            except (EOFError, OSError):
+        """As `render_chat`, whose arguments these are but for the tokenizer.
+
+        Raises BadRequest, and Overloaded while another template is being rendered for long.
+        """
+        # Whoever came before may take their time; nobody waits for more than one of them.
+        if not self._lock.acquire(timeout=self.deadline_s):
+            raise Overloaded("the chat templates of other requests take long; try again later")
+        try:
+            return self._render(arguments)
+        finally:
+            self._lock.release()
+
+    def _render(self, arguments: dict[str, Any]) -> str:
+        pipe = self._pipe or self._start()
+        try:
+            pipe.send_bytes(msgspec.msgpack.encode(arguments))
+            if not pipe.poll(self.deadline_s):
                 self._stop()
                 raise BadRequest(
-                    "the chat template takes too much memory", "chat_template"
-                ) from None
+                    f"the chat template takes more than {self.deadline_s:g} seconds",
+                    "chat_template",
+                )
+            answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=Rendered)
+        except (EOFError, OSError):
+            self._stop()
+            raise BadRequest("the chat template takes too much memory", "chat_template") from None
         if answer.error is not None:
             raise BadRequest(answer.error, answer.param)
         return answer.prompt

@@ -42,6 +42,8 @@ MAX_SEQUENCES = 16_384
 MAX_ID_CHARS = 256
 # Tokenizers may shorten a text a little before they cut it.
 NORMALIZING_FACTOR = 4
+# Seconds of work for a thread that everybody shares.
+MAX_ENCODE_CHARS = 4 * 2**20
 
 
 class ServingEngine(Protocol):
@@ -138,6 +140,11 @@ class ServingContext:
             raise BadRequest(f"{param} is empty; it needs at least one character", param)
         if len(text) < INLINE_ENCODE_CHARS:
             return self._encode(text, add_special_tokens)
+        most = max(MAX_ENCODE_CHARS, self.max_prompt_chars)
+        if len(text) > most:
+            raise BadRequest(
+                f"{param} has {len(text)} characters; {most} are encoded at once. Send less.", param
+            )
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._encoder, self._encode, text, add_special_tokens)
 
