@@ -15,6 +15,8 @@ from vllm.config.option import Setting, option, settings_of
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.transport.options import TransportOptions
 from vllm.errors import ConfigError
+from vllm.parsers.reasoning.base import REASONING_PARSERS
+from vllm.parsers.tools.base import TOOL_PARSERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,9 @@ class ServerOptions(TransportOptions):
         False, help="Let models call the functions a request offers, as --tool-call-parser reads."
     )
     tool_call_parser: str = option(
-        "", help="Notation in which the model writes calls of functions."
+        "",
+        help="Notation in which the model writes calls of functions: "
+        f"{', '.join(TOOL_PARSERS.names())}, or one of a plug-in.",
     )
     tool_parser_plugin: str = option(
         "", help="Python file that registers parsers for --tool-call-parser."
@@ -51,7 +55,9 @@ class ServerOptions(TransportOptions):
         False, help="Do not show functions to the chat template if none may be called."
     )
     reasoning_parser: str = option(
-        "", help="Notation in which the model writes its reasoning before the answer."
+        "",
+        help="Notation in which the model writes its reasoning before the answer: "
+        f"{', '.join(REASONING_PARSERS.names())}, or one of a plug-in.",
     )
     reasoning_parser_plugin: str = option(
         "", help="Python file that registers parsers for --reasoning-parser."
