@@ -111,7 +111,39 @@ class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
 
 
-class GenerationRequest(RequestModel):
+class SharedRequest(RequestModel):
+    """Fields that mean the same wherever text is generated, and are passed on as they are.
+
+    None: the default of the model or the engine.
+    """
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    truncate_prompt_tokens: int | None = None
+    structured_outputs: dict[str, Any] | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    user: str | None = None
+
+
+class GenerationRequest(SharedRequest):
     """Fields of every endpoint that generates. None: the default of the model or the engine."""
 
     # Per endpoint: fields that no engine of ours serves yet, by the remedy to offer.
@@ -124,46 +156,22 @@ class GenerationRequest(RequestModel):
     # Whether chunks of a stream have room for them.
     streams_prompt_logprobs: ClassVar[bool] = False
 
-    model: str | None = None
     n: int | None = None
     best_of: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     max_tokens: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    user: str | None = None
     response_format: ResponseFormat | None = None
 
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
     length_penalty: float | None = None
     use_beam_search: bool | None = False
     early_stopping: bool | None = False
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    min_tokens: int | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
 
-    priority: int | None = None
     request_id: str | None = None
-    cache_salt: str | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
 
-    structured_outputs: dict[str, Any] | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

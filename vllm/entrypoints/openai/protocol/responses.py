@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, Field
 
 from vllm.entrypoints.openai.protocol.chat import TokenLogprob
-from vllm.entrypoints.openai.protocol.common import RequestModel
+from vllm.entrypoints.openai.protocol.common import SharedRequest
 from vllm.errors import NotAvailable
 
 MAX_ITEMS = 10_000
@@ -18,12 +18,11 @@ LOGPROBS = "message.output_text.logprobs"
 
 # Fields that mean the same, under the same name, to /v1/chat/completions.
 CHAT_FIELDS = (
-    "model temperature top_p top_k min_p seed stop stop_token_ids include_stop_str_in_output "
-    "ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens repetition_penalty "
-    "presence_penalty frequency_penalty logit_bias allowed_token_ids bad_words "
-    "truncate_prompt_tokens structured_outputs chat_template chat_template_kwargs priority "
-    "cache_salt parallel_tool_calls user"
-).split()
+    *SharedRequest.model_fields,
+    "chat_template",
+    "chat_template_kwargs",
+    "parallel_tool_calls",
+)
 
 
 class TextFormat(BaseModel):
@@ -49,7 +48,7 @@ class ReasoningConfig(BaseModel):
     generate_summary: str | None = None
 
 
-class ResponsesRequest(RequestModel):
+class ResponsesRequest(SharedRequest):
     """None: the default of the model or the engine."""
 
     # Values that ask for nothing, and what to do about the others.
@@ -70,7 +69,6 @@ class ResponsesRequest(RequestModel):
     }
 
     input: str | list[dict[str, Any]]
-    model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
@@ -78,8 +76,6 @@ class ResponsesRequest(RequestModel):
     stream_options: dict[str, Any] | None = None
     background: bool | None = False
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: int | None = None
     include: list[str] | None = None
     text: TextConfig | None = None
@@ -88,7 +84,6 @@ class ResponsesRequest(RequestModel):
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None
     metadata: dict[str, str] | None = None
-    user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
@@ -101,26 +96,6 @@ class ResponsesRequest(RequestModel):
     truncation: str | None = None
 
     request_id: str | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    min_tokens: int | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    truncate_prompt_tokens: int | None = None
-    structured_outputs: dict[str, Any] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
