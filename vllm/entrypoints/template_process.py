@@ -118,11 +118,11 @@ class _TemplateTokenizer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         assert not tokenize, "there is no vocabulary here"
-        prompts, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [conversation], chat_template=chat_template, **{**self._special_tokens, **arguments}
         )
-        prompt: str = prompts[0]
-        return prompt
+        prompts: list[str] = rendered[0]
+        return prompts[0]
 
 
 def _main(pipe: Connection, special_tokens: dict[str, Any]) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 
-class ContentDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ContentDelta:
     text: str
 
 
-class ReasoningDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
     text: str
 
 
-class ToolCallDelta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
     """A piece of one call: the first has its id and name, all may have more of its arguments."""
 
     index: int  # of the call in its message

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from vllm.config.structured import StructuredOutputsConfig
+from vllm.logger import init_logger
 from vllm.structured_output.grammar import (
     CompiledGrammar,
     DelayedGrammar,
@@ -23,6 +24,8 @@ from vllm.structured_params import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = init_logger(__name__)
 
 NUM_THREADS: Final = 2
 MAX_CACHED: Final = 256
@@ -152,7 +155,10 @@ class GrammarCompiler:
         facts = (self._load_tokenizer(), self._vocab_size, self._eos_token_ids)
         backends: dict[str, Backend] = {XGrammarBackend.name: XGrammarBackend(*facts)}
         if self._eos_token_ids:  # without which guidance cannot end a text
-            backends[GuidanceBackend.name] = GuidanceBackend(*facts)
+            try:
+                backends[GuidanceBackend.name] = GuidanceBackend(*facts)
+            except Exception as error:  # a kind of tokenizer that the library cannot read
+                logger.warning("guidance cannot be used with this tokenizer: %s", error)
         return backends
 
 
@@ -163,7 +169,10 @@ def _compile(
     available = backends.result()
     if name != "auto":
         if name not in available:
-            raise GrammarError(f"the backend {name!r} needs a model with an end token")
+            raise GrammarError(
+                f"the backend {name!r} cannot be used with this model: it needs an end token and a "
+                "fast tokenizer"
+            )
         if (reason := available[name].rejects(params)) is not None:
             raise GrammarError(f"the backend {name!r} does not support {reason}")
         return available[name].compile(params)

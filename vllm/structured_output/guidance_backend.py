@@ -31,7 +31,11 @@ class GuidanceBackend:
         eos = sorted(eos_token_ids)
         assert eos, "the compiler asks only where there is an end token"
         self._library = llguidance
-        self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=eos)
+        self._tokenizer = llguidance.hf.from_tokenizer(
+            tokenizer,  # type: ignore[arg-type]  # a fast one, or the library says what is wrong
+            n_vocab=vocab_size,
+            eos_token=eos,
+        )
         self._eos = frozenset(eos)
 
     def rejects(self, params: StructuredOutputsParams) -> str | None:
@@ -56,7 +60,7 @@ class GuidanceBackend:
             schema = json.loads(spec) if params.kind == "json" else {"type": "object"}
             if params.disable_additional_properties:
                 _close_objects(schema)
-            options: dict[str, Any] = {"whitespace_flexible": not params.disable_any_whitespace}
+            options: Any = {"whitespace_flexible": not params.disable_any_whitespace}
             if params.whitespace_pattern is not None:
                 options["whitespace_pattern"] = params.whitespace_pattern
             text: str = matcher.grammar_from_json_schema(schema, defaults=options)

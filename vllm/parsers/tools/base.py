@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import ClassVar
 
 from vllm.parsers.call_object import SPACE, CallObject, CallPiece
@@ -162,7 +163,7 @@ class ObjectCalls(ToolParser):
     def _add(self, piece: CallPiece, found: list[Delta]) -> None:
         last = found[-1] if found else None
         if piece.name is None and isinstance(last, ToolCallDelta):
-            found[-1] = last._replace(arguments=last.arguments + piece.arguments)
+            found[-1] = replace(last, arguments=last.arguments + piece.arguments)
         else:
             found.append(self._call(piece))
 
