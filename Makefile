@@ -95,10 +95,12 @@ $(DONE)/dev: $(DONE)/requirements requirements-dev.txt constraints-dev.txt
 
 # Tests of the page need a browser; without one they are skipped and say so.
 $(DONE)/browser:
-	@if ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+	@if ! { command -v chromium || command -v google-chrome; } >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "==> Chromium"; \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	    export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && \
+	    apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null || \
+	    echo "    It could not be installed: the tests of the page will be skipped."; \
 	  else \
 	    echo "==> No browser: the tests of the page will be skipped (apt-get install chromium)"; \
 	  fi; \

@@ -1,0 +1,134 @@
+"""Many requests at once, with and without a form, streamed and not, some given up half-way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from tests.entrypoints.openai.real_server import RealServer
+
+pytestmark = pytest.mark.engine
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "c": {"enum": ["x", "y"]}},
+    "required": ["a", "c"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in "fg"]
+GAUGES = r"^vllm:(?:num_requests_\w+|kv_cache_usage_perc)\S* (\S+)$"
+PATTERN = "[a-f]{3,9}-[0-9]{2}"
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "json": {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+    "regex": {"structured_outputs": {"regex": PATTERN}},
+    "named": {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    "required": {"tools": TOOLS, "tool_choice": "required"},
+    "wrong": {"structured_outputs": {"regex": "("}},
+}
+
+
+class Choice:
+    """One answer, put together from the chunks of a stream."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.arguments: list[str] = []
+        self.finish_reason = ""
+
+    def add(self, message: dict[str, Any], finish_reason: str | None) -> None:
+        self.text += message.get("content") or ""
+        for call in message.get("tool_calls") or ():
+            if call["function"].get("name"):
+                self.arguments.append("")
+            self.arguments[-1] += call["function"]["arguments"]
+        self.finish_reason = finish_reason or self.finish_reason
+
+
+def check(kind: str, choice: Choice) -> None:
+    if choice.finish_reason == "length":
+        return
+    if kind == "json":
+        jsonschema.validate(json.loads(choice.text), SCHEMA)
+    elif kind == "regex":
+        assert re.fullmatch(PATTERN, choice.text)
+    elif kind in ("named", "required"):
+        assert choice.finish_reason == "tool_calls" and choice.arguments and not choice.text
+        for arguments in choice.arguments:
+            jsonschema.validate(json.loads(arguments), SCHEMA)
+
+
+async def whole(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[int, Choice] | int:
+    response = await client.post("/v1/chat/completions", json=body)
+    if response.status_code != 200:
+        return response.status_code
+    choices: dict[int, Choice] = {}
+    for item in response.json()["choices"]:
+        choices.setdefault(item["index"], Choice()).add(item["message"], item["finish_reason"])
+    return choices
+
+
+async def streamed(
+    client: httpx.AsyncClient, body: dict[str, Any], most_events: int
+) -> dict[int, Choice]:
+    choices: dict[int, Choice] = {}
+    num_events = 0
+    body = {**body, "stream": True}
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.status_code == 200
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            for item in json.loads(line[6:])["choices"]:
+                choices.setdefault(item["index"], Choice()).add(
+                    item["delta"], item["finish_reason"]
+                )
+            num_events += 1
+            if num_events == most_events:
+                return {}  # the client goes away
+    return choices
+
+
+async def one(client: httpx.AsyncClient, seed: int) -> str:
+    rng = random.Random(seed)
+    kind = rng.choice(list(KINDS))
+    body = {
+        "messages": [{"role": "user", "content": rng.choice(["hi", "Tell me a story."])}],
+        "max_tokens": rng.choice([15, 120]),
+        "temperature": rng.choice([0.5, 1.5]),
+        "n": rng.choice([1, 2]),
+        **KINDS[kind],
+    }
+    if kind != "wrong" and rng.random() < 0.5:
+        choices: dict[int, Choice] | int = await streamed(client, body, rng.choice([5, 10_000]))
+    else:
+        choices = await whole(client, body)
+    if isinstance(choices, int):
+        assert (kind, choices) == ("wrong", 400)
+        return kind
+    assert kind != "wrong" and (not choices or len(choices) == body["n"])
+    for choice in choices.values():
+        check(kind, choice)
+    return kind
+
+
+async def test_every_answer_has_its_form_and_nothing_is_left_behind(server: RealServer) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        kinds = await asyncio.gather(*(one(client, seed) for seed in range(150)))
+        assert set(kinds) == set(KINDS)
+        for _ in range(200):
+            text = (await client.get("/metrics")).text
+            left = re.findall(
+                r"^vllm:(?:num_requests_\w+|kv_cache_usage_perc)\S* (\S+)$", text, re.M
+            )
+            if set(left) == {"0.0"}:
+                return
+            await asyncio.sleep(0.05)
+    raise AssertionError(left)
