@@ -58,6 +58,8 @@ class GuidanceBackend:
         matcher, spec = self._library.LLMatcher, params.spec
         if params.kind in ("json", "json_object"):
             schema = json.loads(spec) if params.kind == "json" else {"type": "object"}
+            if schema is True:
+                schema = {}  # the same, as the library takes it
             if params.disable_additional_properties:
                 _close_objects(schema)
             options: Any = {"whitespace_flexible": not params.disable_any_whitespace}

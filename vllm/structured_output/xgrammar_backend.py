@@ -9,27 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.structured_output.cost import num_optional
 from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
+from vllm.structured_output.schema import schemas_in_tag, unenforced, with_tags_required
 from vllm.structured_params import StructuredOutputsParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What xgrammar would accept without enforcing; a form with one of these is another backend's.
-_IGNORED_KEYWORDS = frozenset(
-    {
-        "multipleOf",
-        "uniqueItems",
-        "contains",
-        "minContains",
-        "maxContains",
-        "not",
-        "if",
-        "dependentRequired",
-        "dependentSchemas",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-    }
-)
 # 250 in a row take half a second, 600 take four, 2000 minutes: the cube of their number.
 _MAX_OPTIONAL = 250
 # A weak model can go on with blank lines for ever; deep indentation needs fewer than this.
@@ -63,9 +48,9 @@ class XGrammarBackend:
             return f"more than {_MAX_OPTIONAL} optional parts in one sequence"
         if params.whitespace_pattern is not None:
             return "whitespace_pattern"
-        if params.kind == "json":
-            found = _keywords(json.loads(params.spec)) & _IGNORED_KEYWORDS
-            return f"schemas with {', '.join(sorted(found))}" if found else None
+        for schema in _schemas(params):
+            if (problem := unenforced(schema)) is not None:
+                return f"schemas with {problem}"
         if params.kind == "grammar" and _is_lark(params.spec):
             return "grammars in Lark's notation"
         return None
@@ -81,7 +66,9 @@ class XGrammarBackend:
     def _compile(self, params: StructuredOutputsParams) -> Any:
         compiler, spec = self._compiler, params.spec
         if params.kind == "json":
-            return self._compile_schema(spec, params, params.disable_additional_properties)
+            (schema,) = _schemas(params)
+            strict = params.disable_additional_properties
+            return self._compile_schema(json.dumps(schema), params, strict)
         if params.kind == "json_object":
             # Of an object, which the builtin grammar of any JSON value is not.
             return self._compile_schema('{"type": "object"}', params, strict=False)
@@ -101,6 +88,9 @@ class XGrammarBackend:
             max_whitespace_cnt=_MAX_WHITESPACE,
             strict_mode=strict,
         )
+        return self._compile_strict_strings(grammar)
+
+    def _compile_strict_strings(self, grammar: Any) -> Any:
         text = str(grammar)
         if _LOOSE_CHARACTER in text:
             grammar = self._library.Grammar.from_ebnf(
@@ -151,27 +141,17 @@ class XGrammarState:
         return bool(self._matcher.accept_token(token_id))
 
 
+def _schemas(params: StructuredOutputsParams) -> list[Any]:
+    """What of a form is JSON schema."""
+    if params.kind == "json":
+        return [with_tags_required(json.loads(params.spec))]
+    if params.kind == "structural_tag":
+        return list(schemas_in_tag(json.loads(params.spec)))
+    return []
+
+
 def _is_lark(text: str) -> bool:
     return "::=" not in text and bool(_LARK_RULE.search(text))
-
-
-def _keywords(schema: Any) -> set[str]:
-    """Names of members of a schema, at any depth, except of its properties."""
-    found: set[str] = set()
-    todo = [schema]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, list):
-            todo += node
-        elif isinstance(node, dict):
-            for name, value in node.items():
-                found.add(name)
-                named = name in ("properties", "$defs", "definitions", "patternProperties")
-                if named and isinstance(value, dict):
-                    todo += value.values()
-                elif name not in ("enum", "const", "default", "examples"):
-                    todo.append(value)
-    return found
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,328 @@
+"""What of a JSON schema xgrammar 0.2.8 takes without holding the output to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+Node = Mapping[str, Any]
+
+_IGNORED: Final = frozenset(
+    "multipleOf uniqueItems contains minContains maxContains not if dependencies "
+    "dependentRequired dependentSchemas unevaluatedProperties unevaluatedItems "
+    "$dynamicRef $recursiveRef".split()
+)
+# Of a node with several of these the first one counts, and no other keyword does.
+_LEADERS: Final = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
+_OF_STRINGS: Final = frozenset({"minLength", "maxLength", "pattern", "format"})
+_OF_OBJECTS: Final = frozenset(
+    "properties required additionalProperties patternProperties propertyNames minProperties "
+    "maxProperties".split()
+)
+_OF_ARRAYS: Final = frozenset("items prefixItems additionalItems minItems maxItems".split())
+_OF_NUMBERS: Final = frozenset("minimum maximum exclusiveMinimum exclusiveMaximum".split())
+_ASSERTIONS: Final = (
+    {"type", *_LEADERS} | _OF_STRINGS | _OF_OBJECTS | _OF_ARRAYS | _OF_NUMBERS | _IGNORED
+)
+# Without a type, any of these makes xgrammar take the node for an object or an array.
+_TELLING: Final = frozenset({"properties", "patternProperties", "items", "prefixItems"})
+_UNTYPED: Final = _OF_STRINGS | _OF_NUMBERS | _OF_OBJECTS | _OF_ARRAYS
+# Its patterns of these also match 31 February and 01.1.1.1.
+_LOOSE_FORMATS: Final = frozenset({"date", "date-time", "ipv4"})
+_STRICT_FORMATS: Final = frozenset(
+    "time duration email hostname ipv6 uuid uri uri-reference uri-template json-pointer "
+    "relative-json-pointer".split()
+)
+_MAPS: Final = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
+_DATA: Final = ("enum", "const", "default", "examples")
+_ALL_TYPES: Final = frozenset("object array string number integer boolean null".split())
+_MAX_HOPS: Final = 8
+# More names of members than these are not tried as what tells alternatives apart.
+_MAX_TAGS: Final = 16
+
+
+def unenforced(schema: Any) -> str | None:
+    """The first such part, in words; None if all of the schema is enforced."""
+    unions = _Unions(schema)
+    for node in _nodes(schema):
+        if node is not schema and isinstance(node.get("$id"), str):
+            return "$id inside of a schema"
+        for problem in (_keyword(node), _leader(node, unions), _of_type(node)):
+            if problem is not None:
+                return problem
+    return None
+
+
+def with_tags_required(schema: Any) -> Any:
+    """Each oneOf with a discriminator: its member required in every alternative.
+
+    A text without that member could be of several alternatives, which oneOf forbids.
+    """
+    unions = _Unions(schema)
+    for node in list(_nodes(schema)):
+        discriminator = node.get("discriminator")
+        tag = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
+        members = node.get("oneOf")
+        if not isinstance(tag, str) or not isinstance(members, list):
+            continue
+        for index, member in enumerate(members):
+            found = unions.resolve(member)
+            if isinstance(found, dict) and tag in _names(found.get("properties")):
+                members[index] = {
+                    **found,
+                    "required": sorted({*_names(found.get("required")), tag}),
+                }
+    return schema
+
+
+def schemas_in_tag(tag: Any) -> Iterator[Any]:
+    """The JSON schemas of a structural tag, in either notation."""
+    todo = [tag]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo += node
+        elif isinstance(node, dict):
+            for name, value in node.items():
+                if name in ("schema", "json_schema"):
+                    yield value
+                else:
+                    todo.append(value)
+
+
+def _keyword(node: Node) -> str | None:
+    if found := sorted(_IGNORED & node.keys()):
+        return ", ".join(found)
+    reference = node.get("$ref")
+    if isinstance(reference, str) and reference != "#" and not reference.startswith("#/"):
+        return "a $ref that is not a path in the schema itself"
+    return None
+
+
+def _leader(node: Node, unions: _Unions) -> str | None:
+    leader = next((name for name in _LEADERS if name in node), None)
+    if leader is None:
+        return None
+    beside = (_ASSERTIONS & node.keys()) - {leader}
+    if "type" in beside and _implies_type(node, leader, unions):
+        beside -= {"type"}
+    if beside:
+        return f"{leader} beside {', '.join(sorted(beside))}"
+    if leader == "allOf" and _length(node["allOf"]) > 1:
+        return "allOf of several schemas"
+    if leader == "oneOf" and not unions.are_disjoint(node["oneOf"]):
+        return "oneOf whose alternatives may overlap (use anyOf)"
+    return None
+
+
+def _implies_type(node: Node, leader: str, unions: _Unions) -> bool:
+    """Whether what the leader allows has the type that stands beside it."""
+    types = _types(node["type"])
+    if leader == "const":
+        return _type_of(node["const"]) in types
+    if leader == "enum" and isinstance(node["enum"], list):
+        return all(_type_of(value) in types for value in node["enum"])
+    if leader in ("anyOf", "oneOf") and isinstance(node[leader], list):
+        return all(unions.types(member) <= types for member in node[leader])
+    return False
+
+
+def _of_type(node: Node) -> str | None:
+    if any(name in node for name in _LEADERS):
+        return None
+    if "type" not in node and not _TELLING & node.keys() and (found := _UNTYPED & node.keys()):
+        return f"{', '.join(sorted(found))} without a type"
+    ways = _string_limits(node)
+    if len(ways) > 1:
+        return " beside ".join(ways)
+    if _format(node) in _LOOSE_FORMATS:
+        return f"format {_format(node)}"
+    return _of_members(node)
+
+
+def _string_limits(node: Node) -> list[str]:
+    """Kinds of limits of a string, of which only one is kept."""
+    known = _format(node) in _LOOSE_FORMATS | _STRICT_FORMATS
+    length = next((name for name in ("minLength", "maxLength") if name in node), None)
+    found = ["pattern" if "pattern" in node else None, "format" if known else None, length]
+    return [name for name in found if name is not None]
+
+
+def _format(node: Node) -> str:
+    named = node.get("format")
+    return named if isinstance(named, str) else ""
+
+
+def _of_members(node: Node) -> str | None:
+    declared = _names(node.get("properties"))
+    if not _names(node.get("required")) <= declared:
+        return "required members that are not in properties"
+    patterns = _names(node.get("patternProperties"))
+    if len(patterns) > 1 or (patterns and declared):
+        return "patternProperties beside others that may match"
+    if "propertyNames" in node and (declared or patterns):
+        return "propertyNames beside properties"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """All there are, of a const or an enum."""
+
+    keys: frozenset[str]
+    types: frozenset[str]
+
+
+class _Unions:
+    """Alternatives of one schema, with what its references mean.
+
+    Everything is looked up once: a schema may refer to one large part from thousands of places.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._targets: dict[str, Any] = {}
+        self._values: dict[int, _Values | None] = {}
+        self._tags: dict[int, dict[str, frozenset[str]]] = {}
+
+    def resolve(self, node: Any) -> Any:
+        """A reference that has nothing beside it, followed; anything else as it is."""
+        for _ in range(_MAX_HOPS):
+            reference = node.get("$ref") if isinstance(node, dict) else None
+            if not isinstance(reference, str) or not reference.startswith("#/"):
+                break
+            if reference not in self._targets:
+                self._targets[reference] = self._target(reference)
+            node = self._targets[reference]
+        return node
+
+    def _target(self, reference: str) -> Any:
+        found = self._root
+        for name in reference[2:].split("/"):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    def values(self, node: Any) -> _Values | None:
+        """Of a node that has been resolved; None: more than can be listed."""
+        if id(node) not in self._values:
+            listed = _listed(node)
+            self._values[id(node)] = (
+                None
+                if listed is None
+                else _Values(frozenset(map(_key, listed)), frozenset(map(_type_of, listed)))
+            )
+        return self._values[id(node)]
+
+    def types(self, member: Any) -> frozenset[str]:
+        """The types its values can have."""
+        node = self.resolve(member)
+        if (values := self.values(node)) is not None:
+            return values.types
+        if isinstance(node, dict) and "type" in node:
+            return _types(node["type"])
+        if isinstance(node, dict) and "properties" in node and not {*_LEADERS} & node.keys():
+            return frozenset({"object"})  # as xgrammar reads it
+        return _ALL_TYPES
+
+    def are_disjoint(self, members: Any) -> bool:
+        """Whether no value can be of two of them, as far as that is plain to see."""
+        if not isinstance(members, list):
+            return False
+        nodes = [self.resolve(member) for member in members]
+        listed = [values for node in nodes if (values := self.values(node)) is not None]
+        others = [node for node in nodes if self.values(node) is None]
+        objects = [node for node in others if self.types(node) == {"object"}]
+        types = [self.types(node) for node in others if self.types(node) != {"object"}]
+        if objects:
+            types.append(frozenset({"object"}))
+        return (
+            _are_apart([values.keys for values in listed])
+            and _are_apart(types)
+            and not any(values.types & _union(types) for values in listed)
+            and (len(objects) < 2 or _told_apart([self._tags_of(node) for node in objects]))
+        )
+
+    def _tags_of(self, node: Node) -> dict[str, frozenset[str]]:
+        """Required members with few values, by name."""
+        if id(node) not in self._tags:
+            members = node.get("properties")
+            found = {}
+            for name in _names(node.get("required")) & _names(members):
+                member = members[name] if isinstance(members, dict) else None
+                if (values := self.values(self.resolve(member))) is not None:
+                    found[name] = values.keys
+            self._tags[id(node)] = found
+        return self._tags[id(node)]
+
+
+def _told_apart(objects: list[dict[str, frozenset[str]]]) -> bool:
+    """Whether some member has other values in each of the objects."""
+    common = set(objects[0]).intersection(*objects[1:])
+    return any(_are_apart([tags[name] for tags in objects]) for name in sorted(common)[:_MAX_TAGS])
+
+
+def _are_apart(sets: list[frozenset[str]]) -> bool:
+    return len(_union(sets)) == sum(map(len, sets))
+
+
+def _union(sets: list[frozenset[str]]) -> frozenset[str]:
+    return frozenset[str]().union(*sets)
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    """The schema and those inside of it, where keywords are keywords and not names."""
+    todo = [schema]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo += node
+        elif isinstance(node, dict):
+            yield node
+            for name, value in node.items():
+                if name in _MAPS and isinstance(value, dict):
+                    todo += value.values()
+                elif name == "propertyNames" and isinstance(value, dict):
+                    todo.append({"type": "string", **value})
+                elif name not in _DATA:
+                    todo.append(value)
+
+
+def _listed(node: Any) -> list[Any] | None:
+    if not isinstance(node, dict):
+        return None
+    if "const" in node:
+        return [node["const"]]
+    values = node.get("enum")
+    return values if isinstance(values, list) else None
+
+
+def _key(value: Any) -> str:
+    """Equal for values that JSON schema holds equal: 1 and 1.0, but not 1 and true."""
+    whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if whole else value, sort_keys=True)
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return "integer"
+    names = {float: "number", str: "string", list: "array", dict: "object"}
+    return names.get(type(value), "null")
+
+
+def _types(named: Any) -> frozenset[str]:
+    """Names of types; a number may be an integer."""
+    names = _names(named if isinstance(named, list) else [named])
+    return frozenset(names | {"integer"} if "number" in names else names)
+
+
+def _names(value: Any) -> set[str]:
+    many = isinstance(value, dict | list)
+    return {name for name in value if isinstance(name, str)} if many else set()
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) else 0
