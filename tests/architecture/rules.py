@@ -48,6 +48,7 @@ CONTRACTS = frozenset(
         "vllm.platforms.base",
         "vllm.sample.interface",
         "vllm.worker.graphs",
+        "vllm.worker.planner",
     }
 )
 # (importer, imported): why.

@@ -28,6 +28,7 @@ def make_config(**cache: Any) -> Any:
     return SimpleNamespace(
         cache=SimpleNamespace(**{**defaults, **cache}),
         model=SimpleNamespace(max_model_len=256),
+        device=SimpleNamespace(device="cpu"),
         scheduler=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64, pipeline_depth=1),
     )
 

@@ -98,11 +98,10 @@ def test_upload_shares_memory_unless_the_array_is_read_only():
     assert array[0] == 9
 
 
-def test_upload_into_a_buffer_fills_its_prefix():
-    out = torch.zeros(5, dtype=torch.int32)
-    view = CpuDevice().upload(np.array([1, 2], np.int32), out)
-    assert out.tolist() == [1, 2, 0, 0, 0]
-    assert view.data_ptr() == out.data_ptr() and view.shape == (2,)
+def test_put_writes_rows_where_the_index_says():
+    out = torch.zeros(5, 2, dtype=torch.int32)
+    CpuDevice().put(out, np.array([3, 1]), np.array([[1, 2], [3, 4]], np.int32))
+    assert out.tolist() == [[0, 0], [3, 4], [0, 0], [1, 2], [0, 0]]
 
 
 def test_download_is_not_changed_by_later_writes():

@@ -12,12 +12,15 @@ from torch import Tensor
 
 import vllm.ops  # noqa: F401  registers the references
 from vllm.ops.registry import resolve
+from vllm.platforms import current_platform
 from vllm.sample.interface import NO_MASK, SamplerOutput, SampleRows
 from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
+from vllm.sample.static_sampler import StaticSampler
 from vllm.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
+DEVICE = current_platform("cpu").device(0)
 
 
 class Bench:
@@ -29,11 +32,15 @@ class Bench:
         eos_token_ids: Sequence[int] = (),
         logprobs_mode: str = "raw_logprobs",
         overrides: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+        static_shapes: bool = False,
     ) -> None:
         ops = resolve(overrides)
         self.vocab_size = vocab_size
-        self.state = SamplingState(num_slots, vocab_size, max_tokens, CPU, ops, eos_token_ids)
-        self.sampler = Sampler(ops, vocab_size, CPU, logprobs_mode)
+        self.state = SamplingState(
+            num_slots, vocab_size, max_tokens, DEVICE, ops, eos_token_ids, static_shapes
+        )
+        sampler = StaticSampler if static_shapes else Sampler
+        self.sampler = sampler(ops, vocab_size, CPU, logprobs_mode)
         self.tokens = torch.zeros((num_slots, max_tokens), dtype=torch.int32)
         self.positions_np = np.zeros(num_slots, np.int32)
         self.masks_np = np.full(num_slots, NO_MASK, np.int32)  # by slot: its row of `masks`
@@ -56,6 +63,7 @@ class Bench:
         self.tokens[slot, len(known) :] = self.vocab_size - 1
         self.positions_np[slot] = len(known)
         self.state.admit(slot, params, len(prompt))
+        self.state.flush()
         return slot
 
     def rows(self, slots: Sequence[int]) -> SampleRows:

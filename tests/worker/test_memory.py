@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from vllm.worker.memory import PeakTensorBytes, activation_bytes, weight_bytes
+from vllm.platforms import current_platform
+from vllm.platforms.cpu.peak import PeakTensorBytes
+from vllm.worker.memory import activation_bytes, weight_bytes
 
 
 def test_the_peak_counts_what_is_alive_at_the_same_time_and_no_views() -> None:
@@ -23,9 +25,12 @@ def test_the_peak_counts_what_is_alive_at_the_same_time_and_no_views() -> None:
 def test_activation_bytes_grow_with_tokens_beyond_those_measured() -> None:
     runs: list[int] = []
 
-    def run(num_tokens: int) -> None:
+    def compute(num_tokens: int) -> None:
         runs.append(num_tokens)
         torch.ones(100) + torch.ones(num_tokens, 50).sum()
+
+    def run(num_tokens: int) -> tuple[int, int]:
+        return num_tokens, current_platform("cpu").device(0).peak_bytes(lambda: compute(num_tokens))
 
     few, many = (activation_bytes(run, n, num_rows=2, vocab_size=10) for n in (200, 400))
     assert many - few == 200 * 50 * 4

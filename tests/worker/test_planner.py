@@ -63,10 +63,6 @@ def test_a_plan_without_rows_needs_no_launch() -> None:
     assert len(UnifiedPlanner(16).split(plan)) == 0
 
 
-def test_the_unified_cost_is_the_number_of_tokens() -> None:
-    assert UnifiedPlanner(16).cost(np.array([3, 1, 1], np.int32)) == 5
-
-
 def test_a_key_names_its_phase_and_shape() -> None:
     (launch,) = UnifiedPlanner(16).split(plan_of([(1, 0, 20), (2, 30, 1)]))
     assert str(launch.key) == "mixed[2x20, 4 blocks]"

@@ -14,7 +14,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from vllm.attention.interface import AttentionBackend
     from vllm.config.vllm import VllmConfig
+    from vllm.worker.facts import WorkerFacts
     from vllm.worker.graphs import GraphRunner
+    from vllm.worker.model_runner import ModelRunner
+    from vllm.worker.planner import Planner
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,12 @@ class Device(ABC):
         return torch.zeros(num_bytes, dtype=torch.uint8, device=self.torch_device)
 
     @abstractmethod
-    def upload(self, array: np.ndarray, out: Tensor | None = None) -> Tensor:
-        """Copy to the device, asynchronously where possible; into a prefix of `out` if given."""
+    def upload(self, array: np.ndarray) -> Tensor:
+        """Copy to the device, asynchronously where possible; `array` is not written afterwards."""
+
+    def put(self, out: Tensor, index: np.ndarray, rows: np.ndarray) -> None:
+        """out[index] = rows, along dimension 0. Where an index repeats, so does its row."""
+        out.index_copy_(0, self.upload(index.astype(np.int64)), self.upload(rows))
 
     @abstractmethod
     def download(self, tensor: Tensor) -> HostCopy:
@@ -68,6 +75,10 @@ class Device(ABC):
 
     @abstractmethod
     def synchronize(self) -> None: ...
+
+    @abstractmethod
+    def peak_bytes(self, run: Callable[[], object]) -> int:
+        """Most memory that `run` takes at any time, beyond what is taken before."""
 
 
 class Platform(ABC):
@@ -88,7 +99,19 @@ class Platform(ABC):
         """Threads, affinity, allocator: called once in each worker before tensors are made."""
 
     @abstractmethod
+    def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
+        """How steps are cut into launches, over a cache of `num_blocks` blocks."""
+
+    @abstractmethod
     def graph_runner(self, config: VllmConfig) -> GraphRunner: ...
+
+    @abstractmethod
+    def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
+        """Have the runner rehearse whatever must not happen first in a request."""
+
+    @abstractmethod
+    def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
+        """Bytes of a rank's memory that --gpu-memory-utilization leaves for its KV cache."""
 
     @abstractmethod
     def attention_backends(self) -> Sequence[type[AttentionBackend]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,14 @@ from vllm.sample.stages import STAGES
 from vllm.sample.state import Want
 
 LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
+
+
+# What launches want of the sampler as a rule; anything else is rare.
+USUAL_WANTS: Final = (
+    Want(0),
+    Want.DRAW | Want.TEMPERATURE,
+    Want.DRAW | Want.TEMPERATURE | Want.MIN_P | Want.TOP_K_TOP_P,
+)
 
 
 class Sampler:
@@ -48,7 +58,7 @@ class Sampler:
         wants_np = rows.state.wants_np[rows.slots_np]
         present = int(np.bitwise_or.reduce(wants_np, initial=0))
         if not present:
-            return SamplerOutput(_greatest(logits), None)
+            return SamplerOutput(greatest(logits), None)
         if not present & Want.LOGPROBS:
             logits = self._run_stages(logits, rows, wants_np, present)
             return SamplerOutput(self._choose(logits, rows, wants_np), None)
@@ -96,10 +106,10 @@ class Sampler:
         """Token ids [S] int32: the most likely one, or a draw."""
         drawing_np = np.flatnonzero(wants_np & Want.DRAW)
         if not len(drawing_np):
-            return _greatest(logits)
+            return greatest(logits)
         if len(drawing_np) == len(wants_np):
             return self._draw(logits, rows)
-        token_ids = _greatest(logits)
+        token_ids = greatest(logits)
         some, index = self._at(rows, drawing_np)
         return token_ids.index_copy_(0, index, self._draw(logits.index_select(0, index), some))
 
@@ -107,7 +117,7 @@ class Sampler:
         """A race of exponential clocks with the probabilities as rates: the first to ring wins."""
         seeds = rows.state.seeds.index_select(0, rows.slots)
         noise = self.exponential_noise(seeds, rows.positions, self.vocab_size)
-        return _greatest(logits.softmax(dim=-1).div_(noise))
+        return greatest(logits.softmax(dim=-1).div_(noise))
 
     def _at(self, rows: SampleRows, index_np: np.ndarray) -> tuple[SampleRows, Tensor]:
         index = self._upload(index_np)
@@ -118,7 +128,7 @@ class Sampler:
         return torch.from_numpy(index_np).to(self.device, non_blocking=True)
 
 
-def _greatest(values: Tensor) -> Tensor:
+def greatest(values: Tensor) -> Tensor:
     """Column of the greatest of each row of [S, V], int32; NO_TOKEN for NaN or nothing but -inf.
 
     `max` reports NaN and takes as long as `argmax`: the check costs a comparison per row.

@@ -5,15 +5,22 @@ from __future__ import annotations
 import enum
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vllm.core.plan import Int32Array
 from vllm.ops.registry import Ops
 from vllm.sample.processors import HostProcessor
 from vllm.sample.ragged import SlotLists, SlotWords
 from vllm.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from vllm.platforms.base import Device
 
 NO_LOGPROBS = -1
 
@@ -50,11 +57,29 @@ class _Real(enum.IntEnum):
     REPETITION = 5
 
 
+class SlotNumbers:
+    """Numbers of every slot, [num_slots, W]: a host array and the device tensor that follows."""
+
+    def __init__(self, initial: np.ndarray, device: Device) -> None:
+        self.host = initial
+        self.tensor = torch.from_numpy(initial).to(device.torch_device, copy=True)
+        self._device = device
+
+    def column(self, index: int) -> Tensor:
+        """[num_slots], a view."""
+        return self.tensor[:, index]
+
+    def follow(self, slots: Int32Array) -> None:
+        """Bring the device up to date with the host's rows of `slots`."""
+        self._device.put(self.tensor, slots, self.host[slots])
+
+
 class SamplingState:
     """One entry per slot, written once, when a request is admitted; owned by the slot table.
 
     Host arrays (`*_np`) choose which stages run on which rows; device tensors are what they compute
-    with. A slot that was never admitted, or was released, takes the most likely token.
+    with, and know of an admission after `flush`. A slot that was never admitted, or was released,
+    takes the most likely token.
     """
 
     def __init__(
@@ -62,13 +87,15 @@ class SamplingState:
         num_slots: int,
         vocab_size: int,
         max_tokens: int,
-        device: torch.device,
+        device: Device,
         ops: Ops,
         eos_token_ids: Iterable[int] = (),
+        static_shapes: bool = False,
     ) -> None:
         self.vocab_size = vocab_size
         self.max_tokens = max_tokens
         self.ops = ops
+        self.static_shapes = static_shapes  # nothing may depend on what rows want, or on values
         # Some configurations name an end token that the model's head does not have.
         self.eos_token_ids = frozenset(t for t in eos_token_ids if 0 <= t < vocab_size)
         self.wants_np = np.zeros(num_slots, np.int32)  # of Want
@@ -79,17 +106,19 @@ class SamplingState:
         self.num_logprobs_np = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.processors: dict[int, list[HostProcessor]] = {}
         self.failures: dict[int, str] = {}  # by slot, until `take_failures`
-        self._integers = torch.zeros((num_slots, 4), dtype=torch.int32, device=device)
-        self.num_prompt_tokens = self._integers[:, _Integer.NUM_PROMPT_TOKENS]
-        self.top_k = self._integers[:, _Integer.TOP_K]  # vocab_size: off
-        self.seeds = self._integers[:, _Integer.SEED :]
-        self._reals = torch.ones((num_slots, len(_Real)), device=device)
-        self.temperature = self._reals[:, _Real.TEMPERATURE]
-        self.log_min_p = self._reals[:, _Real.LOG_MIN_P]
-        self.top_p = self._reals[:, _Real.TOP_P]
-        self.presence_penalty = self._reals[:, _Real.PRESENCE]
-        self.frequency_penalty = self._reals[:, _Real.FREQUENCY]
-        self.repetition_penalty = self._reals[:, _Real.REPETITION]
+        self._admitted: set[int] = set()  # slots whose numbers the device does not know yet
+        # Any numbers that a stage can compute with: some devices run one on all rows of a launch.
+        self._integers = SlotNumbers(np.ones((num_slots, 4), np.int32), device)
+        self.num_prompt_tokens = self._integers.column(_Integer.NUM_PROMPT_TOKENS)
+        self.top_k = self._integers.column(_Integer.TOP_K)  # vocab_size: off
+        self.seeds = self._integers.tensor[:, _Integer.SEED :]
+        self._reals = SlotNumbers(np.ones((num_slots, len(_Real)), np.float32), device)
+        self.temperature = self._reals.column(_Real.TEMPERATURE)
+        self.log_min_p = self._reals.column(_Real.LOG_MIN_P)
+        self.top_p = self._reals.column(_Real.TOP_P)
+        self.presence_penalty = self._reals.column(_Real.PRESENCE)
+        self.frequency_penalty = self._reals.column(_Real.FREQUENCY)
+        self.repetition_penalty = self._reals.column(_Real.REPETITION)
         self.allowed_ids = SlotLists(num_slots, device, torch.int32)
         self.stop_ids = SlotLists(num_slots, device, torch.int32)
         self.bias_ids = SlotLists(num_slots, device, torch.int32)
@@ -109,6 +138,25 @@ class SamplingState:
             k = params.logprobs
             self.num_logprobs_np[slot] = self.vocab_size if k == -1 else min(k, self.vocab_size)
         self.wants_np[slot] = wants
+        self._admitted.add(slot)
+
+    def flush(self) -> None:
+        """Tell the device what admissions have changed."""
+        if self._admitted:
+            slots = np.fromiter(self._admitted, np.int32, len(self._admitted))
+            self._admitted.clear()
+            self._integers.follow(slots)
+            self._reals.follow(slots)
+
+    @contextmanager
+    def pretend(self, slot: int, wants: Want) -> Iterator[None]:
+        """While this is open, `slot`, which nobody has, wants this; for warm-up."""
+        self.wants_np[slot] = wants
+        self.num_logprobs_np[slot] = 0
+        try:
+            yield
+        finally:
+            self.release(slot)
 
     def take_failures(self) -> dict[int, str]:
         """Why requests cannot go on, by slot; those since the last call."""
@@ -152,20 +200,20 @@ class SamplingState:
         penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
         if penalties == (0.0, 0.0, 1.0):
             return Want(0)
-        self._reals[slot, _Real.PRESENCE :] = torch.tensor(penalties)
+        self._reals.host[slot, _Real.PRESENCE :] = penalties
         return Want.PENALTIES
 
     def _admit_draw(self, slot: int, params: SamplingParams) -> Want:
         top_k = params.top_k if 0 < params.top_k < self.vocab_size else self.vocab_size
         self.top_k_np[slot] = top_k
         self.top_p_np[slot] = params.top_p
-        integers = (int(self.num_prompt_tokens_np[slot]), top_k, *_words(params.seed or 0))
-        self._integers[slot] = torch.tensor(integers, dtype=torch.int32)
+        prompt = int(self.num_prompt_tokens_np[slot])
+        self._integers.host[slot] = (prompt, top_k, *_words(params.seed or 0))
         if params.is_greedy:
             return Want(0)
         assert params.seed is not None, "the front end resolves seeds"
         draw = (params.temperature, math.log(params.min_p or 1.0), params.top_p)
-        self._reals[slot, : _Real.PRESENCE] = torch.tensor(draw)
+        self._reals.host[slot, : _Real.PRESENCE] = draw
         wants = Want.DRAW
         if params.temperature != 1.0:
             wants |= Want.TEMPERATURE

@@ -37,17 +37,22 @@ class Launch:
 
     Token t belongs to launch row token_rows_np[t], hence to slot slots_np[token_rows_np[t]], and
     has position positions_np[t] in its request. The tokens of row r are
-    [query_start_np[r], query_start_np[r + 1]), in order of position.
+    [query_start_np[r], query_start_np[r] + counts_np[r]), in order of position.
+
+    A padded launch has exactly the shape of its key: key.rows rows, those behind the plan's being
+    the dummy slot's with no token, of key.query_len tokens each; tokens behind a row's own have
+    position 0 and must be written to the dummy block only.
     """
 
     key: ShapeKey
-    plan_rows_np: Int32Array  # [R] row of the StepPlan that each launch row is
+    plan_rows_np: Int32Array  # [<= R] row of the StepPlan that each launch row is
     slots_np: Int32Array  # [R]
     starts_np: Int32Array  # [R] position of a row's first token
-    counts_np: Int32Array  # [R] tokens of a row
+    counts_np: Int32Array  # [R] tokens of a row, without padding
     query_start_np: Int32Array  # [R + 1]
     positions_np: Int32Array  # [T]
     token_rows_np: Int32Array  # [T]
+    is_padded: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -93,15 +98,15 @@ def make_launch(
 
 
 class Planner(ABC):
-    """Cuts steps into launches. The scheduler asks `cost`, the runner `split`."""
+    """Cuts steps into launches."""
 
     @abstractmethod
     def split(self, plan: StepPlan) -> Sequence[Launch]:
         """Launches that together hold every row of the plan once; none for a plan without rows."""
 
     @abstractmethod
-    def cost(self, counts: Int32Array) -> int:
-        """Tokens the device would compute, padding included, for rows of `counts` tokens."""
+    def rehearsal(self, num_tokens: int, max_row_tokens: int) -> Launch:
+        """A launch of about `num_tokens` tokens in rows of the dummy slot, which nobody reads."""
 
 
 class UnifiedPlanner(Planner):
@@ -115,5 +120,11 @@ class UnifiedPlanner(Planner):
             return ()
         return (make_launch(plan.slots, plan.starts, plan.counts, self.block_size),)
 
-    def cost(self, counts: Int32Array) -> int:
-        return int(counts.sum())
+    def rehearsal(self, num_tokens: int, max_row_tokens: int) -> Launch:
+        full, rest = divmod(num_tokens, max_row_tokens)
+        return self.rehearsal_of([max_row_tokens] * full + ([rest] if rest else []))
+
+    def rehearsal_of(self, counts: Sequence[int]) -> Launch:
+        """A launch of dummy rows with these numbers of tokens."""
+        zeros = np.zeros(len(counts), np.int32)  # the dummy slot is slot 0
+        return make_launch(zeros, zeros.copy(), np.array(counts, np.int32), self.block_size)

@@ -27,6 +27,7 @@ class SlotsShape:
     pipeline_depth: int
     vocab_size: int
     block_sizes: tuple[int, ...]  # tokens per block, by KV group
+    windows: tuple[int | None, ...] = (None,)  # of a query, in tokens, by KV group
 
     @property
     def num_slots(self) -> int:
@@ -36,25 +37,6 @@ class SlotsShape:
     def max_tokens(self) -> int:
         """Columns of the token table: steps in flight may draw past the end of a request."""
         return self.max_model_len + self.pipeline_depth + 1
-
-
-class BlockTable:
-    """Block ids of every slot for one KV group: a host array and its device twin."""
-
-    def __init__(self, num_slots: int, max_blocks: int, device: Device) -> None:
-        self.host = np.zeros((num_slots, max_blocks), np.int32)
-        self.tensor = device.upload(self.host)
-        self._device = device
-        # A device that computes in host memory may upload by a view; a second write is moot then.
-        self._shared = self.tensor.data_ptr() == self.host.ctypes.data
-
-    def put(self, slots: Int32Array, columns: Int32Array, block_ids: Int32Array) -> None:
-        """Write block_ids[i] at [slots[i], columns[i]]."""
-        self.host[slots, columns] = block_ids
-        if not self._shared:
-            upload = self._device.upload
-            where = (upload(slots).long(), upload(columns).long())
-            self.tensor.index_put_(where, upload(block_ids))
 
 
 class Slots:
@@ -72,29 +54,25 @@ class Slots:
             (num_slots, max_tokens), dtype=torch.int32, device=device.torch_device
         )
         self._flat_tokens = self.tokens.view(-1)
-        self._tables = [
-            BlockTable(num_slots, -(-max_tokens // block_size), device)
+        # By KV group, [num_slots, max_blocks]; to read only. Attention takes from them what a
+        # launch needs, so the device has no twin.
+        self.block_tables_np: Sequence[Int32Array] = [
+            np.zeros((num_slots, -(-max_tokens // block_size)), np.int32)
             for block_size in shape.block_sizes
         ]
         self.num_prompt_tokens_np = np.zeros(num_slots, np.int32)
         self.prompt_logprobs_np = np.full(num_slots, _NOT_WANTED, np.int32)  # k, per slot
 
-    @property
-    def block_tables(self) -> Sequence[Tensor]:
-        """By KV group: [num_slots, max_blocks] int32 on the device."""
-        return [table.tensor for table in self._tables]
-
-    @property
-    def block_tables_np(self) -> Sequence[Int32Array]:
-        """By KV group: the host twin of the device table, to read only."""
-        return [table.host for table in self._tables]
-
     def apply(self, plan: StepPlan) -> None:
         """Releases, admissions and block deltas of a plan; its rows change nothing here."""
         for slot in plan.releases.tolist():
             self._release(slot)
-        for admission in plan.admissions:
-            self._admit(admission)
+        if plan.admissions:
+            for admission in plan.admissions:
+                self._admit(admission)
+            self._put_tokens(plan.admissions)
+            self.sampling.flush()
+            self.device.step_boundary()
         if len(plan.blocks):
             self._put_blocks(plan.blocks)
 
@@ -106,21 +84,27 @@ class Slots:
         slot, params, token_ids = admission.slot, admission.params, admission.token_ids
         assert DUMMY_SLOT < slot < self.shape.num_slots, slot
         assert 0 < len(token_ids) <= self.shape.max_tokens, (admission.request_id, len(token_ids))
-        self.device.upload(token_ids, self.tokens[slot])
         self.num_prompt_tokens_np[slot] = admission.num_prompt_tokens
         k = params.prompt_logprobs
         if k is not None:
             self.prompt_logprobs_np[slot] = k if k >= 0 else self.shape.vocab_size
         self.sampling.admit(slot, params, admission.num_prompt_tokens)
 
+    def _put_tokens(self, admissions: Sequence[Admission]) -> None:
+        width = self.shape.max_tokens
+        index = [np.arange(len(a.token_ids)) + a.slot * width for a in admissions]
+        token_ids = [a.token_ids for a in admissions]
+        if len(admissions) > 1:
+            index, token_ids = [np.concatenate(index)], [np.concatenate(token_ids)]
+        self.device.put(self._flat_tokens, index[0], token_ids[0])
+
     def _put_blocks(self, blocks: Int32Array) -> None:
-        if len(self._tables) == 1:
-            self._tables[0].put(blocks[:, 0], blocks[:, 2], blocks[:, 3])
+        if len(self.block_tables_np) == 1:
+            self.block_tables_np[0][blocks[:, 0], blocks[:, 2]] = blocks[:, 3]
             return
-        for group, table in enumerate(self._tables):
+        for group, table in enumerate(self.block_tables_np):
             slots, _, columns, block_ids = blocks[blocks[:, 1] == group].T
-            if len(slots):
-                table.put(slots, columns, block_ids)
+            table[slots, columns] = block_ids
 
     def flat_index(self, slots: Int32Array, positions: Int32Array) -> Tensor:
         """Where the tokens at (slot, position) lie in the flattened token table: int64 [T]."""

@@ -20,12 +20,12 @@ from vllm.ops.registry import resolve
 from vllm.platforms import current_platform
 from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
+from vllm.sample.static_sampler import StaticSampler
 from vllm.worker import memory
 from vllm.worker.facts import WorkerFacts
-from vllm.worker.model_runner import ModelRunner, RunnerParts, RunningStep
-from vllm.worker.planner import UnifiedPlanner
+from vllm.worker.model_runner import ModelRunner, RunnerParts
+from vllm.worker.running_step import RunningStep
 from vllm.worker.slots import Slots, SlotsShape
-from vllm.worker.warmup import dummy_launch, warm_up
 
 
 class Worker:
@@ -66,15 +66,8 @@ class Worker:
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
         """Allocate the cache, build the runner, warm up."""
         self._bind_caches(layout)
-        scheduler = self.config.scheduler
-        self.runner = self._make_runner(layout.groups, scheduler.max_num_seqs)
-        warm_up(
-            self.runner.rehearse,
-            max_rows=scheduler.max_num_seqs,
-            max_tokens=scheduler.max_num_batched_tokens,
-            max_row_tokens=self.config.model.max_model_len,
-            block_size=self.config.cache.block_size,
-        )
+        self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs)
+        self.platform.warm_up(self.config, self.runner)
         self.device.synchronize()
 
     def execute(self, plan: StepPlan) -> RunningStep:
@@ -95,17 +88,17 @@ class Worker:
             KVGroup(spec, tuple(name for name, other in specs.items() if other == spec))
             for spec in dict.fromkeys(specs.values())
         )
-        self._bind_caches(KVCacheLayout(num_blocks=1, groups=groups))
-        runner = self._make_runner(groups, max_num_seqs=1)
+        layout = KVCacheLayout(num_blocks=1, groups=groups)
+        self._bind_caches(layout)
+        runner = self._make_runner(layout, max_num_seqs=1)
         config = self.config
 
-        def run(num_tokens: int) -> None:
-            runner.rehearse(
-                dummy_launch(num_tokens, config.model.max_model_len, config.cache.block_size)
-            )
+        def peak_of(num_tokens: int) -> tuple[int, int]:
+            launch = runner.planner.rehearsal(num_tokens, config.model.max_model_len)
+            return launch.num_tokens, self.device.peak_bytes(lambda: runner.rehearse(launch))
 
         return memory.activation_bytes(
-            run,
+            peak_of,
             num_tokens=config.scheduler.max_num_batched_tokens,
             num_rows=config.scheduler.max_num_seqs,
             vocab_size=config.model.vocab_size,
@@ -127,32 +120,35 @@ class Worker:
                 shape = layer.backend.kv_shape(spec, layout.num_blocks)
                 layer.bind(pool.view(layer.spec.dtype).view(shape), group_idx)
 
-    def _make_runner(self, groups: tuple[KVGroup, ...], max_num_seqs: int) -> ModelRunner:
-        config, device = self.config, self.device
+    def _make_runner(self, layout: KVCacheLayout, max_num_seqs: int) -> ModelRunner:
+        config, device, groups = self.config, self.device, layout.groups
+        is_static = self.platform.capabilities.static_shapes
         shape = SlotsShape(
             max_num_seqs=max_num_seqs,
             max_model_len=config.model.max_model_len,
             pipeline_depth=config.scheduler.pipeline_depth,
             vocab_size=config.model.vocab_size,
             block_sizes=tuple(group.spec.block_size for group in groups),
+            windows=tuple(group.spec.window for group in groups),
         )
         sampling = SamplingState(
             shape.num_slots,
             shape.vocab_size,
             shape.max_tokens,
-            device.torch_device,
+            device,
             self.ops,
             config.model.eos_token_ids,
+            is_static,
         )
         return ModelRunner(
             RunnerParts(
                 model=self.model,
                 device=device,
-                planner=UnifiedPlanner(config.cache.block_size),
+                planner=self.platform.planner(config, layout.num_blocks),
                 slots=Slots(shape, device, sampling),
                 backends=[self._backend_of(group) for group in groups],
                 graphs=self.platform.graph_runner(config),
-                sampler=Sampler(
+                sampler=(StaticSampler if is_static else Sampler)(
                     self.ops,
                     config.model.vocab_size,
                     device.torch_device,

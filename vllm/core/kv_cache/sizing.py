@@ -10,6 +10,7 @@ from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
 from vllm.errors import ConfigError
 from vllm.executor.base import WorkerFacts
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 
 logger = init_logger(__name__)
 
@@ -71,20 +72,8 @@ def _budget(config: VllmConfig, facts: WorkerFacts) -> tuple[int, str]:
             config.cache.kv_cache_memory_bytes,
             "VLLM_CPU_KVCACHE_SPACE or --kv-cache-memory-bytes",
         )
-    share = config.cache.gpu_memory_utilization
-    usable = int(share * (facts.free_bytes + facts.weight_bytes)) - facts.weight_bytes
-    budget = max(0, usable - facts.activation_bytes)
-    logger.info(
-        "Memory: %.2f GiB free of %.2f; %.0f %% of what was free before loading, less %.2f GiB of "
-        "weights and %.2f GiB for activations, leaves %.2f GiB for the KV cache",
-        facts.free_bytes / GIB,
-        facts.total_bytes / GIB,
-        100 * share,
-        facts.weight_bytes / GIB,
-        facts.activation_bytes / GIB,
-        budget / GIB,
-    )
-    return budget, f"gpu_memory_utilization {share:g}"
+    budget = current_platform(config).kv_cache_budget(config, facts)
+    return budget, f"gpu_memory_utilization {config.cache.gpu_memory_utilization:g}"
 
 
 def _check_free(wanted_bytes: int, free_bytes: int, reason: str) -> None:

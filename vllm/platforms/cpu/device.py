@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vllm.errors import ConfigError
 from vllm.platforms.base import Device, MemoryInfo
+from vllm.platforms.cpu.peak import PeakTensorBytes
 
 CACHE_LINE = 64
 _CGROUP = Path("/sys/fs/cgroup")
@@ -28,7 +30,7 @@ class FinishedCopy:
 
 
 class CpuDevice(Device):
-    """Uploads share memory with the array where they can; downloads never share."""
+    """Uploads share memory with the array where they can; puts and downloads never share."""
 
     torch_device = torch.device("cpu")
 
@@ -48,14 +50,12 @@ class CpuDevice(Device):
         start = -memory.ctypes.data % CACHE_LINE
         return torch.from_numpy(memory[start : start + num_bytes])
 
-    def upload(self, array: np.ndarray, out: Tensor | None = None) -> Tensor:
-        """A view of `array` (a copy if it is read-only), or `out`'s prefix along dimension 0."""
-        if out is None:
-            return torch.from_numpy(array if array.flags.writeable else array.copy())
-        # Through NumPy, as torch warns of read-only arrays although it would only read this one.
-        view = out[: len(array)]
-        np.copyto(view.numpy(), array, casting="same_kind")
-        return view
+    def upload(self, array: np.ndarray) -> Tensor:
+        """A view of `array` (a copy if it is read-only)."""
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+    def put(self, out: Tensor, index: np.ndarray, rows: np.ndarray) -> None:
+        out.numpy()[index] = rows  # a tenth of the time of index_copy_ for a few rows
 
     def download(self, tensor: Tensor) -> FinishedCopy:
         # A copy, because the next step may overwrite the tensor before anybody reads the result.
@@ -63,6 +63,11 @@ class CpuDevice(Device):
 
     def synchronize(self) -> None:
         """Everything has happened already."""
+
+    def peak_bytes(self, run: Callable[[], object]) -> int:
+        with PeakTensorBytes() as mode:
+            run()
+        return mode.peak
 
 
 def read_memory(proc: Path, cgroup: Path) -> MemoryInfo:

@@ -11,6 +11,7 @@ import torch
 from vllm import envs
 from vllm.attention.interface import AttentionBackend
 from vllm.errors import ConfigError
+from vllm.logger import init_logger
 from vllm.platforms.base import Capabilities, Device, Platform
 from vllm.platforms.cpu import native
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
@@ -19,8 +20,14 @@ from vllm.platforms.cpu.threads import plan_threads
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+    from vllm.worker.facts import WorkerFacts
     from vllm.worker.graphs import GraphRunner
+    from vllm.worker.model_runner import ModelRunner
+    from vllm.worker.planner import Planner
 
+logger = init_logger(__name__)
+
+GIB = 1 << 30
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)  # what the kernels' inner loops are made for
 
@@ -56,10 +63,42 @@ class CpuPlatform(Platform):
             os.sched_setaffinity(0, plan.cpus)
         torch.set_num_threads(plan.num_threads)
 
+    def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
+        from vllm.worker.planner import UnifiedPlanner
+
+        return UnifiedPlanner(config.cache.block_size)
+
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
         from vllm.worker.graphs import EagerRunner
 
         return EagerRunner()
+
+    def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
+        from vllm.platforms.cpu.warmup import warm_up
+
+        warm_up(
+            runner.rehearse,
+            max_rows=config.scheduler.max_num_seqs,
+            max_tokens=config.scheduler.max_num_batched_tokens,
+            max_row_tokens=config.model.max_model_len,
+            block_size=config.cache.block_size,
+        )
+
+    def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
+        share = config.cache.gpu_memory_utilization
+        usable = int(share * (facts.free_bytes + facts.weight_bytes)) - facts.weight_bytes
+        budget = max(0, usable - facts.activation_bytes)
+        logger.info(
+            "Memory: %.2f GiB free of %.2f; %.0f %% of what was free before loading, less %.2f GiB "
+            "of weights and %.2f GiB for activations, leaves %.2f GiB for the KV cache",
+            facts.free_bytes / GIB,
+            facts.total_bytes / GIB,
+            100 * share,
+            facts.weight_bytes / GIB,
+            facts.activation_bytes / GIB,
+            budget / GIB,
+        )
+        return budget
 
     def attention_backends(self) -> Sequence[type[AttentionBackend]]:
         return NativeAttention, TorchAttention

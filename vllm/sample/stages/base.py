@@ -20,6 +20,7 @@ BoolArray = NDArray[np.bool_]
 
 class Stage(Protocol):
     want: Want
+    on_host: bool  # reads values, and so the device waits for the host anyway
 
     def wanted(self, rows: SampleRows) -> BoolArray:
         """[S]: which of `rows`, all of which have the flag `want`, need it for this token."""
@@ -34,6 +35,7 @@ class FlagStage:
     """A stage that every row with its flag wants, at every token."""
 
     want: Want
+    on_host = False
 
     def wanted(self, rows: SampleRows) -> BoolArray:
         return np.ones(len(rows.slots_np), np.bool_)

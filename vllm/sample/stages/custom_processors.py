@@ -15,6 +15,7 @@ class CustomProcessors(FlagStage):
     """
 
     want = Want.PROCESSORS
+    on_host = True
 
     def apply(self, logits: Tensor, rows: SampleRows) -> Tensor:
         state = rows.state

@@ -11,6 +11,7 @@ class MinTokens:
     """No token that ends the output before it has its minimal length."""
 
     want = Want.MIN_TOKENS
+    on_host = False
 
     def wanted(self, rows: SampleRows) -> BoolArray:
         state, slots = rows.state, rows.slots_np

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vllm.sample.interface import SampleRows
+from vllm.sample.ragged import power_of_two
 from vllm.sample.stages.base import FlagStage
 from vllm.sample.state import Want
 
@@ -18,7 +19,7 @@ class Penalties(FlagStage):
 
     def apply(self, logits: Tensor, rows: SampleRows) -> Tensor:
         state = rows.state
-        longest = int(rows.positions_np.max(initial=1))
+        longest = min(power_of_two(int(rows.positions_np.max(initial=1))), rows.tokens.shape[1])
         position = torch.arange(longest, dtype=torch.int32, device=logits.device)
         tokens = rows.tokens[:, :longest].index_select(0, rows.slots).long()  # [P, L]
         known = position < rows.positions.unsqueeze(1)

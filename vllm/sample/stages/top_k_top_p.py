@@ -30,15 +30,17 @@ class TopKTopP(FlagStage):
         top_k_np, top_p_np = state.top_k_np[slots_np], state.top_p_np[slots_np]
         guessed = np.where(top_p_np < 1.0, NUCLEUS_GUESS, 1)
         width = int(np.where(top_k_np < vocab_size, top_k_np, guessed).max(initial=1))
+        if state.static_shapes:
+            width = vocab_size
         top_k = state.top_k.index_select(0, rows.slots).unsqueeze(1)  # [P, 1]
         top_p = state.top_p.index_select(0, rows.slots).unsqueeze(1)
-        if (top_p_np == 1.0).all():
+        if (top_p_np == 1.0).all() and not state.static_shapes:
             bound = _kth_largest(logits, top_k, width)
         else:
             # In units of the largest weight. With softmax's own sum, because its result for a row
             # does not depend on the other rows.
             whole = torch.ones_like(top_p)
-            if (top_k_np == vocab_size).any():
+            if (top_k_np == vocab_size).any() or state.static_shapes:
                 whole = logits.softmax(dim=-1).amax(dim=-1, keepdim=True).reciprocal_()
             limits = _Limits(top_k, top_p, whole)
             bound = _nucleus_bound(logits, limits, min(width, vocab_size))

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from vllm.worker.planner import Launch, Phase
+from vllm.platforms.cpu.warmup import warm_up
+from vllm.worker.planner import Launch, Phase, UnifiedPlanner
 from vllm.worker.slots import DUMMY_SLOT
-from vllm.worker.warmup import dummy_launch, warm_up
 
 
 def run_warm_up(cost_s: float) -> list[Launch]:
@@ -31,6 +31,6 @@ def test_warm_up_leaves_out_a_full_prefill_that_would_take_long(
 
 
 def test_a_dummy_launch_keeps_rows_within_the_model_length() -> None:
-    launch = dummy_launch(500, max_row_tokens=200, block_size=16)
+    launch = UnifiedPlanner(16).rehearsal(500, max_row_tokens=200)
     assert launch.counts_np.tolist() == [200, 200, 100]
     assert launch.positions_np.max() == 199
