@@ -51,6 +51,10 @@ class Harness:
                 specs.index(layer.kv_spec()),
             )
 
+        model.bind_attention(
+            [next(layer.backend for layer in layers if layer.kv_spec() == spec) for spec in specs]
+        )
+
     def add(self, row: int, tokens: Sequence[int]) -> None:
         self.tokens[row].extend(tokens)
 

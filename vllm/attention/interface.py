@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
     from vllm.core.kv_cache.spec import KVCacheSpec
     from vllm.platforms.base import Capabilities
     from vllm.worker.planner import Launch
@@ -49,6 +50,11 @@ class AttentionBackend(ABC):
     name: ClassVar[str]
 
     @classmethod
+    def create(cls, config: VllmConfig) -> AttentionBackend:
+        """The one instance that all layers of a model share."""
+        return cls()
+
+    @classmethod
     @abstractmethod
     def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
         """None if this backend can serve `spec`, else the reason, for the log."""
@@ -59,10 +65,13 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def plan(self, launch: Launch, slots: Slots, group: int) -> AttentionMeta:
-        """Metadata of one launch for KV group `group`: host work, once per launch."""
+        """Metadata of one launch for KV group `group`: host work, once per launch.
+
+        Tensors and constants of the model only: its values are compared to find a captured graph.
+        """
 
     def expand(self, meta: AttentionMeta) -> AttentionMeta:
-        """Device work on the metadata that belongs inside the captured graph."""
+        """What `forward` takes: device work on a plan, once per launch, within a captured graph."""
         return meta
 
     @abstractmethod

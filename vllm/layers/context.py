@@ -72,7 +72,9 @@ class ModelContext:
             reason = kind.rejects(spec, self.platform.capabilities)
             if reason is None:
                 self._log_choice(kind.name, reasons)
-                return self._backends.setdefault(kind, kind())
+                if kind not in self._backends:
+                    self._backends[kind] = kind.create(self.config)
+                return self._backends[kind]
             reasons.append(f"{kind.name}: {reason}")
         raise ConfigError(
             f"no attention backend of platform {self.platform.name!r} can run this model "

@@ -190,6 +190,7 @@ class Decoder(Model):
         residual = self.embed_inputs(inputs)
         x = torch.zeros_like(residual)
         rope = self.rope(inputs.positions)
+        metas = self.expand(metas)
         for layer in self.layers:
             x, residual = layer(x, residual, rope, metas)
         return self.norm.add(x, residual)[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionMetas
+from vllm.attention.interface import AttentionBackend, AttentionMetas
 from vllm.attention.layer import Attention
 from vllm.layers.context import ModelContext
 from vllm.layers.weights import Rule
@@ -30,6 +30,7 @@ class Model(nn.Module, ABC):
     def __init__(self, context: ModelContext) -> None:
         """Build on `context.device`, weights uninitialised. Raises ConfigError if it cannot run."""
         super().__init__()
+        self.backends: Sequence[AttentionBackend] = ()
 
     def ignored_weights(self) -> tuple[str, ...]:
         """Regular expressions of checkpoint names that are rightly not read."""
@@ -37,7 +38,10 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
-        """Hidden states after the final norm, [T, H]. Writes the tokens' keys and values."""
+        """Hidden states after the final norm, [T, H]. Writes the tokens' keys and values.
+
+        `metas` are plans: an implementation gives its layers `self.expand(metas)`.
+        """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
@@ -46,3 +50,11 @@ class Model(nn.Module, ABC):
     def attention_layers(self) -> Mapping[str, Attention]:
         """Every layer that has a KV cache, by name, in layer order."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Attention)}
+
+    def bind_attention(self, backends: Sequence[AttentionBackend]) -> None:
+        """`backends` serve the KV groups, in this order, from now on."""
+        self.backends = tuple(backends)
+
+    def expand(self, metas: AttentionMetas) -> AttentionMetas:
+        """What the layers attend with, from plans."""
+        return [backend.expand(meta) for backend, meta in zip(self.backends, metas, strict=True)]

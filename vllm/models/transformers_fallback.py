@@ -155,7 +155,7 @@ class TransformersModel(Model, Loadable):
         self._tensors = {}
 
     def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
-        self.metas = metas
+        self.metas = self.expand(metas)
         out = self.base(
             input_ids=inputs.token_ids.long().unsqueeze(0),
             position_ids=inputs.positions.long().unsqueeze(0),

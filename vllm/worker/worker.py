@@ -114,14 +114,18 @@ class Worker:
             ]
             sizes = {spec.bytes_per_block() for _, _, spec in users}
             assert len(sizes) == 1, f"layers sharing cache tensor {i} differ in block size: {users}"
-            pool = self.device.zeros(layout.num_blocks * sizes.pop())
+            dtypes = {self.layers[name].spec.dtype for _, name, _ in users}
+            assert len(dtypes) == 1, f"layers sharing cache tensor {i} differ in dtype: {users}"
+            pool = self.device.zeros(layout.num_blocks * sizes.pop(), dtypes.pop())
             for group_idx, name, spec in users:
                 layer = self.layers[name]
                 shape = layer.backend.kv_shape(spec, layout.num_blocks)
-                layer.bind(pool.view(layer.spec.dtype).view(shape), group_idx)
+                layer.bind(pool.view(shape), group_idx)
 
     def _make_runner(self, layout: KVCacheLayout, max_num_seqs: int) -> ModelRunner:
         config, device, groups = self.config, self.device, layout.groups
+        backends = [self._backend_of(group) for group in groups]
+        self.model.bind_attention(backends)
         is_static = self.platform.capabilities.static_shapes
         shape = SlotsShape(
             max_num_seqs=max_num_seqs,
@@ -146,7 +150,7 @@ class Worker:
                 device=device,
                 planner=self.platform.planner(config, layout.num_blocks),
                 slots=Slots(shape, device, sampling),
-                backends=[self._backend_of(group) for group in groups],
+                backends=backends,
                 graphs=self.platform.graph_runner(config),
                 sampler=(StaticSampler if is_static else Sampler)(
                     self.ops,

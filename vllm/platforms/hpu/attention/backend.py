@@ -25,6 +25,7 @@ from vllm.platforms.hpu.attention.settings import AttentionSettings
 from vllm.worker.planner import Phase
 
 if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
     from vllm.platforms.base import Capabilities
     from vllm.worker.planner import Launch
     from vllm.worker.slots import Slots
@@ -46,6 +47,10 @@ class HpuAttention(AttentionBackend):
 
     def __init__(self, settings: AttentionSettings) -> None:
         self.settings = settings
+
+    @classmethod
+    def create(cls, config: VllmConfig) -> HpuAttention:
+        return cls(AttentionSettings(dtype=config.model.dtype))
 
     @classmethod
     def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
