@@ -114,7 +114,7 @@ def test_download_is_not_changed_by_later_writes():
 def test_zeroed_memory_is_aligned_and_taken_only_when_written() -> None:
     device = CpuDevice()
     before = device.memory().reserved_bytes
-    memory = device.zeros(1 << 30)
+    memory = device.zeros(1 << 30, torch.uint8)
     assert memory.data_ptr() % 64 == 0
     assert memory.shape == (1 << 30,)
     assert device.memory().reserved_bytes - before < 1 << 28

@@ -54,9 +54,9 @@ class Device(ABC):
     @abstractmethod
     def memory(self) -> MemoryInfo: ...
 
-    def zeros(self, num_bytes: int) -> Tensor:
-        """Zeroed memory: uint8 [num_bytes]."""
-        return torch.zeros(num_bytes, dtype=torch.uint8, device=self.torch_device)
+    def zeros(self, num_bytes: int, dtype: torch.dtype) -> Tensor:
+        """Zeroed memory, in one dimension."""
+        return torch.zeros(num_bytes // dtype.itemsize, dtype=dtype, device=self.torch_device)
 
     @abstractmethod
     def upload(self, array: np.ndarray) -> Tensor:

@@ -37,7 +37,7 @@ class CpuDevice(Device):
     def memory(self) -> MemoryInfo:
         return read_memory(_PROC, _CGROUP)
 
-    def zeros(self, num_bytes: int) -> Tensor:
+    def zeros(self, num_bytes: int, dtype: torch.dtype) -> Tensor:
         # NumPy asks for zeroed pages (calloc) instead of writing them: a cache that is larger than
         # what requests ever use costs nothing, nor does start-up wait for it.
         try:
@@ -48,7 +48,7 @@ class CpuDevice(Device):
                 "to a process. Use less, or lower --gpu-memory-utilization."
             ) from None
         start = -memory.ctypes.data % CACHE_LINE
-        return torch.from_numpy(memory[start : start + num_bytes])
+        return torch.from_numpy(memory[start : start + num_bytes]).view(dtype)
 
     def upload(self, array: np.ndarray) -> Tensor:
         """A view of `array` (a copy if it is read-only)."""

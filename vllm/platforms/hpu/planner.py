@@ -1,0 +1,103 @@
+"""Steps cut by phase into launches of prepared shapes: all decode rows in one, prompts in others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from vllm.core.plan import Int32Array, StepPlan
+from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable
+from vllm.worker.planner import Launch, Phase, Planner, ShapeKey
+
+_NO_ROWS = np.empty(0, np.int32)
+
+
+class PhasedPlanner(Planner):
+    """Decode rows first, then prompts. Prompts without context may share a launch."""
+
+    def __init__(self, buckets: BucketTable, block_size: int, max_prompt_rows: int) -> None:
+        self.buckets = buckets
+        self.block_size = block_size
+        self.max_prompt_rows = max_prompt_rows
+
+    def split(self, plan: StepPlan) -> Sequence[Launch]:
+        is_decode = plan.counts == 1
+        launches = []
+        if is_decode.any():
+            launches.append(self._decode(plan, np.flatnonzero(is_decode).astype(np.int32)))
+        if not is_decode.all():
+            prompts = np.flatnonzero(~is_decode).astype(np.int32)
+            launches.extend(self._prompts(plan, rows) for rows in self._grouped(plan, prompts))
+        return launches
+
+    def rehearsal(self, num_tokens: int, max_row_tokens: int) -> Launch:
+        query_len = max(2, min(num_tokens, max_row_tokens))
+        return self.rehearsal_of(Phase.PREFILL, self.buckets.find_prompt(1, query_len, 0))
+
+    def rehearsal_of(self, phase: Phase, bucket: Bucket) -> Launch:
+        """A launch of exactly this shape in which every row is padding."""
+        key = ShapeKey(phase, bucket.rows, bucket.query_len, bucket.blocks)
+        return padded_launch(key, _NO_ROWS, _NO_ROWS, _NO_ROWS, _NO_ROWS)
+
+    def _decode(self, plan: StepPlan, rows: Int32Array) -> Launch:
+        num_blocks = int((plan.starts[rows] // self.block_size + 1).sum())
+        bucket = self.buckets.find_decode(len(rows), num_blocks)
+        key = ShapeKey(Phase.DECODE, bucket.rows, 1, bucket.blocks)
+        return padded_launch(key, rows, plan.slots[rows], plan.starts[rows], plan.counts[rows])
+
+    def _prompts(self, plan: StepPlan, rows: Int32Array) -> Launch:
+        starts, counts = plan.starts[rows], plan.counts[rows]
+        context_blocks = -(-int(starts.max()) // self.block_size)
+        bucket = self.buckets.find_prompt(len(rows), int(counts.max()), context_blocks)
+        key = ShapeKey(Phase.PREFILL, bucket.rows, bucket.query_len, bucket.blocks)
+        return padded_launch(key, rows, plan.slots[rows], starts, counts)
+
+    def _grouped(self, plan: StepPlan, rows: Int32Array) -> Iterator[Int32Array]:
+        """Rows with context alone; the others in groups of similar length, longest first."""
+        fresh = rows
+        if self.max_prompt_rows == 1:
+            yield from rows[:, None]
+            return
+        has_context = plan.starts[rows] > 0
+        yield from rows[has_context][:, None]
+        fresh = rows[~has_context]
+        fresh = fresh[np.argsort(-plan.counts[fresh], kind="stable")]
+        for begin in range(0, len(fresh), self.max_prompt_rows):
+            yield np.sort(fresh[begin : begin + self.max_prompt_rows])
+
+
+def padded_launch(
+    key: ShapeKey,
+    plan_rows: Int32Array,
+    slots: Int32Array,
+    starts: Int32Array,
+    counts: Int32Array,
+) -> Launch:
+    """These rows in a launch of exactly the shape of `key`."""
+    num_real, rows, query_len = len(slots), key.rows, key.query_len
+    assert num_real <= rows and (not num_real or int(counts.max()) <= query_len), (key, counts)
+    padded_slots, padded_starts, padded_counts = np.zeros((3, rows), np.int32)
+    padded_slots[:num_real] = slots  # behind them the dummy slot, which is slot 0
+    padded_starts[:num_real] = starts
+    padded_counts[:num_real] = counts
+    if query_len == 1:
+        positions = padded_starts
+        token_rows = np.arange(rows, dtype=np.int32)
+    else:
+        offset = np.arange(query_len, dtype=np.int32)
+        positions = np.where(
+            offset < padded_counts[:, None], padded_starts[:, None] + offset, np.int32(0)
+        ).reshape(-1)
+        token_rows = np.repeat(np.arange(rows, dtype=np.int32), query_len)
+    return Launch(
+        key=key,
+        plan_rows_np=plan_rows,
+        slots_np=padded_slots,
+        starts_np=padded_starts,
+        counts_np=padded_counts,
+        query_start_np=np.arange(rows + 1, dtype=np.int32) * np.int32(query_len),
+        positions_np=positions,
+        token_rows_np=token_rows,
+        is_padded=True,
+    )
