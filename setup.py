@@ -21,6 +21,8 @@ NATIVE_BUILD = ROOT / "csrc" / "build.py"
 
 def target_device() -> str:
     device = os.environ.get("VLLM_TARGET_DEVICE", "").strip().lower() or "cpu"
+    if device == "auto":
+        device = "cpu"  # what an engine finds when it starts; only the CPU needs a build
     if device not in DEVICES:
         raise SystemExit(f"VLLM_TARGET_DEVICE={device}: must be one of {', '.join(DEVICES)}.")
     if device == "cuda":

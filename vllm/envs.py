@@ -8,100 +8,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm.errors import ConfigError
+from vllm.hpu_variables import HPU_VARIABLES
+from vllm.variable import BOOLEAN, Variable, boolean, gibibytes, level, one_of, port, seconds
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
 
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """One environment variable. `parse` raises ValueError on text it does not allow."""
-
-    name: str
-    default: Any
-    parse: Callable[[str], Any]
-    allowed: str  # for people: "... must be <allowed>"
-    help: str
-    has_effect: bool = True  # False: accepted, as other engines read it; `help` says why
-
-    def read(self, environ: Mapping[str, str]) -> Any:
-        """The value in `environ`, or the default. Empty is not set. Raises ConfigError."""
-        text = environ.get(self.name, "").strip()
-        if not text:
-            return self.default
-        try:
-            return self.parse(text)
-        except ValueError:
-            raise ConfigError(
-                f"environment variable {self.name}={text!r}: must be {self.allowed}. "
-                f"Correct it or unset it."
-            ) from None
-
-
-def _boolean(text: str) -> bool:
-    word = text.lower()
-    if word in _TRUE:
-        return True
-    if word in _FALSE:
-        return False
-    raise ValueError(text)
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            raise ValueError(text)
-        return text.lower()
-
-    return parse
-
-
-def _level(text: str) -> str:
-    return _one_of("debug", "info", "warning", "error", "critical")(text).upper()
-
-
-def _gibibytes(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 65536:
-        raise ValueError(text)
-    return value
-
-
-def _seconds(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-_BOOLEAN = "0 or 1"
 
 VARIABLES: tuple[Variable, ...] = (
     Variable(
         "VLLM_TARGET_DEVICE",
-        "cpu",
-        _one_of("cpu", "hpu", "cuda"),
-        "cpu, hpu or cuda",
-        "Kind of device: what setup.py builds for, and what --device auto stands for.",
+        "auto",
+        one_of("auto", "cpu", "hpu", "cuda"),
+        "auto, cpu, hpu or cuda",
+        "Kind of device: what setup.py builds for (cpu unless set), and what --device auto stands "
+        "for (auto: hpu where there is a Gaudi, else cpu).",
     ),
     Variable(
         "VLLM_CPU_KVCACHE_SPACE",
         0.0,
-        _gibibytes,
+        gibibytes,
         "a number of GiB, 0 or more",
         "GiB of memory for the KV cache on the CPU; 0: what --gpu-memory-utilization leaves. "
         "--kv-cache-memory-bytes wins over it.",
@@ -116,42 +45,42 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "VLLM_CPU_ISA",
         "auto",
-        _one_of("auto", "baseline", "avx2", "avx512"),
+        one_of("auto", "baseline", "avx2", "avx512"),
         "auto, baseline, avx2 or avx512",
         "Instruction set of the CPU kernels; auto: the best this machine has.",
     ),
     Variable(
         "VLLM_LOGGING_LEVEL",
         "INFO",
-        _level,
+        level,
         "DEBUG, INFO, WARNING, ERROR or CRITICAL",
         "Least severity that is logged.",
     ),
     Variable(
         "VLLM_CONFIGURE_LOGGING",
         True,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Set up logging of the `vllm` loggers; 0: leave it to the application.",
     ),
     Variable(
         "VLLM_DELAYED_SAMPLING",
         None,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "1: --pipeline-depth of at least 2; 0: of 1. Unset: the device decides.",
     ),
     Variable(
         "VLLM_ENABLE_V1_MULTIPROCESSING",
         False,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Run the engine of the `LLM` class in a process of its own. The server always does.",
     ),
     Variable(
         "VLLM_WORKER_MULTIPROC_METHOD",
         "spawn",
-        _one_of("spawn"),
+        one_of("spawn"),
         "spawn (a forked process inherits threads and locks in an unknown state)",
         "Checked only: worker processes are always spawned.",
         has_effect=False,
@@ -159,8 +88,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
         False,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Allow a --max-model-len above what the checkpoint was made for; results may be poor.",
     ),
     Variable(
@@ -173,29 +102,29 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",
         5,
-        _seconds,
+        seconds,
         "a whole number of seconds, 1 or more",
         "Seconds that the server keeps an idle connection open.",
     ),
     Variable(
         "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH",
         False,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "1: a server whose engine died goes on, answering 503. 0: it ends with exit code 1.",
     ),
     Variable(
         "VLLM_SERVER_DEV_MODE",
         False,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Offer the server's endpoints for development, such as /reset_prefix_cache.",
     ),
     Variable(
         "VLLM_ENABLE_RESPONSES_API_STORE",
         True,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Keep what /v1/responses answers, as many as there is room for; 0: nothing is kept.",
     ),
     Variable(
@@ -210,7 +139,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "VLLM_PORT",
         0,
-        _port,
+        port,
         "a port, 1 to 65535",
         "Accepted without effect: processes of one engine talk over files, not ports. The server's "
         "port is --port.",
@@ -227,27 +156,28 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "VLLM_USE_V1",
         None,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Accepted without effect: there is one engine.",
         has_effect=False,
     ),
     Variable(
         "VLLM_NO_USAGE_STATS",
         False,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Accepted without effect: no usage statistics are collected.",
         has_effect=False,
     ),
     Variable(
         "VLLM_DO_NOT_TRACK",
         False,
-        _boolean,
-        _BOOLEAN,
+        boolean,
+        BOOLEAN,
         "Accepted without effect: no usage statistics are collected.",
         has_effect=False,
     ),
+    *HPU_VARIABLES,
 )
 
 _TABLE = {variable.name: variable for variable in VARIABLES}
@@ -271,6 +201,10 @@ class Environment:
     def is_set(self, name: str) -> bool:
         assert name in _TABLE, name
         return bool(self._environ.get(name, "").strip())
+
+    def text(self, name: str) -> str:
+        """What a variable that is not declared is set to; empty if it is not."""
+        return self._environ.get(name, "").strip()
 
     def set_without_effect(self) -> list[str]:
         """Variables that are set, and accepted only for compatibility."""

@@ -14,21 +14,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Capabilities", "Device", "HostCopy", "MemoryInfo", "Platform", "current_platform"]
 
-_PLANNED = ("hpu", "cuda")
-
-
 @cache
 def _named(name: str) -> Platform:
     if name == "cpu":
         from vllm.platforms.cpu import CpuPlatform
 
         return CpuPlatform()
-    if name in _PLANNED:
-        raise ConfigError(f"--device {name}: not supported by this version yet; use --device cpu")
-    raise ConfigError(f"--device {name}: no such device; choose auto or cpu")
+    if name == "hpu":
+        from vllm.platforms.hpu import HpuPlatform
+
+        return HpuPlatform()
+    if name == "cuda":
+        raise ConfigError("--device cuda: not supported by this version yet; use hpu or cpu")
+    raise ConfigError(f"--device {name}: no such device; choose auto, hpu or cpu")
+
+
+@cache
+def _found() -> str:
+    """The kind of device this machine has."""
+    from vllm.platforms.hpu import bridge
+
+    return "hpu" if bridge.num_devices() > 0 else "cpu"
 
 
 def current_platform(which: str | VllmConfig = "auto") -> Platform:
     """The platform named (or that of a config); the same object every time. Raises ConfigError."""
     name = which if isinstance(which, str) else which.device.device
-    return _named(envs.VLLM_TARGET_DEVICE if name == "auto" else name)
+    if name == "auto":
+        name = envs.VLLM_TARGET_DEVICE
+    return _named(_found() if name == "auto" else name)
