@@ -1,0 +1,91 @@
+"""Environment variables of the HPU platform; vllm/envs.py reads them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vllm.variable import BOOLEAN, Variable, boolean, count, one_of, share
+
+HPU_VARIABLES: Final[tuple[Variable, ...]] = (
+    Variable(
+        "VLLM_SKIP_WARMUP",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU: 1: start without warm-up; the first request of each shape waits for its compilation.",
+    ),
+    Variable(
+        "VLLM_GRAPH_RESERVED_MEM",
+        0.1,
+        share,
+        "a share between 0 and 1",
+        "HPU: share of the usable memory that is kept for captured graphs.",
+    ),
+    Variable(
+        "VLLM_GRAPH_PROMPT_RATIO",
+        0.3,
+        share,
+        "a share between 0 and 1",
+        "HPU: share of the memory for graphs that prompt graphs get; what one phase leaves, the "
+        "other may use.",
+    ),
+    Variable(
+        "VLLM_GRAPH_PROMPT_STRATEGY",
+        "min_tokens",
+        one_of("min_tokens", "max_bs"),
+        "min_tokens or max_bs",
+        "HPU: which prompt graphs are captured first: those of few tokens or of many rows.",
+    ),
+    Variable(
+        "VLLM_GRAPH_DECODE_STRATEGY",
+        "max_bs",
+        one_of("min_tokens", "max_bs"),
+        "min_tokens or max_bs",
+        "HPU: which decode graphs are captured first: those of few tokens or of many rows.",
+    ),
+    Variable(
+        "VLLM_CONFIG_HIDDEN_LAYERS",
+        1,
+        count,
+        "a whole number, 0 or more",
+        "HPU, lazy mode: decoder layers per graph of the compiler; 0: all in one.",
+    ),
+    Variable(
+        "VLLM_T_COMPILE_REGIONAL_COMPILATION",
+        True,
+        boolean,
+        BOOLEAN,
+        "HPU, torch.compile: compile the layers of the model one by one instead of all at once.",
+    ),
+    Variable(
+        "VLLM_T_COMPILE_DYNAMIC_SHAPES",
+        True,
+        boolean,
+        BOOLEAN,
+        "HPU, torch.compile: trace once for all shapes; 0: once for each. Either way every shape "
+        "is compiled for the device.",
+    ),
+    Variable(
+        "VLLM_T_COMPILE_FULLGRAPH",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU, torch.compile: refuse graph breaks.",
+    ),
+    Variable(
+        "VLLM_FULL_WARMUP",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU, torch.compile: check no guards after warm-up. A shape that was not warmed up then "
+        "fails its step.",
+    ),
+    Variable(
+        "VLLM_HANDLE_TOPK_DUPLICATES",
+        None,
+        boolean,
+        BOOLEAN,
+        "Accepted without effect: tokens as likely as the last one that top_k keeps are kept.",
+        has_effect=False,
+    ),
+)
