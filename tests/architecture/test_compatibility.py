@@ -13,6 +13,8 @@ from fastapi.routing import APIRoute
 
 from tests.entrypoints.openai.conftest import make_context
 from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
+from vllm import envs
+from vllm.config import unavailable_variables
 from vllm.config.legacy import LEGACY
 from vllm.config.unavailable import UNAVAILABLE
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -28,6 +30,30 @@ from vllm.utils.argparse import FlexibleArgumentParser
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 WORKS = {"same", "different", "ours"}
 ROW = re.compile(r"^\| `([^`]+)` \| ([a-z ]+) \|(.*)\|$")
+
+BARE = frozenset(["HPU_ALIGNED_SCALE", "MAX_EXPERTS_PER_SLICE", "QUANT_CONFIG"])
+# Without their VLLM_; buckets are in `variables_on_gaudi`.
+ON_GAUDI = """
+    HPU_ALIGNED_SCALE MAX_EXPERTS_PER_SLICE QUANT_CONFIG ALIBI_USE_FLOAT32_BIASES
+    BUCKETING_FROM_FILE BUCKETING_STRATEGY COMPACT_GDN CONFIG_HIDDEN_LAYERS CONTIGUOUS_PA
+    COS_SIN_RECOMPUTE DEBUG DEFRAG DEFRAG_THRESHOLD DEFRAG_WITH_GRAPHS DELAYED_SAMPLING
+    DEVELOPER_MODE DISABLE_MARK_SCALES_AS_CONST DYNAMIC_KV_QUANT ENABLE_BUCKETING
+    ENGINE_ITERATION_TIMEOUT_S EXPONENTIAL_BUCKETING FP32_SOFTMAX FULL_WARMUP
+    FUSEDSDPA_SLIDE_THLD FUSED_BLOCK_SOFTMAX FUSED_BLOCK_SOFTMAX_ADJUSTMENT GC_THR_MULTIPLIER
+    GRAPH_DECODE_STRATEGY GRAPH_PROMPT_RATIO GRAPH_PROMPT_STRATEGY GRAPH_RESERVED_MEM
+    HANDLE_TOPK_DUPLICATES HPU_CONVERT_TO_FP8UZ HPU_FORCE_CHANNEL_FP8 HPU_FORCE_MARK_STEP
+    HPU_FSDPA_SLICE_CHUNK_SIZE HPU_FSDPA_SLICE_ENABLED HPU_FSDPA_SLICE_SEQ_LEN_THLD
+    HPU_FSDPA_SLICE_WITH_GRAPH_BREAKS HPU_HETERO_KV_LAYOUT HPU_LOG_STEP_CPU_FALLBACKS
+    HPU_LOG_STEP_CPU_FALLBACKS_ALL HPU_LOG_STEP_GRAPH_COMPILATION
+    HPU_LOG_STEP_GRAPH_COMPILATION_ALL HPU_MULTI_MODEL_CONFIG HPU_NIXL_JOINT_KV
+    HPU_NIXL_STAGING_SLOTS MERGED_PREFILL MM_WARMUP_OUTSIDE_COMPILE_ONLY MOE_CHUNK
+    MOE_TOKEN_BOUNDARY MULTIMODAL_BUCKETS MULTIMODAL_RESOLUTIONS NIXL_ABORT_REQUEST_TIMEOUT
+    NIXL_SIDE_CHANNEL_HOST NIXL_SIDE_CHANNEL_PORT PROFILER_ENABLED PROFILE_DECODE PROFILE_PROMPT
+    PROFILE_STEPS PROMPT_USE_FLEX_ATTENTION PROMPT_USE_FUSEDSDPA PT_PROFILE ROW_PARALLEL_CHUNKS
+    ROW_PARALLEL_CHUNK_THRESHOLD RPC_TIMEOUT SCALE_ADJUSTMENT SKIP_WARMUP SOFTMAX_CONST_NORM
+    SOFTMAX_CONST_VALUE TORCH_PROFILER_DIR T_COMPILE_DYNAMIC_SHAPES T_COMPILE_FULLGRAPH
+    T_COMPILE_REGIONAL_COMPILATION USE_FAKE_HPU WEIGHT_LOAD_FORCE_SYNC WORKER_MULTIPROC_METHOD
+"""
 
 
 def sections() -> dict[str, dict[str, str]]:
@@ -125,6 +151,38 @@ def served_routes() -> set[str]:
     app.include_router(development.router)
     hidden = {route.path for route in ui.router.routes if isinstance(route, APIRoute)}
     return set(app.openapi()["paths"]) | hidden
+
+
+def test_every_variable_is_in_the_table_with_what_it_does() -> None:
+    expected = {v.name: "works" if v.has_effect else "no effect" for v in envs.VARIABLES}
+    expected |= dict.fromkeys(unavailable_variables.NAMES, "not yet")
+    said = {
+        name: "works" if status in WORKS else status
+        for name, status in rows("Environment variables").items()
+        if status != "ignored"
+    }
+    assert said == expected, "docs/compatibility.md, Environment variables"
+    ignored = set(rows("Environment variables")) - set(said)
+    assert not ignored & set(expected)
+
+
+def test_every_variable_of_vllm_on_gaudi_is_in_the_table() -> None:
+    assert variables_on_gaudi() <= set(rows("Environment variables"))
+
+
+def variables_on_gaudi() -> set[str]:
+    """What the fork and the plug-in for Gaudi read."""
+    prefix = "VLLM_"
+    named = {word if word in BARE else prefix + word for word in ON_GAUDI.split()}
+    axes = {"PROMPT": ("BS", "QUERY", "SEQ", "CTX"), "DECODE": ("BS", "BLOCK")}
+    bounds = ("MIN", "STEP", "MAX", "PAD_MAX", "PAD_PERCENT")
+    return named | {
+        f"{prefix}{phase}_{axis}_BUCKET_{bound}"
+        for phase, names in axes.items()
+        for axis in names
+        for bound in bounds
+        if axis != "SEQ" or "PAD" not in bound  # the old name of QUERY, older than padding
+    }
 
 
 def test_every_metric_is_in_the_table() -> None:

@@ -9,6 +9,7 @@ from vllm.config.flags import shown_default
 from vllm.config.legacy import LEGACY
 from vllm.config.option import Setting, settings_of
 from vllm.config.unavailable import UNAVAILABLE
+from vllm.config.unavailable_variables import UNAVAILABLE_VARIABLES
 from vllm.config.vllm import GROUPS
 from vllm.entrypoints.openai.cli_args import server_settings
 from vllm.envs import VARIABLES
@@ -67,6 +68,11 @@ def _lines() -> Iterator[str]:
     yield "## Flags of features that are not available yet\n"
     yield "Their default is accepted; any other value is refused.\n"
     yield from _table(("flag", "missing"), ((f"`{row.flag}`", row.feature) for row in UNAVAILABLE))
+    yield "## Environment variables of features that are not available yet\n"
+    yield "What turns the feature off is accepted; any other value is refused.\n"
+    yield from _table(
+        ("variable", "missing"), ((f"`{row.name}`", row.feature) for row in UNAVAILABLE_VARIABLES)
+    )
 
 
 def _settings(settings: Iterable[Setting]) -> Iterator[str]:

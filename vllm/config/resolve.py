@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from vllm.config import legacy, unavailable
+from vllm.config import legacy, unavailable, unavailable_variables
 from vllm.config.cache import CacheConfig
 from vllm.config.checks import cross_check
 from vllm.config.device import DeviceConfig
@@ -65,7 +65,8 @@ def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Dra
     from vllm.platforms import current_platform
 
     env.check()
-    for name in env.unknown():
+    unavailable_variables.check_all(env)
+    for name in sorted(set(env.unknown()) - unavailable_variables.NAMES):
         hint = did_you_mean(name, env.known())
         logger.warning_once("%s has no effect: there is no such variable.%s", name, hint)
     arguments = args.values()
