@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
 from vllm.hpu_variables import HPU_VARIABLES
 from vllm.variable import BOOLEAN, Variable, boolean, gibibytes, level, one_of, port, seconds
 
@@ -178,6 +179,7 @@ VARIABLES: tuple[Variable, ...] = (
         has_effect=False,
     ),
     *HPU_VARIABLES,
+    *HPU_KERNEL_VARIABLES,
 )
 
 _TABLE = {variable.name: variable for variable in VARIABLES}

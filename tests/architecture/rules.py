@@ -19,7 +19,8 @@ MAX_RUNNER_LINES = 500
 
 FOUNDATION = (
     "errors version logger envs utils sampling_params pooling_params outputs inputs distributed "
-    "logprobs sequence structured_params variable hpu_variables"
+    "logprobs sequence structured_params variable hpu_variables "
+    "hpu_kernel_variables"
 ).split()
 # Packages from low to high: a module imports its own level and what is below.
 LEVELS: tuple[tuple[str, ...], ...] = (

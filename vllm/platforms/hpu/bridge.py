@@ -111,3 +111,11 @@ def acquire(index: int) -> Any:
 
 def mode_name() -> str:
     return "lazy mode" if is_lazy() else "eager mode with torch.compile"
+
+
+@cache
+def is_gaudi3() -> bool:
+    if num_devices() == 0:
+        return False
+    experimental = module("utils.experimental")
+    return bool(experimental._get_device_type() == experimental.synDeviceType.synDeviceGaudi3)

@@ -11,7 +11,7 @@ from vllm.attention.interface import AttentionBackend, AttentionSpec
 from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention, KVCacheSpec
 from vllm.errors import NotAvailable
 from vllm.platforms.hpu.attention import cache as kv
-from vllm.platforms.hpu.attention.decode import decode_attention, merge, weigh
+from vllm.platforms.hpu.attention.decode import decode_attention
 from vllm.platforms.hpu.attention.expansion import expand_decode, expand_prompt
 from vllm.platforms.hpu.attention.metadata import (
     DecodeMeta,
@@ -20,8 +20,17 @@ from vllm.platforms.hpu.attention.metadata import (
     PromptTables,
 )
 from vllm.platforms.hpu.attention.planning import GroupShape, Rows, plan_decode, plan_prompt
-from vllm.platforms.hpu.attention.prompt import naive_attention
-from vllm.platforms.hpu.attention.settings import AttentionSettings
+from vllm.platforms.hpu.attention.prompt import (
+    FlexAttention,
+    FusedAttention,
+    Heads,
+    NaiveAttention,
+    PromptAttention,
+)
+from vllm.platforms.hpu.attention.settings import AttentionSettings, attention_settings
+from vllm.platforms.hpu.attention.sliced import SlicedAttention
+from vllm.platforms.hpu.attention.softmax import block_softmax
+from vllm.platforms.hpu.kernels import Kernels, installed
 from vllm.worker.planner import Phase
 
 if TYPE_CHECKING:
@@ -45,12 +54,19 @@ class HpuAttention(AttentionBackend):
 
     name = "hpu"
 
-    def __init__(self, settings: AttentionSettings) -> None:
+    def __init__(self, settings: AttentionSettings, kernels: Kernels | None = None) -> None:
+        """`kernels`: by default what is installed. Raises ConfigError if a wanted one is not."""
+        kernels = installed() if kernels is None else kernels
         self.settings = settings
+        self.softmax = block_softmax(settings, kernels)
+        self.prompt = prompt_attention(settings, kernels)
+        # The kernels want the mask in the dtype of queries.
+        is_naive = isinstance(self.prompt, NaiveAttention)
+        self.mask_dtype = settings.softmax_dtype if is_naive else settings.dtype
 
     @classmethod
     def create(cls, config: VllmConfig) -> HpuAttention:
-        return cls(AttentionSettings(dtype=config.model.dtype))
+        return cls(attention_settings(config))
 
     @classmethod
     def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
@@ -86,16 +102,30 @@ class HpuAttention(AttentionBackend):
             # The blocks in a window are few, and anywhere in the cache.
             contiguous = self.settings.contiguous and shape.window is None
             lists = plan_decode(rows, table, shape, num_blocks, contiguous)
-            return DecodeMeta(*map(upload, lists), shape.block_size, contiguous)
+            return DecodeMeta(
+                block_list=upload(lists.block_list),
+                block_groups=upload(lists.block_groups),
+                block_range=upload(lists.block_range),
+                slot_mapping=upload(lists.slot_mapping),
+                block_size=shape.block_size,
+                contiguous=contiguous,
+            )
         num_blocks = shape.context_blocks(key.kv_blocks)
         prompts = plan_prompt(rows, table, shape, key.query_len, num_blocks)
-        return PromptMeta(*map(upload, prompts), shape.block_size, shape.window or 0)
+        return PromptMeta(
+            query_lens=upload(prompts.query_lens),
+            context_lens=upload(prompts.context_lens),
+            context_blocks=upload(prompts.context_blocks),
+            slot_mapping=upload(prompts.slot_mapping),
+            block_size=shape.block_size,
+            window=shape.window or 0,
+        )
 
     def expand(self, meta: Meta) -> Tables:
         settings = self.settings
         if isinstance(meta, DecodeMeta):
             return expand_decode(meta, settings.dtype, settings.softmax_dtype)
-        return expand_prompt(meta, settings.softmax_dtype, causal_kernel=False)
+        return expand_prompt(meta, self.mask_dtype, self.prompt.needs_mask)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, cache: Tensor, meta: Tables, spec: AttentionSpec
@@ -103,7 +133,7 @@ class HpuAttention(AttentionBackend):
         kv.write(cache, k, v, meta.slot_mapping, spec)
         if isinstance(meta, DecodeTables):
             keys, values = kv.read_listed(cache, meta, spec)
-            return decode_attention(q, keys, values, meta, spec, weigh, merge)
+            return decode_attention(q, keys, values, meta, spec, self.softmax)
         return self._prompt(q, k, v, cache, meta, spec)
 
     def _prompt(
@@ -118,10 +148,23 @@ class HpuAttention(AttentionBackend):
         num_rows, num_blocks = meta.context_blocks.shape
         if spec.latent_dim:
             v = k  # with the rotary part behind it, which is cut off the result
-        q, k, v = (x.unflatten(0, (num_rows, -1)) for x in (q, k, v))  # [R, Q, N or K, D]
+        q, k, v = (x.view(num_rows, -1, *x.shape[1:]) for x in (q, k, v))  # [R, Q, N or K, D]
         if num_blocks:
             past_k, past_v = kv.read_context(cache, meta, spec)
             k, v = torch.cat((past_k, k), 1), torch.cat((past_v, v), 1)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [R, N or K, Q or S, D]
-        out = naive_attention(q, k, v, meta.mask, spec).transpose(1, 2).flatten(0, 1)
+        out = self.prompt(Heads(q, k, v), meta, spec).transpose(1, 2).flatten(0, 1)
         return out[..., : spec.latent_dim] if spec.latent_dim else out
+
+
+def prompt_attention(settings: AttentionSettings, kernels: Kernels) -> PromptAttention:
+    naive = NaiveAttention(settings.softmax_dtype)
+    if settings.prompt == "flex":
+        return FlexAttention()
+    if settings.prompt == "naive" or kernels.fused_sdpa is None:
+        return naive
+    whole = FusedAttention(kernels.fused_sdpa, settings, naive)
+    if settings.slices is None or kernels.sdpa_forward is None:
+        return whole
+    end_graph = kernels.mark_step or (lambda: None)
+    return SlicedAttention(kernels.sdpa_forward, settings.slices, whole, end_graph)

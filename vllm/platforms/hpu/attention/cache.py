@@ -31,9 +31,9 @@ def read_listed(cache: Tensor, tables: DecodeTables, spec: AttentionSpec) -> tup
 
     block_size = tables.bias.shape[-1]
     if spec.latent_dim:
-        rows = read(cache.unflatten(0, (-1, block_size))).unsqueeze(2)  # [n, P, 1, width]
+        rows = read(cache.view(-1, block_size, cache.shape[1])).unsqueeze(2)  # [n, P, 1, width]
         return rows, rows[..., : spec.latent_dim]
-    keys, values = cache.unflatten(0, (2, -1, block_size)).unbind(0)
+    keys, values = cache.view(2, -1, block_size, *cache.shape[1:]).unbind(0)
     return read(keys), read(values)
 
 
@@ -50,7 +50,7 @@ def read_context(cache: Tensor, tables: PromptTables, spec: AttentionSpec) -> tu
         return found.view(num_rows, num_blocks * tables.block_size, spec.num_kv_heads, -1)
 
     if spec.latent_dim:
-        rows = read(cache.unflatten(0, (-1, tables.block_size)))
+        rows = read(cache.view(-1, tables.block_size, cache.shape[1]))
         return rows, rows
-    keys, values = cache.unflatten(0, (2, -1, tables.block_size)).unbind(0)
+    keys, values = cache.view(2, -1, tables.block_size, *cache.shape[1:]).unbind(0)
     return read(keys), read(values)

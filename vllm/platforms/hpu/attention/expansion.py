@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from vllm.platforms.hpu.attention.metadata import (
     PromptMeta,
     PromptTables,
 )
+
+# (query_len, context, window) of a launch, all in tokens.
+NeedsMask = Callable[[int, int, int], bool]
 
 
 def expand_decode(meta: DecodeMeta, dtype: torch.dtype, softmax_dtype: torch.dtype) -> DecodeTables:
@@ -33,17 +38,14 @@ def expand_decode(meta: DecodeMeta, dtype: torch.dtype, softmax_dtype: torch.dty
     )
 
 
-def expand_prompt(
-    meta: PromptMeta, softmax_dtype: torch.dtype, causal_kernel: bool
-) -> PromptTables:
-    """`causal_kernel`: without context and window, nobody will read the mask."""
+def expand_prompt(meta: PromptMeta, dtype: torch.dtype, needs_mask: NeedsMask) -> PromptTables:
     num_rows, num_blocks = meta.context_blocks.shape
     query_len = meta.slot_mapping.shape[0] // num_rows
-    if causal_kernel and num_blocks == 0 and meta.window == 0:
-        mask = meta.query_lens.new_empty(0, dtype=softmax_dtype)
+    context = num_blocks * meta.block_size
+    if needs_mask(query_len, context, meta.window):
+        mask = prompt_mask(meta.context_lens, context, query_len, meta.window, dtype)
     else:
-        context = num_blocks * meta.block_size
-        mask = prompt_mask(meta.context_lens, context, query_len, meta.window, softmax_dtype)
+        mask = meta.query_lens.new_empty(0, dtype=dtype)
     return PromptTables(
         query_lens=meta.query_lens,
         context_blocks=meta.context_blocks,
