@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,6 +19,8 @@ from vllm.structured_output.grammar import (
     DelayedGrammar,
     Grammar,
     GrammarError,
+    GuardedGrammar,
+    as_refusal,
     num_words,
 )
 from vllm.structured_params import StructuredOutputsParams
@@ -31,7 +34,13 @@ NUM_THREADS: Final = 2
 MAX_CACHED: Final = 256
 # A form that takes longer is given up; its thread ends by itself, as the text is of bounded size.
 DEADLINE_S: Final = 8.0
+# The libraries recurse as deep as a form is nested or its rules refer to each other, and end the
+# process at the end of the stack: 128 Ki characters need less than 64 MiB of this. Only what is
+# used becomes memory.
+STACK_BYTES: Final = 128 * 2**20
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Key = tuple[str | bool | None, ...]
 
 
@@ -61,7 +70,12 @@ class PendingGrammar:
     def poll(self) -> Grammar | None:
         """The grammar, once it is there. Raises GrammarError if there will be none."""
         if self.future.done():
-            return self._start(self.future.result())
+            try:
+                return self._start(self.future.result())
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic of Rust is not an Exception
+                raise as_refusal(error) from error
         if self._clock() >= self._deadline_s:
             raise GrammarError(
                 f"{self._params.kind} takes more than {DEADLINE_S:g} seconds to compile; simplify "
@@ -75,9 +89,10 @@ class PendingGrammar:
         grammar.fill_mask(first)
         if not first.any():
             raise GrammarError(f"{self._params.kind}: there is no text that meets it")
+        guarded = GuardedGrammar(grammar)
         if self._params.start_after:
-            return DelayedGrammar(grammar, self._params.start_after)
-        return grammar
+            return DelayedGrammar(guarded, self._params.start_after)
+        return guarded
 
 
 class GrammarCompiler:
@@ -142,7 +157,7 @@ class GrammarCompiler:
 
     def _start(self, backend: str, params: StructuredOutputsParams) -> Future[CompiledGrammar]:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
+            self._threads = _DeepThreads(NUM_THREADS, thread_name_prefix="grammar")
         if self._backends is None:
             self._backends = self._threads.submit(self._make_backends)
         return self._threads.submit(_compile, self._backends, backend, params)
@@ -160,6 +175,17 @@ class GrammarCompiler:
             except Exception as error:  # a kind of tokenizer that the library cannot read
                 logger.warning("guidance cannot be used with this tokenizer: %s", error)
         return backends
+
+
+class _DeepThreads(ThreadPoolExecutor):
+    """Threads with stacks of STACK_BYTES."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        usual = threading.stack_size(STACK_BYTES)
+        try:
+            return super().submit(fn, *args, **kwargs)  # which starts threads as they are needed
+        finally:
+            threading.stack_size(usual)
 
 
 def _compile(

@@ -8,11 +8,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
 MaskRow = NDArray[np.int32]  # one bit per token, least significant first; 1: allowed
 
 
 class GrammarError(ValueError):
     """A form that cannot be compiled, or can never be met; the text is for the user."""
+
+
+def as_refusal(error: BaseException) -> GrammarError:
+    """What ends the one request whose form made a library raise this, and not the engine."""
+    if isinstance(error, GrammarError):
+        return error
+    logger.error("a form made its library fail", exc_info=error)
+    return GrammarError(f"this form makes its compiler fail ({type(error).__name__})")
 
 
 class Grammar(Protocol):
@@ -72,6 +84,42 @@ class DelayedGrammar:
         self._last = [*self._last, token_id][-len(self._start_after) :]
         self._begun = self._last == self._start_after
         return True
+
+
+class GuardedGrammar:
+    """A grammar of a library that may raise anything: accept raises GrammarError, nothing else."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self._grammar = grammar
+        self._failure: GrammarError | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self._grammar.finished
+
+    @property
+    def restricts(self) -> bool:
+        return self._grammar.restricts
+
+    def fill_mask(self, out: MaskRow) -> None:
+        try:
+            self._grammar.fill_mask(out)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of Rust is not an Exception
+            # The plan that is being built goes on; the row's token is refused when it comes.
+            self._failure = as_refusal(error)
+            out.fill(-1)
+
+    def accept(self, token_id: int) -> bool:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return self._grammar.accept(token_id)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise as_refusal(error) from error
 
 
 def num_words(vocab_size: int) -> int:

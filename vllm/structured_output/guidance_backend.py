@@ -46,13 +46,12 @@ class GuidanceBackend:
     def compile(self, params: StructuredOutputsParams) -> GuidanceForm:
         """Raises GrammarError."""
         try:
-            text = self._grammar(params)
-            problem = self._library.LLMatcher.validate_grammar(text, self._tokenizer)
+            matcher = self._library.LLMatcher(self._tokenizer, self._grammar(params))
         except Exception as error:  # whatever the library raises, the form is at fault
             raise GrammarError(str(error)[:500] or type(error).__name__) from error
-        if problem:
-            raise GrammarError(problem.partition("\n")[0][:500])
-        return GuidanceForm(self._library, self._tokenizer, text, self._eos)
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error().partition("\n")[0][:500])
+        return GuidanceForm(matcher, self._eos)
 
     def _grammar(self, params: StructuredOutputsParams) -> str:
         matcher, spec = self._library.LLMatcher, params.spec
@@ -78,17 +77,13 @@ class GuidanceBackend:
 
 
 class GuidanceForm:
-    def __init__(self, library: Any, tokenizer: Any, text: str, eos: frozenset[int]) -> None:
-        self._library = library
-        self._tokenizer = tokenizer
-        self._text = text
+    def __init__(self, matcher: Any, eos: frozenset[int]) -> None:
+        # Copied, not made again: that recurses, and the stack of the scheduler's thread is small.
+        self._matcher = matcher
         self._eos = eos
 
     def start(self) -> Grammar:
-        matcher = self._library.LLMatcher(self._tokenizer, self._text)
-        if matcher.is_error():
-            raise GrammarError(matcher.get_error()[:500])
-        return GuidanceState(matcher, self._eos)
+        return GuidanceState(self._matcher.deep_copy(), self._eos)
 
 
 class GuidanceState:

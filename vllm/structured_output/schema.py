@@ -27,7 +27,7 @@ _ASSERTIONS: Final = (
     {"type", *_LEADERS} | _OF_STRINGS | _OF_OBJECTS | _OF_ARRAYS | _OF_NUMBERS | _IGNORED
 )
 # Without a type, any of these makes xgrammar take the node for an object or an array.
-_TELLING: Final = frozenset({"properties", "patternProperties", "items", "prefixItems"})
+_TELLING: Final = frozenset({"properties", "items", "prefixItems"})
 _UNTYPED: Final = _OF_STRINGS | _OF_NUMBERS | _OF_OBJECTS | _OF_ARRAYS
 # Its patterns of these also match 31 February and 01.1.1.1.
 _LOOSE_FORMATS: Final = frozenset({"date", "date-time", "ipv4"})
@@ -41,6 +41,11 @@ _ALL_TYPES: Final = frozenset("object array string number integer boolean null".
 _MAX_HOPS: Final = 8
 # More names of members than these are not tried as what tells alternatives apart.
 _MAX_TAGS: Final = 16
+# Names and values looked at to tell alternatives apart, and parts of a schema written out again
+# where they were referred to. Of a text of 128 Ki characters that refers to one large part from
+# thousands of places there would be millions.
+_MAX_LOOKED_AT: Final = 200_000
+_MAX_COPIED: Final = 20_000
 
 
 def unenforced(schema: Any) -> str | None:
@@ -61,6 +66,7 @@ def with_tags_required(schema: Any) -> Any:
     A text without that member could be of several alternatives, which oneOf forbids.
     """
     unions = _Unions(schema)
+    room = _MAX_COPIED
     for node in list(_nodes(schema)):
         discriminator = node.get("discriminator")
         tag = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
@@ -69,27 +75,20 @@ def with_tags_required(schema: Any) -> Any:
             continue
         for index, member in enumerate(members):
             found = unions.resolve(member)
-            if isinstance(found, dict) and tag in _names(found.get("properties")):
-                members[index] = {
-                    **found,
-                    "required": sorted({*_names(found.get("required")), tag}),
-                }
+            if not isinstance(found, dict) or tag not in _names(found.get("properties")):
+                continue
+            required = _names(found.get("required"))
+            if tag in required or room < 0:
+                continue
+            room -= sum(1 + len(part) for part in _nodes(found))
+            if room >= 0:
+                members[index] = {**found, "required": sorted({*required, tag})}
     return schema
 
 
-def schemas_in_tag(tag: Any) -> Iterator[Any]:
-    """The JSON schemas of a structural tag, in either notation."""
-    todo = [tag]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, list):
-            todo += node
-        elif isinstance(node, dict):
-            for name, value in node.items():
-                if name in ("schema", "json_schema"):
-                    yield value
-                else:
-                    todo.append(value)
+def limits_strings(schema: Any) -> bool:
+    """Whether there is a limit of a string anywhere in it."""
+    return any(_OF_STRINGS & node.keys() for node in _nodes(schema))
 
 
 def _keyword(node: Node) -> str | None:
@@ -132,8 +131,12 @@ def _implies_type(node: Node, leader: str, unions: _Unions) -> bool:
 def _of_type(node: Node) -> str | None:
     if any(name in node for name in _LEADERS):
         return None
+    if "type" in node and not 0 < len(_names_of_types(node["type"])) <= len(_ALL_TYPES):
+        return "a type that is no name and no list of few names"
     if "type" not in node and not _TELLING & node.keys() and (found := _UNTYPED & node.keys()):
         return f"{', '.join(sorted(found))} without a type"
+    if isinstance(most := node.get("maxLength"), int) and most < 0:
+        return "a negative maxLength"
     ways = _string_limits(node)
     if len(ways) > 1:
         return " beside ".join(ways)
@@ -162,8 +165,8 @@ def _of_members(node: Node) -> str | None:
     patterns = _names(node.get("patternProperties"))
     if len(patterns) > 1 or (patterns and declared):
         return "patternProperties beside others that may match"
-    if "propertyNames" in node and (declared or patterns):
-        return "propertyNames beside properties"
+    if "propertyNames" in node and (declared or patterns or "additionalProperties" in node):
+        return "propertyNames beside other keywords of members"
     return None
 
 
@@ -186,6 +189,7 @@ class _Unions:
         self._targets: dict[str, Any] = {}
         self._values: dict[int, _Values | None] = {}
         self._tags: dict[int, dict[str, frozenset[str]]] = {}
+        self._room = _MAX_LOOKED_AT
 
     def resolve(self, node: Any) -> Any:
         """A reference that has nothing beside it, followed; anything else as it is."""
@@ -199,6 +203,8 @@ class _Unions:
         return node
 
     def _target(self, reference: str) -> Any:
+        if "~" in reference or "%" in reference:
+            return None  # a name that is written in another way than it is
         found = self._root
         for name in reference[2:].split("/"):
             found = found.get(name) if isinstance(found, dict) else None
@@ -231,18 +237,33 @@ class _Unions:
         if not isinstance(members, list):
             return False
         nodes = [self.resolve(member) for member in members]
+        if len({id(node) for node in nodes}) < len(nodes):
+            return False
         listed = [values for node in nodes if (values := self.values(node)) is not None]
         others = [node for node in nodes if self.values(node) is None]
         objects = [node for node in others if self.types(node) == {"object"}]
         types = [self.types(node) for node in others if self.types(node) != {"object"}]
         if objects:
             types.append(frozenset({"object"}))
+        tags = [self._tags_of(node) for node in objects]
+        self._room -= sum(len(values.keys) for values in listed) + sum(map(len, tags))
+        if self._room < 0 or not _are_apart(types):
+            return False
         return (
             _are_apart([values.keys for values in listed])
-            and _are_apart(types)
-            and not any(values.types & _union(types) for values in listed)
-            and (len(objects) < 2 or _told_apart([self._tags_of(node) for node in objects]))
+            and _union([values.types for values in listed]).isdisjoint(_union(types))
+            and (len(tags) < 2 or self._told_apart(tags))
         )
+
+    def _told_apart(self, objects: list[dict[str, frozenset[str]]]) -> bool:
+        """Whether some member has other values in each of the objects."""
+        common = set(objects[0]).intersection(*objects[1:])
+        for name in sorted(common)[:_MAX_TAGS]:
+            values = [tags[name] for tags in objects]
+            self._room -= sum(map(len, values))
+            if self._room >= 0 and _are_apart(values):
+                return True
+        return False
 
     def _tags_of(self, node: Node) -> dict[str, frozenset[str]]:
         """Required members with few values, by name."""
@@ -255,12 +276,6 @@ class _Unions:
                     found[name] = values.keys
             self._tags[id(node)] = found
         return self._tags[id(node)]
-
-
-def _told_apart(objects: list[dict[str, frozenset[str]]]) -> bool:
-    """Whether some member has other values in each of the objects."""
-    common = set(objects[0]).intersection(*objects[1:])
-    return any(_are_apart([tags[name] for tags in objects]) for name in sorted(common)[:_MAX_TAGS])
 
 
 def _are_apart(sets: list[frozenset[str]]) -> bool:
@@ -283,7 +298,7 @@ def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
             for name, value in node.items():
                 if name in _MAPS and isinstance(value, dict):
                     todo += value.values()
-                elif name == "propertyNames" and isinstance(value, dict):
+                elif name == "propertyNames" and isinstance(value, dict) and "$ref" not in value:
                     todo.append({"type": "string", **value})
                 elif name not in _DATA:
                     todo.append(value)
@@ -300,8 +315,15 @@ def _listed(node: Any) -> list[Any] | None:
 
 def _key(value: Any) -> str:
     """Equal for values that JSON schema holds equal: 1 and 1.0, but not 1 and true."""
-    whole = isinstance(value, float) and value.is_integer()
-    return json.dumps(int(value) if whole else value, sort_keys=True)
+    return json.dumps(_with_whole_numbers(value), sort_keys=True)
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_whole_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_whole_numbers(item) for name, item in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _type_of(value: Any) -> str:
@@ -315,8 +337,14 @@ def _type_of(value: Any) -> str:
 
 def _types(named: Any) -> frozenset[str]:
     """Names of types; a number may be an integer."""
-    names = _names(named if isinstance(named, list) else [named])
+    names = _names_of_types(named)
+    if len(names) > len(_ALL_TYPES):
+        return _ALL_TYPES
     return frozenset(names | {"integer"} if "number" in names else names)
+
+
+def _names_of_types(named: Any) -> set[str]:
+    return _names(named if isinstance(named, list) else [named])
 
 
 def _names(value: Any) -> set[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vllm.structured_output.cost import num_optional
+from vllm.structured_output.cost import is_lark, num_optional
 from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
-from vllm.structured_output.schema import schemas_in_tag, unenforced, with_tags_required
+from vllm.structured_output.schema import limits_strings, unenforced, with_tags_required
+from vllm.structured_output.structural_tag import Content, contents, read_tag, with_contents
 from vllm.structured_params import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ _MAX_WHITESPACE = 32
 # Of strings with a length xgrammar 0.2.8 lets characters be raw that JSON wants escaped.
 _LOOSE_CHARACTER = r"""[^\"\\\r\n]"""
 _STRING_CHARACTER = r"""[^\0-\x1f\"\\\r\n]"""
-_LARK_RULE = re.compile(r"^\s*[?!]?\w[\w.]*\s*:(?!:=)", re.MULTILINE)
 
 
 class XGrammarBackend:
@@ -48,10 +49,9 @@ class XGrammarBackend:
             return f"more than {_MAX_OPTIONAL} optional parts in one sequence"
         if params.whitespace_pattern is not None:
             return "whitespace_pattern"
-        for schema in _schemas(params):
-            if (problem := unenforced(schema)) is not None:
-                return f"schemas with {problem}"
-        if params.kind == "grammar" and _is_lark(params.spec):
+        if (problem := _unenforced(params)) is not None:
+            return f"schemas with {problem}"
+        if params.kind == "grammar" and is_lark(params.spec):
             return "grammars in Lark's notation"
         return None
 
@@ -66,47 +66,52 @@ class XGrammarBackend:
     def _compile(self, params: StructuredOutputsParams) -> Any:
         compiler, spec = self._compiler, params.spec
         if params.kind == "json":
-            (schema,) = _schemas(params)
+            schema = with_tags_required(json.loads(spec))
             strict = params.disable_additional_properties
-            return self._compile_schema(json.dumps(schema), params, strict)
+            return self._compile_schema(schema, params, strict)
         if params.kind == "json_object":
             # Of an object, which the builtin grammar of any JSON value is not.
-            return self._compile_schema('{"type": "object"}', params, strict=False)
+            return self._compile_schema({"type": "object"}, params, strict=False)
         if params.kind == "regex":
             return compiler.compile_regex(spec)
         if params.kind == "choice":
             alternatives = " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(spec))
             return compiler.compile_grammar(f"root ::= {alternatives}")
         if params.kind == "structural_tag":
-            return self._compile_structural_tag(json.loads(spec))
+            tag = with_contents(read_tag(spec), partial(self._checked_content, params))
+            return compiler.compile_structural_tag(tag)
         return compiler.compile_grammar(spec)
 
-    def _compile_schema(self, schema: str, params: StructuredOutputsParams, strict: bool) -> Any:
+    def _compile_schema(self, schema: Any, params: StructuredOutputsParams, strict: bool) -> Any:
         grammar = self._library.Grammar.from_json_schema(
-            schema,
+            json.dumps(schema),
             any_whitespace=not params.disable_any_whitespace,
             max_whitespace_cnt=_MAX_WHITESPACE,
             strict_mode=strict,
         )
-        return self._compile_strict_strings(grammar)
-
-    def _compile_strict_strings(self, grammar: Any) -> Any:
-        text = str(grammar)
-        if _LOOSE_CHARACTER in text:
-            grammar = self._library.Grammar.from_ebnf(
-                text.replace(_LOOSE_CHARACTER, _STRING_CHARACTER)
-            )
+        if (text := _with_strict_strings(str(grammar))) is not None:
+            grammar = self._library.Grammar.from_ebnf(text)
         return self._compiler.compile_grammar(grammar)
 
-    def _compile_structural_tag(self, tag: dict[str, Any]) -> Any:
-        if "format" in tag:
-            return self._compiler.compile_structural_tag(tag)
-        # As it was written before there were formats: tags in free text, begun by triggers.
-        items = [
-            self._library.StructuralTagItem(begin=s["begin"], schema=s["schema"], end=s["end"])
-            for s in tag["structures"]
-        ]
-        return self._compiler.compile_structural_tag(items, tag["triggers"])
+    def _checked_content(self, params: StructuredOutputsParams, content: Content) -> Any:
+        """What a structural tag has between its ends, as a grammar where the library's is loose."""
+        plain = content.keys() <= {"type", "json_schema", "max_whitespace_cnt", "any_order"}
+        if plain and content.get("type") == "json_schema":
+            grammar = self._library.Grammar.from_json_schema(
+                json.dumps(content["json_schema"]),
+                any_whitespace=not params.disable_any_whitespace,
+                max_whitespace_cnt=content.get("max_whitespace_cnt") or _MAX_WHITESPACE,
+                any_order=content.get("any_order") is True,
+            )
+            return {
+                "type": "grammar",
+                "grammar": _with_strict_strings(str(grammar)) or str(grammar),
+            }
+        grammar = self._library.Grammar.from_structural_tag(
+            {"type": "structural_tag", "format": content}
+        )
+        text = _with_strict_strings(str(grammar))
+        return content if text is None else {"type": "grammar", "grammar": text}
 
 
 class XGrammarForm:
@@ -141,17 +146,24 @@ class XGrammarState:
         return bool(self._matcher.accept_token(token_id))
 
 
-def _schemas(params: StructuredOutputsParams) -> list[Any]:
-    """What of a form is JSON schema."""
+def _unenforced(params: StructuredOutputsParams) -> str | None:
+    """What of the JSON schemas in a form the library would not hold the output to, in words."""
     if params.kind == "json":
-        return [with_tags_required(json.loads(params.spec))]
+        return unenforced(with_tags_required(json.loads(params.spec)))
     if params.kind == "structural_tag":
-        return list(schemas_in_tag(json.loads(params.spec)))
-    return []
+        for content in contents(read_tag(params.spec)):
+            if (problem := unenforced(content["json_schema"])) is not None:
+                return problem
+            if content.get("excludes") and limits_strings(content["json_schema"]):
+                return "limits of strings beside excludes"
+    return None
 
 
-def _is_lark(text: str) -> bool:
-    return "::=" not in text and bool(_LARK_RULE.search(text))
+def _with_strict_strings(grammar: str) -> str | None:
+    """The grammar with none but characters that JSON allows in strings; None: it is one already."""
+    if _LOOSE_CHARACTER not in grammar:
+        return None
+    return grammar.replace(_LOOSE_CHARACTER, _STRING_CHARACTER)
 
 
 def _reason(error: Exception) -> str:
