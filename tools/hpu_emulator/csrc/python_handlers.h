@@ -1,0 +1,13 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+namespace hpu_emulator {
+
+// `name` is one of acquire, sync, fallback, compilation, bad_index, narrowing; None removes.
+void set_handler(const std::string& name, pybind11::object callback);
+
+}  // namespace hpu_emulator

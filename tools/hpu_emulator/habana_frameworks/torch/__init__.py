@@ -1,0 +1,10 @@
+"""PyTorch on an emulated HPU: importing registers the device."""
+
+from __future__ import annotations
+
+import hpu_emulator.runtime
+from habana_frameworks.torch import core, hpu, utils
+
+hpu_emulator.runtime.register(hpu)
+
+__all__ = ["core", "hpu", "utils"]
