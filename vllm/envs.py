@@ -200,6 +200,10 @@ class Environment:
             raise AttributeError(f"no environment variable {name} is declared in vllm/envs.py")
         return variable.read(self._environ)
 
+    def value(self, name: str) -> Any:
+        """As the attribute of this name."""
+        return _TABLE[name].read(self._environ)
+
     def is_set(self, name: str) -> bool:
         assert name in _TABLE, name
         return bool(self._environ.get(name, "").strip())

@@ -2,11 +2,63 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Final
 
 from vllm.variable import BOOLEAN, Variable, boolean, count, one_of, share
 
+_AXES: Final = {
+    "PROMPT_BS": "prompts in a launch",
+    "PROMPT_QUERY": "new tokens of a prompt",
+    "PROMPT_SEQ": "new tokens of a prompt (older name of VLLM_PROMPT_QUERY_...)",
+    "PROMPT_CTX": "blocks of context of a prompt",
+    "DECODE_BS": "rows that decode",
+    "DECODE_BLOCK": "blocks that decoding rows read altogether",
+    "DECODE_CTX": "blocks that decoding rows read (another name of VLLM_DECODE_BLOCK_...)",
+}
+_PARTS: Final = {
+    "MIN": "least prepared number of {}",
+    "STEP": "steps between prepared numbers of {}",
+    "MAX": "greatest prepared number of {}",
+    "PAD_MAX": "most padding between prepared numbers of {}, strategy pad",
+    "PAD_PERCENT": "most padding in percent (0 to 50) between prepared numbers of {}, strategy pad",
+}
+
+
+def _bucket_variable(axis: str, part: str) -> Variable:
+    meaning = _PARTS[part].format(_AXES[axis])
+    return Variable(
+        f"VLLM_{axis}_BUCKET_{part}",
+        None,
+        count,
+        "a whole number, 0 or more",
+        f"HPU: {meaning}; see docs/bucketing.md.",
+    )
+
+
 HPU_VARIABLES: Final[tuple[Variable, ...]] = (
+    Variable(
+        "VLLM_BUCKETING_STRATEGY",
+        "exp",
+        one_of("exp", "lin", "pad", "exponential", "linear"),
+        "exp, lin or pad",
+        "HPU: how prepared shapes are spaced: exponential, linear, or by the padding they cause.",
+    ),
+    Variable(
+        "VLLM_EXPONENTIAL_BUCKETING",
+        None,
+        boolean,
+        BOOLEAN,
+        "HPU: older form of VLLM_BUCKETING_STRATEGY, over which it wins: 1: exp; 0: lin.",
+    ),
+    Variable(
+        "VLLM_BUCKETING_FROM_FILE",
+        "",
+        str,
+        "a path",
+        "HPU: file with the shapes to prepare, instead of a strategy.",
+    ),
+    *(_bucket_variable(axis, part) for axis, part in product(_AXES, _PARTS)),
     Variable(
         "VLLM_SKIP_WARMUP",
         False,

@@ -10,5 +10,12 @@ from vllm.config.option import option
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     device: str = option(
-        "auto", auto="the one this build is for", help="Kind of device to run on, such as cpu."
+        "auto",
+        auto="hpu where there is a Gaudi, else cpu",
+        help="Kind of device to run on: hpu or cpu.",
+    )
+    enforce_eager: bool = option(
+        False,
+        help="Neither compile the model nor capture graphs of it: quicker to start, slower to run. "
+        "Makes no difference on the CPU.",
     )

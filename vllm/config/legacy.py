@@ -127,13 +127,6 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         "--guided-decoding-... too.",
     ),
     Legacy(
-        name="enforce_eager",
-        kind=BOOL,
-        neutral=False,
-        silent=True,
-        help="Steps are always launched directly: no device captures graphs yet.",
-    ),
-    Legacy(
         name="disable_log_requests",
         kind=BOOL,
         neutral=False,

@@ -145,8 +145,12 @@ class SamplingState:
         if self._admitted:
             slots = np.fromiter(self._admitted, np.int32, len(self._admitted))
             self._admitted.clear()
-            self._integers.follow(slots)
-            self._reals.follow(slots)
+            self.follow(slots)
+
+    def follow(self, slots: Int32Array) -> None:
+        """Bring the device up to date with the numbers of these slots."""
+        self._integers.follow(slots)
+        self._reals.follow(slots)
 
     @contextmanager
     def pretend(self, slot: int, wants: Want) -> Iterator[None]:

@@ -74,10 +74,13 @@ class ModelRunner:
         return self.graphs.run(launch.key, self.model, inputs, metas)
 
     @torch.inference_mode()
-    def rehearse(self, launch: Launch, usual_wants: Sequence[Want] = (Want(0),)) -> None:
-        """Capture and run a launch of dummy rows, drawing in each of these ways; for warm-up."""
+    def rehearse(
+        self, launch: Launch, usual_wants: Sequence[Want] = (Want(0),), captures: bool = False
+    ) -> None:
+        """Run a launch of dummy rows, drawing in each of these ways; for warm-up."""
         inputs, metas = self._prepare(launch)
-        self.graphs.capture(launch.key, self.model, inputs, metas)
+        if captures:
+            self.graphs.capture(launch.key, self.model, inputs, metas)
         hidden = self.graphs.run(launch.key, self.model, inputs, metas)
         for wants in usual_wants:
             with self.slots.sampling.pretend(DUMMY_SLOT, wants):
@@ -97,6 +100,7 @@ class ModelRunner:
         upload = self.device.upload
         if len(draws.hidden_np) != len(hidden):
             hidden = hidden.index_select(0, upload(draws.hidden_np))
+            self.device.step_boundary()  # what follows depends on the number of rows alone
         sampled = self.sampler.sample(
             self.model.logits(hidden),
             SampleRows(

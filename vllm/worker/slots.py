@@ -98,6 +98,12 @@ class Slots:
             index, token_ids = [np.concatenate(index)], [np.concatenate(token_ids)]
         self.device.put(self._flat_tokens, index[0], token_ids[0])
 
+    def rehearse_puts(self, num_rows: int) -> None:
+        """Write this many rows of what admissions write, to the dummy slot; for warm-up."""
+        index = np.full(num_rows, DUMMY_SLOT, np.int32)
+        self.device.put(self._flat_tokens, index, np.zeros(num_rows, np.int32))
+        self.sampling.follow(index)
+
     def _put_blocks(self, blocks: Int32Array) -> None:
         if len(self.block_tables_np) == 1:
             self.block_tables_np[0][blocks[:, 0], blocks[:, 2]] = blocks[:, 3]

@@ -16,16 +16,17 @@ _NO_ROWS = np.empty(0, np.int32)
 class PhasedPlanner(Planner):
     """Decode rows first, then prompts. Prompts without context may share a launch."""
 
-    def __init__(self, buckets: BucketTable, block_size: int, max_prompt_rows: int) -> None:
+    def __init__(self, buckets: BucketTable, block_size: int) -> None:
         self.buckets = buckets
         self.block_size = block_size
-        self.max_prompt_rows = max_prompt_rows
+        self.max_prompt_rows = buckets.limits.max_prompt_rows
 
     def split(self, plan: StepPlan) -> Sequence[Launch]:
         is_decode = plan.counts == 1
         launches = []
         if is_decode.any():
-            launches.append(self._decode(plan, np.flatnonzero(is_decode).astype(np.int32)))
+            rows = np.flatnonzero(is_decode).astype(np.int32)
+            launches.extend(self._decode(plan, some) for some in self._within_list(plan, rows))
         if not is_decode.all():
             prompts = np.flatnonzero(~is_decode).astype(np.int32)
             launches.extend(self._prompts(plan, rows) for rows in self._grouped(plan, prompts))
@@ -46,6 +47,20 @@ class PhasedPlanner(Planner):
         key = ShapeKey(Phase.DECODE, bucket.rows, 1, bucket.blocks)
         return padded_launch(key, rows, plan.slots[rows], plan.starts[rows], plan.counts[rows])
 
+    def _within_list(self, plan: StepPlan, rows: Int32Array) -> Iterator[Int32Array]:
+        """Rows in parts whose block lists are no longer than any prepared one.
+
+        Requests that share a prefix can refer to more blocks than there are.
+        """
+        most = self.buckets.max_decode_blocks
+        ends = np.cumsum(plan.starts[rows] // self.block_size + 1)
+        begin = 0
+        while begin < len(rows):
+            before = int(ends[begin - 1]) if begin else 0
+            end = max(begin + 1, int(ends.searchsorted(before + most, side="right")))
+            yield rows[begin:end]
+            begin = end
+
     def _prompts(self, plan: StepPlan, rows: Int32Array) -> Launch:
         starts, counts = plan.starts[rows], plan.counts[rows]
         context_blocks = -(-int(starts.max()) // self.block_size)
@@ -55,7 +70,6 @@ class PhasedPlanner(Planner):
 
     def _grouped(self, plan: StepPlan, rows: Int32Array) -> Iterator[Int32Array]:
         """Rows with context alone; the others in groups of similar length, longest first."""
-        fresh = rows
         if self.max_prompt_rows == 1:
             yield from rows[:, None]
             return

@@ -114,7 +114,7 @@ def _slices(config: VllmConfig, env: Environment) -> SliceSettings | None:
     minimum = env.VLLM_HPU_FSDPA_SLICE_SEQ_LEN_THLD or min(batched, _LONGEST_SLICE_THRESHOLD)
     half = -(-(minimum // 2) // _SLICE_UNIT) * _SLICE_UNIT
     breaks = env.VLLM_HPU_FSDPA_SLICE_WITH_GRAPH_BREAKS
-    captures = bridge.is_lazy() and not config.model.enforce_eager
+    captures = bridge.is_lazy() and not config.device.enforce_eager
     return SliceSettings(
         min_tokens=minimum,
         chunk_tokens=env.VLLM_HPU_FSDPA_SLICE_CHUNK_SIZE or max(_SLICE_UNIT, half),

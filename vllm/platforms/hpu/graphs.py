@@ -1,0 +1,208 @@
+"""How the model is called on HPU, in each of the four modes of execution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from vllm.attention.interface import AttentionMetas
+from vllm.logger import init_logger
+from vllm.platforms.hpu import bridge
+from vllm.platforms.hpu.settings import CompileSettings, HpuSettings
+from vllm.worker.graphs import GraphRunner
+from vllm.worker.planner import Phase, ShapeKey
+
+if TYPE_CHECKING:
+    from vllm.models.interfaces import ForwardInputs, Model
+
+logger = init_logger(__name__)
+
+# Of one function. Each shape may need one, and with hundreds of shapes torch would give up early.
+_MOST_TRACES: Final = 16384
+_PHASES: Final = {Phase.PREFILL: "prompt", Phase.DECODE: "decode"}
+
+
+def named(key: ShapeKey) -> str:
+    """A configuration as logs name it: (phase, rows, tokens per row, blocks)."""
+    return f"({_PHASES[key.phase]}, {key.rows}, {key.query_len}, {key.kv_blocks})"
+
+
+class HpuRunner(GraphRunner):
+    """Calls the model as it is, and tells when that means compiling within a request."""
+
+    def __init__(self) -> None:
+        self.prepared: set[ShapeKey] = set()  # compiled for; with or without a graph
+        self._is_sealed = False
+
+    def seal(self) -> None:
+        """End of warm-up: from now on, other keys are worth a warning."""
+        self._is_sealed = True
+
+    def capture(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> None:
+        """Nothing to capture; what has run once is compiled."""
+
+    def run(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> Tensor:
+        self.notice(key)
+        hidden: Tensor = model(inputs, metas)
+        return hidden
+
+    def notice(self, key: ShapeKey) -> None:
+        """Before a launch: one that warm-up makes is prepared, another one unforeseen."""
+        if key in self.prepared:
+            return
+        self.prepared.add(key)
+        if self._is_sealed:
+            logger.warning("Configuration: %s was not warmed-up!", named(key))
+
+
+class LazyRunner(HpuRunner):
+    """Lazy mode: ends the graph of the compiler after every few layers, which then share one."""
+
+    def __init__(self, layers_per_step: int) -> None:
+        super().__init__()
+        self._layers_per_step = layers_per_step
+        self._divided: Model | None = None
+
+    def divide(self, model: Model) -> None:
+        if model is self._divided:
+            return
+        self._divided = model
+        mark_step = bridge.module("core").mark_step
+
+        def end_graph(module: nn.Module, args: Any, output: Any) -> None:
+            mark_step()
+
+        for layers in _stacks(model):
+            for i, layer in enumerate(layers, start=1):
+                if self._layers_per_step and i % self._layers_per_step == 0:
+                    layer.register_forward_hook(end_graph)
+
+    def run(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> Tensor:
+        self.divide(model)
+        return super().run(key, model, inputs, metas)
+
+
+class HpuGraphRunner(LazyRunner):
+    """Lazy mode with HPU graphs: keys that warm-up captured are replayed, others run as they are.
+
+    A replay overwrites the hidden states of the last one of its key: the runner's draws are queued
+    before the next launch.
+    """
+
+    def __init__(self, layers_per_step: int) -> None:
+        super().__init__(layers_per_step)
+        self.captured: set[ShapeKey] = set()
+        self._graphed: Any = None
+
+    def capture(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> None:
+        self.divide(model)
+        self._graph_of(model)(inputs, metas)
+        self.captured.add(key)
+
+    def run(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> Tensor:
+        if key not in self.captured:
+            return super().run(key, model, inputs, metas)
+        hidden: Tensor = self._graph_of(model)(inputs, metas)
+        return hidden
+
+    def _graph_of(self, model: Model) -> Any:
+        if self._graphed is None:
+            wrap = bridge.module("hpu").wrap_in_hpu_graph
+            self._graphed = wrap(_Captured(model), disable_tensor_cache=True)
+        return self._graphed
+
+    def close(self) -> None:
+        if self._graphed is not None:
+            self._graphed.clear_cache()
+            self.captured.clear()
+
+
+class _Captured(nn.Module):
+    """A module to wrap, so that the model itself still runs as it is."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
+        hidden: Tensor = self.model(inputs, metas)
+        return hidden
+
+
+class CompiledRunner(HpuRunner):
+    """torch.compile through the plugin's backend: the layers one by one, or the model at once."""
+
+    def __init__(self, settings: CompileSettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._compiled: Model | None = None
+        self._call: Any = None
+
+    def seal(self) -> None:
+        super().seal()
+        if self._settings.skip_guards:
+            torch.compiler.set_stance(skip_guard_eval_unsafe=True)
+
+    def run(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> Tensor:
+        self.notice(key)
+        if model is not self._compiled:
+            self._compile(model)
+        hidden: Tensor = self._call(inputs, metas)
+        return hidden
+
+    def _compile(self, model: Model) -> None:
+        settings = self._settings
+        limit = _MOST_TRACES
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, limit)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * limit)
+        config.force_parameter_static_shapes = False
+        options: dict[str, Any] = {"backend": "hpu_backend", "fullgraph": settings.fullgraph}
+        if settings.dynamic_shapes:
+            options["options"] = {"force_static_compile": True}
+        else:
+            options["dynamic"] = False
+        self._compiled, self._call = model, model
+        if not settings.regional:
+            self._call = torch.compile(model, **options)
+            return
+        for layers in _stacks(model):
+            for layer in layers:
+                layer.compile(**options)
+
+
+def _stacks(model: Model) -> list[nn.ModuleList]:
+    """The lists of layers of the model, not those within layers."""
+    found: list[nn.ModuleList] = []
+    names: list[str] = []
+    for name, module in model.named_modules():
+        inner = any(name.startswith(f"{outer}.") for outer in names)
+        if isinstance(module, nn.ModuleList) and not inner:
+            found.append(module)
+            names.append(name)
+    return found
+
+
+def make_runner(settings: HpuSettings) -> HpuRunner:
+    """The way of execution of PT_HPU_LAZY_MODE and --enforce-eager."""
+    if settings.captures_graphs:
+        return HpuGraphRunner(settings.layers_per_step)
+    if settings.is_lazy:
+        return LazyRunner(settings.layers_per_step)
+    if settings.compiles:
+        return CompiledRunner(settings.compile)
+    return HpuRunner()

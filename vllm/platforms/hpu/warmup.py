@@ -1,0 +1,201 @@
+"""Warm-up: every prepared shape is compiled, and captured as memory allows, before requests come."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from tqdm import tqdm
+
+from vllm.logger import init_logger
+from vllm.platforms.hpu.bucketing.table import Bucket
+from vllm.platforms.hpu.device import LEAST_PUT, MOST_PUT
+from vllm.platforms.hpu.graphs import HpuGraphRunner, HpuRunner
+from vllm.platforms.hpu.memory import GIB, is_out_of_memory
+from vllm.platforms.hpu.planner import PhasedPlanner
+from vllm.platforms.hpu.settings import GraphSettings, HpuSettings
+from vllm.sample.sampler import USUAL_WANTS
+from vllm.worker.model_runner import ModelRunner
+from vllm.worker.planner import Launch, Phase
+
+logger = init_logger(__name__)
+
+_NAMES: Final = {Phase.PREFILL: "Prompt", Phase.DECODE: "Decode"}
+# Memory that stays free, whatever is captured: replays and transfers need some.
+_SPARE_SHARE: Final = 0.02
+
+
+@dataclass
+class CaptureReport:
+    """What became of the graphs of one phase."""
+
+    num_wanted: int
+    captured: list[Bucket]
+    used_bytes: int = 0
+
+    @property
+    def share(self) -> float:
+        return 100 * len(self.captured) / max(1, self.num_wanted)
+
+
+class WarmUp:
+    """One engine's warm-up; `run` does all of it."""
+
+    def __init__(self, runner: ModelRunner, settings: HpuSettings, utilization: float) -> None:
+        assert isinstance(runner.planner, PhasedPlanner), runner.planner
+        assert isinstance(runner.graphs, HpuRunner), runner.graphs
+        self._runner = runner
+        self._planner = runner.planner
+        self._graphs = runner.graphs
+        self._settings = settings
+        self._utilization = utilization
+        self._sampled_rows: set[int] = set()
+
+    def run(self) -> None:
+        if self._settings.skip_warmup:
+            logger.warning(
+                "Skipping warm-up (VLLM_SKIP_WARMUP): the first request of every shape will wait "
+                "while it is compiled."
+            )
+            return
+        started, free_before = time.monotonic(), self._free_bytes()
+        buckets = self._planner.buckets
+        phases = ((Phase.PREFILL, buckets.prompt[::-1]), (Phase.DECODE, buckets.decode[::-1]))
+        with self._progress(sum(len(some) for _, some in phases), "Warm-up") as bar:
+            self._rehearse_puts()
+            for phase, some in phases:
+                self._compile(phase, some, bar)
+        if isinstance(self._graphs, HpuGraphRunner):
+            self._capture_all(phases, self._settings.graphs)
+        self._runner.device.synchronize()
+        self._graphs.seal()
+        logger.info(
+            "Warmup finished in %.0f secs, allocated %.2f GiB of device memory",
+            time.monotonic() - started,
+            max(0, free_before - self._free_bytes()) / GIB,
+        )
+
+    def _compile(self, phase: Phase, buckets: Sequence[Bucket], bar: tqdm) -> None:
+        for number, bucket in enumerate(buckets, start=1):
+            self._log("", phase, number, len(buckets), bucket)
+            self._rehearse(self._planner.rehearsal_of(phase, bucket), captures=False)
+            bar.update()
+
+    def _capture_all(
+        self, phases: Sequence[tuple[Phase, Sequence[Bucket]]], settings: GraphSettings
+    ) -> None:
+        """Prompts within their share of the memory, decodes within the rest, then what is left."""
+        spare = int(self._runner.device.memory().total_bytes * _SPARE_SHARE)
+        available = max(0, self._free_bytes() - spare)
+        reserved = int(available * settings.reserved_of_free(self._utilization))
+        strategies = {
+            Phase.PREFILL: settings.prompt_strategy,
+            Phase.DECODE: settings.decode_strategy,
+        }
+        prompt_budget = int(reserved * settings.prompt_ratio)
+        budgets = {Phase.PREFILL: prompt_budget, Phase.DECODE: reserved - prompt_budget}
+        reports = {phase: CaptureReport(len(some), []) for phase, some in phases}
+        with self._progress(sum(len(some) for _, some in phases), "Graph capture") as bar:
+            left: dict[Phase, list[Bucket]] = {}
+            for phase, some in phases:
+                ordered = in_order(some, strategies[phase])
+                left[phase] = self._capture(phase, ordered, budgets[phase], reports[phase], bar)
+            unused = reserved - sum(report.used_bytes for report in reports.values())
+            for phase, rest in left.items():
+                used = reports[phase].used_bytes
+                left[phase] = self._capture(phase, rest, unused, reports[phase], bar)
+                unused -= reports[phase].used_bytes - used
+        for phase, report in reports.items():
+            self._report(phase, report, left[phase])
+
+    def _capture(
+        self,
+        phase: Phase,
+        buckets: Sequence[Bucket],
+        budget: int,
+        report: CaptureReport,
+        bar: tqdm,
+    ) -> list[Bucket]:
+        """Capture until the budget is spent; -> those left. The largest so far tells the cost."""
+        begun = report.used_bytes
+        dearest = 0.0  # bytes per token
+        for number, bucket in enumerate(buckets):
+            tokens = bucket.rows * bucket.query_len
+            if report.used_bytes - begun + dearest * tokens > budget:
+                return list(buckets[number:])
+            self._log("Graph/", phase, number + 1, len(buckets), bucket)
+            free = self._free_bytes()
+            try:
+                self._rehearse(self._planner.rehearsal_of(phase, bucket), captures=True)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.warning(
+                    "Out of memory while capturing %s graphs: %d of %d are captured, the others "
+                    "will run without. Lower --gpu-memory-utilization or raise "
+                    "VLLM_GRAPH_RESERVED_MEM to capture more.",
+                    _NAMES[phase].lower(),
+                    len(report.captured),
+                    report.num_wanted,
+                )
+                return list(buckets[number:])
+            used = max(0, free - self._free_bytes())
+            report.used_bytes += used
+            report.captured.append(bucket)
+            dearest = max(dearest, used / tokens)
+            bar.update()
+        return []
+
+    def _rehearse(self, launch: Launch, captures: bool) -> None:
+        is_new = launch.num_rows not in self._sampled_rows
+        self._sampled_rows.add(launch.num_rows)
+        self._runner.rehearse(launch, USUAL_WANTS if is_new else USUAL_WANTS[:1], captures)
+
+    def _rehearse_puts(self) -> None:
+        """Every size that admissions can bring; they write to the dummy slot."""
+        size = LEAST_PUT
+        while size <= MOST_PUT:
+            self._runner.slots.rehearse_puts(size)
+            size *= 2
+
+    def _free_bytes(self) -> int:
+        return self._runner.device.memory().free_bytes
+
+    def _log(self, kind: str, phase: Phase, number: int, total: int, bucket: Bucket) -> None:
+        logger.info(
+            "[Warmup][%s%s][%d/%d] batch_size:%d query_len:%d num_blocks:%d free_mem:%.2f GiB",
+            kind,
+            _NAMES[phase],
+            number,
+            total,
+            *bucket,
+            self._free_bytes() / GIB,
+        )
+
+    def _report(self, phase: Phase, report: CaptureReport, left: Sequence[Bucket]) -> None:
+        logger.info(
+            "Graph/%s captured:%d (%.1f%%) used_mem:%.2f GiB buckets:%s%s",
+            _NAMES[phase],
+            len(report.captured),
+            report.share,
+            report.used_bytes / GIB,
+            [tuple(bucket) for bucket in sorted(report.captured)],
+            f"; {len(left)} run without a graph" if left else "",
+        )
+
+    @contextmanager
+    def _progress(self, total: int, name: str) -> Iterator[tqdm]:
+        with tqdm(total=total, desc=name, unit="shape", disable=not sys.stderr.isatty()) as bar:
+            yield bar
+
+
+def in_order(buckets: Sequence[Bucket], strategy: str) -> list[Bucket]:
+    """min_tokens: few tokens first; max_bs: many rows first, of these few tokens first."""
+    if strategy == "max_bs":
+        return sorted(buckets, key=lambda b: (-b.rows, b.query_len, b.blocks))
+    return sorted(buckets, key=lambda b: (b.rows * b.query_len, b.query_len, b.blocks))
