@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,16 @@ from torch import Tensor
 from vllm.ops.registry import op
 
 RotaryStyle = Literal["neox", "interleaved"]
+
+
+class RopeTable(NamedTuple):
+    """The rotation of every position below L."""
+
+    cos: Tensor  # [L, R/2] float32
+    sin: Tensor  # [L, R/2] float32
+    # What the two are made from: cos is scale * cos(position * inverse).
+    inverse: Tensor  # [R/2] float32; [0] where frequencies depend on the position
+    scale: float
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, style: RotaryStyle) -> Tensor:
@@ -26,12 +36,21 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, style: RotaryStyle) -> Tensor:
 
 
 @op
+def rope_rows(table: RopeTable, positions: Tensor, style: RotaryStyle) -> tuple[Tensor, Tensor]:
+    """cos and sin of tokens at positions [T] int32, in the form that `rotary` of a platform takes.
+
+    Called once per launch, where `rotary` is called in every layer. This one gives [T, R/2].
+    """
+    return table.cos.index_select(0, positions), table.sin.index_select(0, positions)
+
+
+@op
 def rotary(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, style: RotaryStyle
 ) -> tuple[Tensor, Tensor]:
     """Rotate the first R dimensions of every head; the others pass through.
 
-    q [T, N, D], k [T, K, D], cos and sin [T, R/2] -> new tensors shaped as q and k. `neox` pairs
+    q [T, N, D], k [T, K, D], cos and sin from `rope_rows` -> new tensors like q and k. `neox` pairs
     dimension i with i + R/2, `interleaved` pairs 2i with 2i + 1.
     """
     return _rotate(q, cos, sin, style), _rotate(k, cos, sin, style)

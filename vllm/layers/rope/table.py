@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from vllm.layers.context import ModelContext
 from vllm.layers.rope.frequencies import dynamic, frequencies
 from vllm.layers.rope.parameters import RopeParameters
-from vllm.ops.rotary import RotaryStyle
+from vllm.ops.rotary import RopeTable, RotaryStyle
 
 
 class Rope(NamedTuple):
-    """Rotation of a launch's tokens. Both [T, R/2] float32; empty for models without rope."""
+    """Rotation of a launch's tokens, as `ops.rope_rows` gives it; empty for models without rope."""
 
     cos: Tensor
     sin: Tensor
@@ -36,13 +36,17 @@ class Rotary(nn.Module):
         super().__init__()
         self.style = style
         self.rotate = context.ops.rotary
-        cos, sin = tabulate(parameters, context.config.model.max_model_len)
+        self.rows = context.ops.rope_rows
+        table = rope_table(parameters, context.config.model.max_model_len)
         # Not parameters: derived from the config, never in a checkpoint.
-        self.register_buffer("cos", cos.to(context.device), persistent=False)
-        self.register_buffer("sin", sin.to(context.device), persistent=False)
+        self.register_buffer("cos", table.cos.to(context.device), persistent=False)
+        self.register_buffer("sin", table.sin.to(context.device), persistent=False)
+        self.register_buffer("inverse", table.inverse.to(context.device), persistent=False)
+        self.scale = table.scale
 
     def forward(self, positions: Tensor) -> Rope:
-        return Rope(self.cos.index_select(0, positions), self.sin.index_select(0, positions))
+        table = RopeTable(self.cos, self.sin, self.inverse, self.scale)
+        return Rope(*self.rows(table, positions, self.style))
 
     def apply(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """q [T, N, D] and k [T, K, D], rotated."""
@@ -62,10 +66,17 @@ class NoRope(nn.Module):
 
 def tabulate(parameters: RopeParameters, max_model_len: int) -> tuple[Tensor, Tensor]:
     """cos and sin, [max_model_len, R/2] float32 on the host."""
+    table = rope_table(parameters, max_model_len)
+    return table.cos, table.sin
+
+
+def rope_table(parameters: RopeParameters, max_model_len: int) -> RopeTable:
+    """On the host, of `max_model_len` positions."""
     positions = torch.arange(max_model_len)
     if parameters.kind == "dynamic":
         inverse, scale = dynamic(parameters, (positions + 1)[:, None]).float(), 1.0
     else:
         inverse, scale = frequencies(parameters, max_model_len)
     angles = positions.float()[:, None] * inverse
-    return angles.cos() * scale, angles.sin() * scale
+    kept = inverse if inverse.dim() == 1 else inverse.new_empty(0)
+    return RopeTable(angles.cos() * scale, angles.sin() * scale, kept, scale)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vllm.logger import init_logger
+from vllm.platforms.hpu import bridge
 
 logger = init_logger(__name__)
 
@@ -44,7 +45,7 @@ def installed() -> Kernels:
         block_softmax=_op("block_softmax"),
         block_softmax_adjustment=_op("block_softmax_adjustment"),
         block_softmax_const_max=_op("block_softmax_const_max"),
-        mark_step=_attribute("habana_frameworks.torch.core", "mark_step"),
+        mark_step=bridge.module("core").mark_step if bridge.is_lazy() else None,
     )
     usual = {
         "FusedSDPA": found.fused_sdpa,
