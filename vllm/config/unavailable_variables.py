@@ -61,12 +61,6 @@ UNAVAILABLE_VARIABLES: Final[tuple[UnavailableVariable, ...]] = (
         VLLM_ROW_PARALLEL_CHUNK_THRESHOLD=_just("8192"),
     ),
     *_rows(
-        "cutting the experts or the tokens of a mixture of experts into pieces",
-        MAX_EXPERTS_PER_SLICE=_just("-1"),
-        VLLM_MOE_CHUNK=UNSET,
-        VLLM_MOE_TOKEN_BOUNDARY=UNSET,
-    ),
-    *_rows(
         "input other than text",
         VLLM_MM_WARMUP_OUTSIDE_COMPILE_ONLY=OFF,
         VLLM_MULTIMODAL_BUCKETS=_just("none"),
@@ -97,11 +91,6 @@ UNAVAILABLE_VARIABLES: Final[tuple[UnavailableVariable, ...]] = (
         "an imitation of the device inside the engine",
         "Install the emulator of tools/hpu_emulator, which the engine takes for a device.",
         VLLM_USE_FAKE_HPU=OFF,
-    ),
-    *_rows(
-        "logging of single steps by topic",
-        "VLLM_LOGGING_LEVEL=DEBUG logs all there is.",
-        VLLM_DEBUG=UNSET,
     ),
     *_rows("a mode for developers of the device", VLLM_DEVELOPER_MODE=OFF),
 )
