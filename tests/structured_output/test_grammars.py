@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import random
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from tests.structured_output.conftest import EOS, allowed_by, ready
 from tests.structured_output.forms import FORMS, Form
 from vllm.config.structured import StructuredOutputsConfig
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.structured_output import compiler as compiler_module
-from vllm.structured_output.compiler import GrammarCompiler, PendingGrammar
+from vllm.structured_output.compiler import GrammarCompiler
 from vllm.structured_output.grammar import Grammar, GrammarError
-
-EOS = 1
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_story: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(tiny_story)
-
-
-@pytest.fixture(scope="module")
-def compiler(tokenizer: PreTrainedTokenizerBase) -> GrammarCompiler:
-    return GrammarCompiler(StructuredOutputsConfig(), len(tokenizer), {EOS}, lambda: tokenizer)
-
-
-def ready(pending: PendingGrammar) -> Grammar:
-    while (grammar := pending.poll()) is None:
-        time.sleep(0.001)
-    return grammar
-
-
-def allowed_by(grammar: Grammar, vocab_size: int) -> np.ndarray:
-    mask = np.zeros(-(-vocab_size // 32), np.int32)
-    grammar.fill_mask(mask)
-    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[:vocab_size]
-    return np.flatnonzero(bits)
 
 
 def random_text(

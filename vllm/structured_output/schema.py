@@ -74,16 +74,24 @@ def with_tags_required(schema: Any) -> Any:
         if not isinstance(tag, str) or not isinstance(members, list):
             continue
         for index, member in enumerate(members):
+            if room < 0:
+                break
             found = unions.resolve(member)
-            if not isinstance(found, dict) or tag not in _names(found.get("properties")):
-                continue
-            required = _names(found.get("required"))
-            if tag in required or room < 0:
-                continue
-            room -= sum(1 + len(part) for part in _nodes(found))
-            if room >= 0:
-                members[index] = {**found, "required": sorted({*required, tag})}
+            if isinstance(found, dict) and _may_lack(found, tag):
+                room -= sum(1 + len(part) for part in _nodes(found))
+                members[index] = {**found, "required": [*found.get("required", ()), tag]}
     return schema
+
+
+def _may_lack(node: Node, name: str) -> bool:
+    """Whether it is an object's member that is not required."""
+    members, required = node.get("properties"), node.get("required", ())
+    return (
+        isinstance(members, dict)
+        and name in members
+        and isinstance(required, list | tuple)
+        and name not in required
+    )
 
 
 def limits_strings(schema: Any) -> bool:
@@ -247,7 +255,9 @@ class _Unions:
             types.append(frozenset({"object"}))
         tags = [self._tags_of(node) for node in objects]
         self._room -= sum(len(values.keys) for values in listed) + sum(map(len, tags))
-        if self._room < 0 or not _are_apart(types):
+        # Without a type it is written as an object, but meets a value of any other type too.
+        untyped = any("type" not in node for node in objects) and bool(listed or len(types) > 1)
+        if self._room < 0 or untyped or not _are_apart(types):
             return False
         return (
             _are_apart([values.keys for values in listed])

@@ -1,0 +1,193 @@
+"""What a JSON schema says is enforced by some backend, or the schema is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from tests.structured_output.conftest import can_be_whole, ready
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.structured_output.compiler import GrammarCompiler
+from vllm.structured_output.grammar import GrammarError
+from vllm.structured_output.schema import unenforced, with_tags_required
+
+STRING, INTEGER, OBJECT, ARRAY = (
+    {"type": name} for name in ("string", "integer", "object", "array")
+)
+A_INT = {"type": "object", "properties": {"a": INTEGER}}
+LONG_NAME = {"$defs": {"n": {"type": "string", "minLength": 2}}}
+
+# A schema, a text that does not meet it, and one that does: xgrammar alone would take both.
+LEFT_TO_GUIDANCE: list[tuple[dict[str, Any], str, str]] = [
+    ({**INTEGER, "multipleOf": 7}, "8", "14"),
+    ({"enum": [1, "a"], "type": "string"}, "1", '"a"'),
+    ({"const": "a", "enum": ["b", "a"], "minLength": 1}, '"b"', '"a"'),
+    ({"anyOf": [INTEGER, STRING], "minimum": 3}, "2", "4"),
+    ({"anyOf": [INTEGER, STRING], "type": "string"}, "2", '"b"'),
+    ({"allOf": [INTEGER, {"minimum": 3}]}, "2", "3"),
+    ({"$ref": "#/$defs/n", "maxLength": 3, **LONG_NAME}, '"aaaa"', '"aaa"'),
+    ({"minLength": 2}, '"a"', '"aa"'),
+    ({"minimum": 2}, "1", "2"),
+    ({"required": ["a"]}, "{}", '{"a": 1}'),
+    ({"maxItems": 1}, "[1, 1]", "[1]"),
+    ({"additionalProperties": False}, '{"a": 1}', "{}"),
+    ({"patternProperties": {"b": INTEGER}}, '{"b": {}}', '{"b": 1}'),
+    ({"properties": {"a": {"minLength": 2}}}, '{"a": "a"}', '{"a": "aa"}'),
+    ({**STRING, "pattern": "^a+$", "maxLength": 2}, '"aaa"', '"aa"'),
+    ({**STRING, "format": "date"}, '"2020-02-31"', '"2020-02-28"'),
+    ({**STRING, "format": "ipv4"}, '"01.1.1.1"', '"1.1.1.1"'),
+    ({**OBJECT, "required": ["a"], "properties": {"b": INTEGER}}, '{"b": 1}', '{"b": 1, "a": 2}'),
+]
+# Nothing enforces all of these.
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({**ARRAY, "uniqueItems": True}, "[1, 1]"),
+    ({**ARRAY, "contains": INTEGER}, "[]"),
+    ({**ARRAY, "contains": {}, "maxContains": 1}, "[1, 1]"),
+    ({**STRING, "not": {"const": "a"}}, '"a"'),
+    ({"if": A_INT, "then": {"required": ["b"]}}, '{"a": 1}'),
+    ({**A_INT, "dependentRequired": {"a": ["b"]}}, '{"a": 1}'),
+    ({**A_INT, "dependentSchemas": {"a": {"required": ["b"]}}}, '{"a": 1}'),
+    ({**A_INT, "dependencies": {"a": ["b"]}}, '{"a": 1}'),
+    ({"anyOf": [A_INT], "unevaluatedProperties": False}, '{"b": 1}'),
+    ({**ARRAY, "unevaluatedItems": False}, "[1]"),
+    ({"$dynamicRef": "#/$defs/n", **LONG_NAME}, '"a"'),
+    ({"oneOf": [INTEGER, {"type": "number"}]}, "1"),
+    ({"oneOf": [{"const": 1}, {"const": 1.0}]}, "1"),
+    ({"oneOf": [{"const": {"a": [1]}}, {"const": {"a": [1.0]}}]}, '{"a": [1]}'),
+    ({"oneOf": [{"type": "boolean"}, {"properties": {"a": INTEGER}}]}, "true"),
+    ({"oneOf": [A_INT, {**OBJECT, "properties": {"b": INTEGER}}]}, '{"a": 1, "b": 1}'),
+    ({**OBJECT, "patternProperties": {"a": INTEGER, "b": STRING}}, '{"ab": 1}'),
+    ({**OBJECT, "propertyNames": {"minLength": 2}, "additionalProperties": False}, '{"aa": 1}'),
+    ({**OBJECT, "propertyNames": {"maxLength": 1}, "properties": {"aa": {}}}, '{"aa": 1}'),
+    ({**OBJECT, "propertyNames": {"anyOf": [{"minLength": 2}]}}, '{"a": 1}'),
+    ({**OBJECT, "propertyNames": {"allOf": [{"minLength": 2}]}}, '{"a": 1}'),
+    ({**OBJECT, "propertyNames": {"not": {"const": "a"}}}, '{"a": 1}'),
+    ({**STRING, "maxLength": -1}, '"a"'),
+    ({"type": []}, "1"),
+    ({"type": ["string"] * 9 + ["a", "b", "c", "d", "e", "f", "g"]}, '"a"'),
+    ({"$ref": "http://127.0.0.1:9/schema.json"}, "1"),
+    ({"properties": {"a": {"$id": "x", "$defs": {"n": STRING}, "$ref": "#/$defs/n"}}}, '{"a": 1}'),
+    ({"patternProperties": 3}, "1"),
+]
+# What xgrammar does enforce stays with it.
+KEPT: list[tuple[dict[str, Any], str, str]] = [
+    ({**OBJECT, "propertyNames": {"minLength": 2}}, '{"a": 1}', '{"aa": 1}'),
+    ({**OBJECT, "propertyNames": {"enum": ["a"]}}, '{"b": 1}', '{"a": 1}'),
+    ({**OBJECT, "propertyNames": {"$ref": "#/$defs/n"}, **LONG_NAME}, '{"a": 1}', '{"aa": 1}'),
+    ({"oneOf": [STRING, INTEGER, {"enum": [True, None]}]}, "false", "true"),
+    ({"const": "a", "type": "string"}, '"b"', '"a"'),
+    ({**STRING, "maxLength": 2}, '"\t"', '"aa"'),
+    ({**STRING, "maxLength": 2, "minLength": 2}, '"a"', '"aa"'),
+    (
+        {
+            "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+            "discriminator": {"propertyName": "k"},
+            "$defs": {
+                "a": {**OBJECT, "properties": {"k": {"const": "a"}, "a": INTEGER}},
+                "b": {**OBJECT, "properties": {"k": {"const": "b"}, "a": INTEGER}},
+            },
+        },
+        '{"a": 1}',
+        '{"k": "b", "a": 1}',
+    ),
+]
+
+
+def grammar_of(compiler: GrammarCompiler, schema: Any, backend: str | None = None) -> Any:
+    return ready(compiler.submit(StructuredOutputsParams(json=schema, backend=backend)))
+
+
+@pytest.mark.parametrize(("schema", "wrong", "right"), [*LEFT_TO_GUIDANCE, *KEPT], ids=str)
+def test_only_what_meets_a_schema_can_come(
+    schema: dict[str, Any],
+    wrong: str,
+    right: str,
+    compiler: GrammarCompiler,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    assert can_be_whole(right, grammar_of(compiler, schema), tokenizer)
+    assert not can_be_whole(wrong, grammar_of(compiler, schema), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "schema", [row[0] for row in LEFT_TO_GUIDANCE] + [row[0] for row in REFUSED], ids=str
+)
+def test_xgrammar_says_what_it_would_not_enforce(
+    schema: dict[str, Any], compiler: GrammarCompiler
+) -> None:
+    with pytest.raises(GrammarError, match="'xgrammar' does not support schemas with"):
+        grammar_of(compiler, schema, "xgrammar")
+
+
+@pytest.mark.parametrize(("schema", "wrong", "right"), KEPT, ids=str)
+def test_xgrammar_keeps_what_it_enforces(
+    schema: dict[str, Any], wrong: str, right: str, compiler: GrammarCompiler
+) -> None:
+    grammar_of(compiler, schema, "xgrammar")
+
+
+@pytest.mark.parametrize(("schema", "wrong"), REFUSED, ids=str)
+def test_what_no_backend_enforces_is_refused_or_cannot_come(
+    schema: dict[str, Any],
+    wrong: str,
+    compiler: GrammarCompiler,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    try:
+        grammar = grammar_of(compiler, schema)
+    except GrammarError:
+        return
+    assert not can_be_whole(wrong, grammar, tokenizer)
+
+
+HOSTILE_VALUES = ({}, [], [{}], [[]], 5, -1, 1e300, True, None, "", "#", {"a": 5}, [5, "a"])
+KEYWORDS = (
+    "type format enum const properties required $ref $defs $id anyOf oneOf allOf not items "
+    "prefixItems additionalProperties patternProperties propertyNames minLength maxLength pattern "
+    "minimum multipleOf minItems minProperties discriminator"
+).split()
+
+
+@pytest.mark.parametrize("keyword", KEYWORDS)
+def test_a_keyword_may_hold_anything(keyword: str, compiler: GrammarCompiler) -> None:
+    for value in HOSTILE_VALUES:
+        for base in ({}, {"type": "object"}, {"oneOf": [{keyword: value}, {"type": "object"}]}):
+            schema = {**base, keyword: value}
+            for backend in (None, "xgrammar", "guidance"):
+                try:
+                    grammar_of(compiler, schema, backend)
+                except GrammarError as error:
+                    assert "makes its compiler fail" not in str(error), schema
+
+
+WIDE = {
+    "type": "object",
+    "properties": {f"p{i}": {"const": i} for i in range(1500)},
+    "required": [f"p{i}" for i in range(1500)],
+}
+PART = {"$ref": "#/$defs/x"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$defs": {"x": WIDE}, "oneOf": [PART] * 3000},
+        {"$defs": {"x": WIDE}, "anyOf": [{"oneOf": [PART, {"type": "object"}]}] * 1500},
+        {"$defs": {"x": {"enum": list(range(9000))}}, "anyOf": [{"oneOf": [PART, {}]}] * 1400},
+        {"oneOf": [{"type": []}] * 6000 + [{"const": i} for i in range(3000)]},
+    ],
+    ids=["one part", "many unions", "values", "no types"],
+)
+def test_alternatives_too_many_to_compare_are_taken_to_overlap(schema: dict[str, Any]) -> None:
+    assert unenforced(schema) is not None
+
+
+def test_a_large_part_that_many_refer_to_is_not_written_out_for_each() -> None:
+    part = {**WIDE, "required": []}
+    union = {"oneOf": [PART], "discriminator": {"propertyName": "p1"}}
+    schema = {"$defs": {"x": part}, "anyOf": [union] * 1500}
+    once = len(json.dumps(schema))
+    assert len(json.dumps(with_tags_required(json.loads(json.dumps(schema))))) < 4 * once
