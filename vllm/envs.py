@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
 from vllm.hpu_variables import HPU_VARIABLES
+from vllm.profiling_variables import PROFILING_VARIABLES
 from vllm.variable import BOOLEAN, Variable, boolean, gibibytes, level, one_of, port, seconds
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -178,6 +179,7 @@ VARIABLES: tuple[Variable, ...] = (
         "Accepted without effect: no usage statistics are collected.",
         has_effect=False,
     ),
+    *PROFILING_VARIABLES,
     *HPU_VARIABLES,
     *HPU_KERNEL_VARIABLES,
 )

@@ -20,7 +20,7 @@ MAX_RUNNER_LINES = 500
 FOUNDATION = (
     "errors version logger envs utils sampling_params pooling_params outputs inputs distributed "
     "logprobs sequence structured_params variable hpu_variables "
-    "hpu_kernel_variables"
+    "hpu_kernel_variables profiling profiling_variables"
 ).split()
 # Packages from low to high: a module imports its own level and what is below.
 LEVELS: tuple[tuple[str, ...], ...] = (
@@ -50,6 +50,7 @@ CONTRACTS = frozenset(
         "vllm.sample.interface",
         "vllm.worker.graphs",
         "vllm.worker.planner",
+        "vllm.worker.step_observer",
     }
 )
 # (importer, imported): why.

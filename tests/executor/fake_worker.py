@@ -62,6 +62,9 @@ class FakeWorker:
         token_ids = 100 * plan.step + np.flatnonzero(plan.samples).astype(np.int32)
         return FinishedStep(StepResult(plan.step, token_ids))
 
+    def close(self) -> None:
+        pass
+
     def ping(self) -> int:
         return self.group.rank
 

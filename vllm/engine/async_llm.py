@@ -302,6 +302,14 @@ class AsyncLLM:
         result: list[Any] = await self.call("collective_rpc", method, *args)
         return result
 
+    async def start_profile(self) -> None:
+        """Start the torch profiler. Raises NotAvailable without VLLM_TORCH_PROFILER_DIR."""
+        await self.call("profile", True)
+
+    async def stop_profile(self) -> None:
+        """Stop the torch profiler; requests wait while its traces are written."""
+        await self.call("profile", False)
+
     async def sleep(self, level: int = 1) -> NoReturn:
         raise NotAvailable("sleep mode is not available yet; end the engine to free its memory")
 

@@ -10,6 +10,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.sizing import plan_kv_cache
 from vllm.core.plan import StepPlan
 from vllm.core.scheduler import Scheduler
+from vllm.engine.core_watch import make_watch
 from vllm.engine.messages import (
     Abort,
     Call,
@@ -19,9 +20,11 @@ from vllm.engine.messages import (
     StepUpdates,
     ToEngine,
 )
+from vllm.errors import BadRequest
 from vllm.executor import make_executor
 from vllm.executor.base import StepHandle
 from vllm.logger import init_logger
+from vllm.profiling.timeline import process_timeline
 from vllm.structured_output.compiler import GrammarCompiler
 from vllm.transformers_utils.tokenizer import get_tokenizer
 
@@ -37,7 +40,7 @@ class EngineCore:
     N - 1 while step N computes. Not thread-safe: one thread calls everything.
     """
 
-    CALLS = ("reset_prefix_cache", "collective_rpc", "check_integrity")
+    CALLS = ("reset_prefix_cache", "collective_rpc", "profile", "check_integrity")
 
     def __init__(self, config: VllmConfig) -> None:
         started_s = time.monotonic()
@@ -52,6 +55,7 @@ class EngineCore:
             self.executor.stop()
             raise
         self.scheduler = Scheduler(config, layout, self._grammar_compiler())
+        self.watch = make_watch(process_timeline())
         self.inflight: deque[tuple[StepPlan, StepHandle]] = deque()
         self.ready = EngineReady(
             num_blocks=layout.num_blocks,
@@ -77,11 +81,19 @@ class EngineCore:
 
     def step(self) -> StepUpdates | None:
         """Fill the pipeline, then commit its oldest step. None when there was nothing to do."""
+        watch = self.watch
+        watch.scheduling()
         while len(self.inflight) < self.depth and (plan := self.scheduler.schedule()):
+            watch.submitting(plan)
             self.inflight.append((plan, self.executor.submit(plan)))
+            watch.scheduling()
         if self.inflight:
             plan, handle = self.inflight.popleft()
-            updates = self.scheduler.commit(plan, handle.result())
+            watch.waiting(plan)
+            result = handle.result()
+            watch.committing(plan)
+            updates = self.scheduler.commit(plan, result)
+            watch.committed(plan)
         else:
             updates = self.scheduler.take_updates()
             if not updates:
@@ -89,7 +101,9 @@ class EngineCore:
                 return None
         if not self.has_work:
             self.scheduler.check_idle()
-        return StepUpdates(updates, self.scheduler.snapshot(), time.monotonic())
+        stats = self.scheduler.snapshot()
+        watch.counted(stats)
+        return StepUpdates(updates, stats, time.monotonic())
 
     def _wait_compiled(self) -> None:
         """All there is to do is compiling: look again soon, also for new requests."""
@@ -116,6 +130,7 @@ class EngineCore:
     def stop(self) -> None:
         self.scheduler.grammars.stop()
         self.executor.stop()
+        self.watch.close()
 
     # -- control plane ----------------------------------------------------------------------------
 
@@ -124,6 +139,8 @@ class EngineCore:
             return CallResult(call.call_id, error=f"the engine has no call {call.method!r}")
         try:
             return CallResult(call.call_id, getattr(self, call.method)(*call.args))
+        except BadRequest as error:  # says all there is to say
+            return CallResult(call.call_id, error=f"{type(error).__name__}: {error}")
         except Exception as error:  # the caller's to handle; the engine goes on
             logger.exception("Call of %s failed", call.method)
             return CallResult(call.call_id, error=f"{type(error).__name__}: {error}")
@@ -135,6 +152,10 @@ class EngineCore:
     def collective_rpc(self, method: str, *args: Any) -> list[Any]:
         """Run a method of the Worker on every rank, after the steps submitted so far."""
         return self.executor.call(method, *args)
+
+    def profile(self, is_start: bool) -> None:
+        """Start or stop the torch profiler of every rank. Raises NotAvailable."""
+        self.executor.call("profile", is_start)
 
     def check_integrity(self) -> None:
         """Assert that blocks, slots and requests add up."""

@@ -146,6 +146,14 @@ class LLMEngine:
         """Forget cached prefixes; False while requests hold blocks."""
         return bool(self.call("reset_prefix_cache"))
 
+    def start_profile(self) -> None:
+        """Start the torch profiler. Raises NotAvailable without VLLM_TORCH_PROFILER_DIR."""
+        self.call("profile", True)
+
+    def stop_profile(self) -> None:
+        """Stop the torch profiler and write its traces. Raises NotAvailable."""
+        self.call("profile", False)
+
     def shutdown(self) -> None:
         self.client.stop()
         self.client.close()

@@ -214,11 +214,13 @@ class LLM:
     def wake_up(self, tags: list[str] | None = None) -> NoReturn:
         raise NotAvailable("sleep mode is not available yet, so there is nothing to wake up")
 
-    def start_profile(self) -> NoReturn:
-        raise NotAvailable("profiling is not available yet; profile the process from outside")
+    def start_profile(self) -> None:
+        """Start the torch profiler. Raises NotAvailable without VLLM_TORCH_PROFILER_DIR."""
+        self.llm_engine.start_profile()
 
-    def stop_profile(self) -> NoReturn:
-        raise NotAvailable("profiling is not available yet, so there is none to stop")
+    def stop_profile(self) -> None:
+        """Stop the torch profiler and write its traces. Raises NotAvailable."""
+        self.llm_engine.stop_profile()
 
     def get_metrics(self) -> list[Metric]:
         """What a server's /metrics would show; needs disable_log_stats=False."""

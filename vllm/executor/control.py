@@ -26,6 +26,10 @@ class RankWorker(Protocol):
 
     def execute(self, plan: StepPlan) -> StepHandle: ...
 
+    def close(self) -> None:
+        """No step will come any more."""
+        ...
+
 
 class WorkerType(Protocol):
     """Makes a rank's worker in the rank's process; a class, so that it can be named to another."""
@@ -34,7 +38,7 @@ class WorkerType(Protocol):
 
 
 # What `call` may reach, so that a name from a client cannot pick any attribute of the worker.
-CALLABLE = frozenset({"apply_model", "ping"})
+CALLABLE = frozenset({"apply_model", "launch_shapes", "ping", "profile"})
 
 
 def invoke(worker: RankWorker, method: str, args: tuple[Any, ...]) -> Any:

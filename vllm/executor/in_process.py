@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.groups import SINGLE
-from vllm.executor.base import StepHandle
+from vllm.executor.base import ExecutorDied, StepHandle
 from vllm.executor.control import WorkerType, invoke
 from vllm.worker.facts import WorkerFacts
 
@@ -22,9 +23,11 @@ class InlineExecutor:
     def __init__(self, config: VllmConfig, worker_type: WorkerType) -> None:
         self._config = config
         self._worker_type = worker_type
+        self._closing = ExitStack()
 
     def start(self) -> list[WorkerFacts]:
         self._worker = self._worker_type(self._config, SINGLE)
+        self._closing.callback(self._worker.close)
         self._worker.load()
         return [self._worker.facts()]
 
@@ -41,7 +44,7 @@ class InlineExecutor:
         """Nothing can be wrong that the caller would not have seen."""
 
     def stop(self) -> None:
-        """Nothing runs that would have to be stopped."""
+        self._closing.close()
 
 
 class ThreadedExecutor:
@@ -54,6 +57,7 @@ class ThreadedExecutor:
     def __init__(self, config: VllmConfig, worker_type: WorkerType) -> None:
         self._inline = InlineExecutor(config, worker_type)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank-0")
+        self._is_stopping = False
 
     def start(self) -> list[WorkerFacts]:
         return self._thread.submit(self._inline.start).result()
@@ -71,9 +75,17 @@ class ThreadedExecutor:
         """A step's failure reaches the caller with its result."""
 
     def stop(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Steps still in flight are given up."""
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        # A profile can only be ended by the thread that began it.
+        self._thread.submit(self._inline.stop)
+        self._thread.shutdown(wait=True)
 
     def _run(self, plan: StepPlan) -> StepHandle:
+        if self._is_stopping:
+            raise ExecutorDied("the executor was stopped")
         return self._inline.submit(plan)
 
 

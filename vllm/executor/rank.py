@@ -45,6 +45,7 @@ def rank_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     sender = _Sender(replies, threaded=config.scheduler.pipeline_depth > 1)
+    worker = None
     try:
         worker = _load(worker_type, config, group, sender)
         if worker is not None:
@@ -53,6 +54,8 @@ def rank_main(
         return
     finally:
         sender.stop()
+        if worker is not None:
+            worker.close()
 
 
 def _die_with_parent() -> None:

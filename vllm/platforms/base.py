@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
     from vllm.worker.planner import Planner
+    from vllm.worker.step_observer import StepObserver
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +121,11 @@ class Platform(ABC):
     @abstractmethod
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Overrides of reference ops (see vllm.ops.registry)."""
+
+    def profiler_activities(self) -> Sequence[torch.profiler.ProfilerActivity]:
+        """What the torch profiler is to record, of the host and of the device."""
+        return (torch.profiler.ProfilerActivity.CPU,)
+
+    def observers(self, config: VllmConfig, device: Device) -> Sequence[StepObserver]:
+        """Who watches the steps of a rank, besides those that watch on any platform."""
+        return ()

@@ -22,6 +22,7 @@ from vllm.worker.inputs import gather_inputs
 from vllm.worker.planner import Launch, Planner
 from vllm.worker.running_step import Drawn, LogprobCopies, RunningStep
 from vllm.worker.slots import DUMMY_SLOT, Slots
+from vllm.worker.step_observer import StepObserver
 
 # Prompt log-probabilities need logits [rows, vocab] in float32; this bounds one piece to 64 MiB.
 _LOGITS_PER_PIECE = 16 * 2**20
@@ -38,6 +39,7 @@ class RunnerParts:
     backends: Sequence[AttentionBackend]  # by KV group
     graphs: GraphRunner
     sampler: Sampler
+    observer: StepObserver = StepObserver()
 
 
 class ModelRunner:
@@ -51,21 +53,27 @@ class ModelRunner:
         self.backends = parts.backends
         self.graphs = parts.graphs
         self.sampler = parts.sampler
+        self.observer = parts.observer
         self._piece_rows = max(1, _LOGITS_PER_PIECE // parts.slots.shape.vocab_size)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> RunningStep:
         """Queue a step's device work, in order after the steps before it."""
+        self.observer.step_begins(plan)
         self.slots.apply(plan)
         drawn: list[Drawn] = []
         prompt_logprobs: list[tuple[int, int, LogprobCopies]] = []
         for launch in self.planner.split(plan):
+            self.observer.launch_begins(launch)
             hidden = self.launch(launch)
             prompt_logprobs.extend(self._prompt_logprobs(launch, hidden))
             draws = draws_of(plan, launch)
             if draws is not None:
+                self.observer.drawing_begins(launch)
                 drawn.append(self._draw(draws, hidden))
             self.device.step_boundary()
+            self.observer.launch_ends(launch)
+        self.observer.step_ends(plan)
         return RunningStep(plan.step, drawn, prompt_logprobs, self.slots.sampling.take_failures())
 
     def launch(self, launch: Launch) -> Tensor:
@@ -78,6 +86,7 @@ class ModelRunner:
         self, launch: Launch, usual_wants: Sequence[Want] = (Want(0),), captures: bool = False
     ) -> None:
         """Run a launch of dummy rows, drawing in each of these ways; for warm-up."""
+        self.observer.rehearsal_begins(launch)
         inputs, metas = self._prepare(launch)
         if captures:
             self.graphs.capture(launch.key, self.model, inputs, metas)
@@ -86,6 +95,7 @@ class ModelRunner:
             with self.slots.sampling.pretend(DUMMY_SLOT, wants):
                 self._draw(dummy_draws(launch), hidden).token_ids.wait()
             self.device.step_boundary()
+        self.observer.rehearsal_ends(launch)
 
     def _prepare(self, launch: Launch) -> tuple[ForwardInputs, AttentionMetas]:
         metas = [

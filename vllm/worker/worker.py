@@ -14,10 +14,14 @@ from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
 from vllm.core.plan import StepPlan
 from vllm.distributed.groups import Group
+from vllm.envs import Environment
 from vllm.loader import load_model
+from vllm.logger import init_logger
 from vllm.models.interfaces import Model
 from vllm.ops.registry import resolve
 from vllm.platforms import current_platform
+from vllm.profiling.timeline import process_timeline
+from vllm.profiling.torch_profile import TorchProfile, TorchProfileSettings
 from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
 from vllm.sample.static_sampler import StaticSampler
@@ -26,6 +30,11 @@ from vllm.worker.facts import WorkerFacts
 from vllm.worker.model_runner import ModelRunner, RunnerParts
 from vllm.worker.running_step import RunningStep
 from vllm.worker.slots import Slots, SlotsShape
+from vllm.worker.step_log import step_logs
+from vllm.worker.step_observer import StepObserver, observer_of
+from vllm.worker.step_timeline import StepTimeline
+
+logger = init_logger(__name__)
 
 
 class Worker:
@@ -41,6 +50,10 @@ class Worker:
         self.platform.prepare_process(config, group.rank)
         self.device = self.platform.device(group.rank)
         self.ops = resolve(self.platform.ops())
+        self.torch_profile = TorchProfile(
+            TorchProfileSettings.read(), group.rank, self.platform.profiler_activities()
+        )
+        self.observer = observer_of(self._observers())
 
     def load(self) -> None:
         """Build the model and read its weights. Raises LoadError."""
@@ -73,6 +86,21 @@ class Worker:
     def execute(self, plan: StepPlan) -> RunningStep:
         return self.runner.execute(plan)
 
+    def profile(self, is_start: bool = True) -> str | None:
+        """Start the torch profiler, or stop it; -> path of the trace. Raises NotAvailable."""
+        if not is_start:
+            return self.torch_profile.stop()
+        self.torch_profile.start()
+        return None
+
+    def close(self) -> None:
+        """End what records; in the thread that ran the steps."""
+        try:
+            self.torch_profile.close()
+        except (OSError, RuntimeError):
+            logger.exception("The profile of rank %d is lost", self.group.rank)
+        self.observer.close()
+
     def ping(self) -> int:
         """This rank's number; the way to see that it answers."""
         return self.group.rank
@@ -81,6 +109,14 @@ class Worker:
         """function(model): for inspection, in-process executors only."""
         with torch.inference_mode():
             return function(self.model)
+
+    def _observers(self) -> list[StepObserver]:
+        found = [*step_logs(Environment()), *self.platform.observers(self.config, self.device)]
+        timeline = process_timeline()
+        if timeline.is_on:
+            # Innermost: what the others take is not the step's.
+            found.append(StepTimeline(timeline, self.group.rank))
+        return found
 
     def _measure_activations(self, specs: Mapping[str, AnySpec]) -> int:
         """Peak bytes of a full step, measured on one-block caches that only the dummy slot uses."""
@@ -158,6 +194,7 @@ class Worker:
                     device.torch_device,
                     config.model.logprobs_mode,
                 ),
+                observer=self.observer,
             )
         )
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from vllm.errors import EngineDeadError
+from vllm.errors import EngineDeadError, NotAvailable
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput, Logprob, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -46,6 +46,7 @@ class FakeEngine:
     seen: list[tuple[TokensPrompt, SamplingParams, int]] = field(default_factory=list)
     is_dead: bool = False
     num_resets: int = 0
+    is_profiled: bool = False
 
     async def check_health(self) -> None:
         if self.is_dead:
@@ -54,6 +55,16 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> bool:
         self.num_resets += 1
         return True
+
+    async def start_profile(self) -> None:
+        if self.is_profiled:
+            raise NotAvailable("a profile is being recorded already")
+        self.is_profiled = True
+
+    async def stop_profile(self) -> None:
+        if not self.is_profiled:
+            raise NotAvailable("no profile is being recorded")
+        self.is_profiled = False
 
     async def generate(
         self,

@@ -157,6 +157,20 @@ async def load(request: Request) -> Response:
     )
 
 
+@router.post("/start_profile")
+async def start_profile(request: Request) -> Response:
+    """Records what the engine does, until /stop_profile; needs VLLM_TORCH_PROFILER_DIR."""
+    await server_of(request).context.engine.start_profile()
+    return Response(status_code=200)
+
+
+@router.post("/stop_profile")
+async def stop_profile(request: Request) -> Response:
+    """Answers when the traces are written."""
+    await server_of(request).context.engine.stop_profile()
+    return Response(status_code=200)
+
+
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     return Response(server_of(request).metrics.exposition(), media_type=CONTENT_TYPE)

@@ -67,6 +67,14 @@ class ServingEngine(Protocol):
         """Forget every cached prefix."""
         ...
 
+    async def start_profile(self) -> None:
+        """Raises NotAvailable."""
+        ...
+
+    async def stop_profile(self) -> None:
+        """Raises NotAvailable."""
+        ...
+
 
 @dataclass(slots=True)
 class ServingContext:
