@@ -55,8 +55,9 @@ def block_table(rows: Sequence[Row], block_size: int, first_block: int = 1) -> n
     needs = [-(-row.length // block_size) for row in rows]
     ids = first_block + generator.permutation(sum(needs)).astype(np.int32)
     table = np.zeros((len(rows) + 1, MAX_BLOCKS), np.int32)
-    for slot, part in enumerate(np.split(ids, np.cumsum(needs)[:-1]), 1):
-        table[slot, : len(part)] = part
+    ends = np.cumsum(needs, dtype=np.int64)
+    for slot, (need, end) in enumerate(zip(needs, ends, strict=True), 1):
+        table[slot, :need] = ids[end - need : end]
     return table
 
 
@@ -156,7 +157,7 @@ def make_case(
     counts, query_len = torch.from_numpy(launch.counts_np), launch.key.query_len
     real = (torch.arange(query_len) < counts.unsqueeze(1)).flatten()
     tables = tables_of(table, block_size, spec.window)
-    return Case(launch, tables, cache, q, k, v, real, torch.cat(expected).to(spec.dtype))
+    return Case(launch, tables, cache, q, k, v, real, torch.cat(expected or [q[:0]]).to(spec.dtype))
 
 
 def _entries(cache: Tensor, entries: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor]:

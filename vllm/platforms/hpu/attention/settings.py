@@ -90,6 +90,11 @@ def _prompt_kind(env: Environment) -> PromptKind:
                 "VLLM_PROMPT_USE_FLEX_ATTENTION=1 and VLLM_PROMPT_USE_FUSEDSDPA=1 ask for "
                 "different kernels: unset one of them."
             )
+        if bridge.is_lazy():
+            raise ConfigError(
+                "VLLM_PROMPT_USE_FLEX_ATTENTION=1: flex_attention needs torch.compile, which lazy "
+                "mode does not have. Set PT_HPU_LAZY_MODE=0 or unset the variable."
+            )
         return "flex"
     return "fused" if env.VLLM_PROMPT_USE_FUSEDSDPA else "naive"
 
