@@ -64,7 +64,8 @@ class HpuDevice(Device):
         self.step_boundary()
         self._copies.wait_stream(self._hpu.current_stream())
         with self._hpu.stream(self._copies):
-            host = tensor.to("cpu", non_blocking=True)
+            host = torch.empty(tensor.shape, dtype=tensor.dtype)
+            host.copy_(tensor, non_blocking=True)
             event = self._hpu.Event()
             event.record(self._copies)
         return StreamedCopy(host, event)

@@ -1,4 +1,4 @@
-"""Steps cut by phase into launches of prepared shapes: all decode rows in one, prompts in others."""
+"""Steps cut by phase into launches of prepared shapes: decode rows in one, prompts in others."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class PhasedPlanner(Planner):
         self.buckets = buckets
         self.block_size = block_size
         self.max_prompt_rows = buckets.limits.max_prompt_rows
+        self.max_tokens = buckets.limits.max_num_batched_tokens
 
     def split(self, plan: StepPlan) -> Sequence[Launch]:
         is_decode = plan.counts == 1
@@ -77,8 +78,12 @@ class PhasedPlanner(Planner):
         yield from rows[has_context][:, None]
         fresh = rows[~has_context]
         fresh = fresh[np.argsort(-plan.counts[fresh], kind="stable")]
-        for begin in range(0, len(fresh), self.max_prompt_rows):
-            yield np.sort(fresh[begin : begin + self.max_prompt_rows])
+        begin = 0
+        while begin < len(fresh):
+            longest = int(plan.counts[fresh[begin]])
+            together = min(self.max_prompt_rows, max(1, self.max_tokens // longest))
+            yield np.sort(fresh[begin : begin + together])
+            begin += together
 
 
 def padded_launch(

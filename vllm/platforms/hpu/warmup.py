@@ -1,4 +1,4 @@
-"""Warm-up: every prepared shape is compiled, and captured as memory allows, before requests come."""
+"""Warm-up: before requests come, every prepared shape is compiled and, memory allowing, captured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 from tqdm import tqdm
 
 from vllm.logger import init_logger
