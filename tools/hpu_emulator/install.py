@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -18,17 +19,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 DEFAULT = HERE.parents[1] / ".venv" / "hpu_emulator"
 STAMP = ".sources"
+PACKAGES = ("habana_frameworks", "hpu_emulator")
 
 
 def fingerprint() -> str:
-    """Of all sources, and of the torch that they are built against."""
-    import torch
-
-    digest = hashlib.sha256(f"{torch.__version__} {sys.version}".encode())
-    for path in sorted(HERE.rglob("*")):
-        is_source = path.suffix in {".py", ".cpp", ".h", ".toml", ".md"} or path.name == "py.typed"
-        if is_source and "build" not in path.relative_to(HERE).parts:
-            digest.update(str(path.relative_to(HERE)).encode() + path.read_bytes())
+    """Of what is compiled, and of the torch that it is compiled against."""
+    # Not by importing torch, which would load the plugin that is found next to this file.
+    torch_version = importlib.metadata.version("torch")
+    digest = hashlib.sha256(f"{torch_version} {sys.version}".encode())
+    paths = [HERE / "setup.py", HERE / "pyproject.toml", *(HERE / "csrc").iterdir()]
+    for path in sorted(paths):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -42,6 +43,7 @@ def install(target: Path = DEFAULT) -> Path:
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
             _build(target)
             stamp.write_text(wanted, encoding="utf-8")
+        _copy_python(target)
     return target
 
 
@@ -55,9 +57,32 @@ def _build(target: Path) -> None:
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"the emulator does not build:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        raise SystemExit(
+            f"the emulator does not build:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
+
+
+def _copy_python(target: Path) -> None:
+    """Brings Python files up to date without compiling anything."""
+    for package in PACKAGES:
+        sources = {p.relative_to(HERE) for p in (HERE / package).rglob("*.py")}
+        for stale in {p.relative_to(target) for p in (target / package).rglob("*.py")} - sources:
+            (target / stale).unlink()
+        for source in sources:
+            _copy_if_changed(HERE / source, target / source)
+
+
+def _copy_if_changed(source: Path, copy: Path) -> None:
+    text = source.read_bytes()
+    if copy.exists() and copy.read_bytes() == text:
+        return
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place: another process may be importing it.
+    fresh = copy.with_suffix(f".{os.getpid()}.new")
+    fresh.write_bytes(text)
+    fresh.replace(copy)
 
 
 if __name__ == "__main__":

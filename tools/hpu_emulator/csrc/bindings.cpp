@@ -38,9 +38,18 @@ void bind_devices(py::module_& module) {
     set_memory_limit(c10::DeviceIndex(i), bytes);
   });
   module.def("reset_peak_memory", [](int i) { reset_peak_memory(c10::DeviceIndex(i)); });
+  module.def("reset_accumulated_memory", [](int i) {
+    reset_accumulated_memory(c10::DeviceIndex(i));
+  });
   module.def("charge_graph_memory", [](int i, int64_t bytes) {
     charge_graph_memory(c10::DeviceIndex(i), bytes);
   });
+  module.def("current_stream", [] { return current_stream(-1).id(); });
+  module.def("exchange_stream", [](int64_t id) {
+    const c10::Device device(kHpu, current_device());
+    return exchange_stream(c10::Stream(c10::Stream::UNSAFE, device, id)).id();
+  });
+  module.def("synchronize", [] { finish_device(true); }, py::call_guard<py::gil_scoped_release>());
   module.def("generator", [](int i) { return generator_of(c10::DeviceIndex(i)); });
   module.def("data_ptr", [](const at::Tensor& tensor) {
     return reinterpret_cast<intptr_t>(tensor.storage().data()) +
@@ -64,6 +73,7 @@ void bind_recipes(py::module_& module) {
   module.def("reset_recipes", &reset_recipes);
   module.def("flush", &flush, py::call_guard<py::gil_scoped_release>());
   module.def("num_pending_ops", &num_pending_ops);
+  module.def("num_recipes", &num_recipes);
   module.def("begin_region", &begin_region);
   module.def("end_region", [](const std::string& key, int64_t n) { end_region(key, n); });
   module.def("abandon_region", &abandon_region);
@@ -71,6 +81,9 @@ void bind_recipes(py::module_& module) {
   module.def("last_recipe", &last_recipe);
   module.def("mark_constant", &mark_constant);
   module.def("unmark_constants", &unmark_constants);
+  module.def("dtype_name", [](int dtype) {
+    return std::string(c10::toString(static_cast<c10::ScalarType>(dtype)));
+  });
   module.def("text_of", [](int64_t hash) { return text_of(static_cast<uint64_t>(hash)); });
 }
 

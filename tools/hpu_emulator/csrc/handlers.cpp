@@ -3,14 +3,15 @@
 #include "python_handlers.h"
 
 #include <array>
+#include <cstdio>
 
 namespace py = pybind11;
 
 namespace hpu_emulator {
 namespace {
 
-constexpr std::array<const char*, 6> kNames = {
-    "acquire", "sync", "fallback", "compilation", "bad_index", "narrowing"};
+constexpr std::array<const char*, 5> kNames = {
+    "acquire", "sync", "fallback", "compilation", "bad_index"};
 // Leaked: the interpreter may be gone when statics are destroyed.
 auto& callbacks = *new std::array<PyObject*, kNames.size()>{};
 
@@ -53,17 +54,21 @@ void notify_compilation(const Compilation& compilation) {
     return;
   }
   const py::gil_scoped_acquire gil;
+  std::array<char, 33> key{};
+  std::snprintf(
+      key.data(), key.size(), "%016llx%016llx",
+      static_cast<unsigned long long>(compilation.key_high),
+      static_cast<unsigned long long>(compilation.key_low));
+  const py::bytes words(
+      reinterpret_cast<const char*>(compilation.words.data()),
+      compilation.words.size() * sizeof(int64_t));
   py::reinterpret_borrow<py::object>(callbacks[3])(
-      compilation.recipe, compilation.mode, compilation.key_high, compilation.key_low,
-      py::cast(compilation.words), compilation.num_ops, compilation.workspace_bytes);
+      compilation.recipe, compilation.mode, key.data(), words, compilation.num_ops,
+      compilation.workspace_bytes);
 }
 
 void notify_bad_index(const std::string& op, int64_t index, int64_t size) {
   call<4>(op, index, size);
-}
-
-void notify_narrowing(const std::string& op, const std::string& dtype) {
-  call<5>(op, dtype);
 }
 
 }  // namespace hpu_emulator

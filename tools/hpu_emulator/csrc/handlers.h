@@ -27,7 +27,5 @@ void notify_fallback(const std::string& op);
 void notify_compilation(const Compilation& compilation);
 // An index outside of its dimension. May raise under a strict switch.
 void notify_bad_index(const std::string& op, int64_t index, int64_t size);
-// A tensor of a dtype that the device stores more narrowly lost information.
-void notify_narrowing(const std::string& op, const std::string& dtype);
 
 }  // namespace hpu_emulator

@@ -199,6 +199,14 @@ void reset_peak_memory(c10::DeviceIndex index) {
   device.stats.max_in_use = device.stats.in_use;
 }
 
+void reset_accumulated_memory(c10::DeviceIndex index) {
+  Device& device = device_at(index);
+  const std::lock_guard<std::mutex> lock(device.mutex);
+  device.stats.num_allocs = device.stats.active_allocs;
+  device.stats.num_frees = 0;
+  device.stats.max_alloc_size = 0;
+}
+
 void charge_graph_memory(c10::DeviceIndex index, int64_t bytes) {
   Device& device = device_at(index);
   const std::lock_guard<std::mutex> lock(device.mutex);

@@ -32,6 +32,7 @@ void set_current_device(c10::DeviceIndex index);
 MemoryStats memory_stats(c10::DeviceIndex index);
 void set_memory_limit(c10::DeviceIndex index, int64_t bytes);
 void reset_peak_memory(c10::DeviceIndex index);
+void reset_accumulated_memory(c10::DeviceIndex index);
 // Positive to take, negative to give back; throws when the device has less left.
 void charge_graph_memory(c10::DeviceIndex index, int64_t bytes);
 

@@ -7,7 +7,7 @@
 
 namespace hpu_emulator {
 
-// `name` is one of acquire, sync, fallback, compilation, bad_index, narrowing; None removes.
+// `name` is one of acquire, sync, fallback, compilation, bad_index; None removes.
 void set_handler(const std::string& name, pybind11::object callback);
 
 }  // namespace hpu_emulator

@@ -259,6 +259,11 @@ void reset_recipes() {
   counts = {};
 }
 
+int64_t num_recipes() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return static_cast<int64_t>(recipes().size());
+}
+
 void record(
     const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
     c10::ArrayRef<c10::IValue> results) {

@@ -41,6 +41,7 @@ struct RecipeSettings {
 RecipeSettings& recipe_settings();
 RecipeCounts recipe_counts();
 void reset_recipes();
+int64_t num_recipes();
 
 // An op has run: it joins the lazy graph, or is a recipe of its own.
 void record(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import hpu_emulator.runtime
 from habana_frameworks.torch import core, hpu, utils
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 hpu_emulator.runtime.register(hpu)
 
 __all__ = ["core", "hpu", "utils"]

@@ -2,28 +2,146 @@
 
 from __future__ import annotations
 
-from hpu_emulator import _C
+from habana_frameworks.torch.hpu import random
+from habana_frameworks.torch.hpu.device import (
+    DeviceProperties,
+    _is_in_bad_fork,
+    _lazy_init,
+    can_device_access_peer,
+    current_device,
+    device,
+    device_count,
+    device_of,
+    get_device_capability,
+    get_device_name,
+    get_device_properties,
+    init,
+    is_available,
+    is_bf16_supported,
+    is_initialized,
+    set_device,
+    synchronize,
+)
+from habana_frameworks.torch.hpu.memory import (
+    max_memory_allocated,
+    max_memory_reserved,
+    mem_get_info,
+    memory_allocated,
+    memory_reserved,
+    memory_stats,
+    memory_summary,
+    memory_usage,
+    reset_accumulated_memory_stats,
+    reset_peak_memory_stats,
+    utilization,
+)
+from habana_frameworks.torch.hpu.random import (
+    get_rng_state,
+    get_rng_state_all,
+    initial_seed,
+    manual_seed,
+    manual_seed_all,
+    seed,
+    seed_all,
+    set_rng_state,
+    set_rng_state_all,
+)
+from habana_frameworks.torch.hpu.streams import (
+    Event,
+    Stream,
+    StreamContext,
+    current_stream,
+    default_stream,
+    set_stream,
+    stream,
+)
+from habana_frameworks.torch.hpu.switches import (
+    disable_dynamic_shape,
+    disable_inference_mode,
+    disable_matmul3d_2d_reshape,
+    disable_optim_output_sif,
+    disable_quantization,
+    disable_recompute_sdp,
+    enable_const_section_serialization,
+    enable_dynamic_shape,
+    enable_inference_mode,
+    enable_matmul3d_2d_reshape,
+    enable_optim_output_sif,
+    enable_quantization,
+    enable_recompute_sdp,
+    get_autocast_hpu_dtype,
+    get_dynamic_shape_status,
+    is_autocast_hpu_enabled,
+    recompute_sdp_enabled,
+    sdp_kernel,
+    set_autocast_hpu_dtype,
+    set_autocast_hpu_enabled,
+    setDeterministic,
+)
 
-
-def is_available() -> bool:
-    return _C.device_count() > 0
-
-
-def device_count() -> int:
-    return int(_C.device_count())
-
-
-def current_device() -> int:
-    return int(_C.current_device())
-
-
-def is_initialized() -> bool:
-    return True
-
-
-def _lazy_init() -> None:
-    """What torch calls before the first tensor on the device."""
-
-
-def _is_in_bad_fork() -> bool:
-    return False
+__all__ = [
+    "DeviceProperties",
+    "Event",
+    "Stream",
+    "StreamContext",
+    "can_device_access_peer",
+    "current_device",
+    "current_stream",
+    "default_stream",
+    "device",
+    "device_count",
+    "device_of",
+    "disable_dynamic_shape",
+    "disable_inference_mode",
+    "disable_matmul3d_2d_reshape",
+    "disable_optim_output_sif",
+    "disable_quantization",
+    "disable_recompute_sdp",
+    "enable_const_section_serialization",
+    "enable_dynamic_shape",
+    "enable_inference_mode",
+    "enable_matmul3d_2d_reshape",
+    "enable_optim_output_sif",
+    "enable_quantization",
+    "enable_recompute_sdp",
+    "get_autocast_hpu_dtype",
+    "get_device_capability",
+    "get_device_name",
+    "get_device_properties",
+    "get_dynamic_shape_status",
+    "get_rng_state",
+    "get_rng_state_all",
+    "init",
+    "initial_seed",
+    "is_autocast_hpu_enabled",
+    "is_available",
+    "is_bf16_supported",
+    "is_initialized",
+    "manual_seed",
+    "manual_seed_all",
+    "max_memory_allocated",
+    "max_memory_reserved",
+    "mem_get_info",
+    "memory_allocated",
+    "memory_reserved",
+    "memory_stats",
+    "memory_summary",
+    "memory_usage",
+    "random",
+    "recompute_sdp_enabled",
+    "reset_accumulated_memory_stats",
+    "reset_peak_memory_stats",
+    "sdp_kernel",
+    "seed",
+    "seed_all",
+    "setDeterministic",
+    "set_autocast_hpu_dtype",
+    "set_autocast_hpu_enabled",
+    "set_device",
+    "set_rng_state",
+    "set_rng_state_all",
+    "set_stream",
+    "stream",
+    "synchronize",
+    "utilization",
+]

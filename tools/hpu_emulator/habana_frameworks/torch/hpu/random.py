@@ -1,0 +1,58 @@
+"""Random numbers: one generator per device, seeded as a whole."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from habana_frameworks.torch.hpu.device import Device, device_count, index_of
+from hpu_emulator import _C
+
+
+def manual_seed(seed: int) -> None:
+    _C.generator(_C.current_device()).manual_seed(seed)
+
+
+def manual_seed_all(seed: int) -> None:
+    for index in range(device_count()):
+        _C.generator(index).manual_seed(seed)
+
+
+def seed() -> None:
+    manual_seed(secrets.randbits(63))
+
+
+def seed_all() -> None:
+    manual_seed_all(secrets.randbits(63))
+
+
+def initial_seed() -> int:
+    return int(_C.generator(_C.current_device()).initial_seed())
+
+
+def get_rng_state(device: Device = None) -> Tensor:
+    """Of device 0, the only one whose state can be had: uint8, on the host."""
+    _check(device)
+    return torch.as_tensor(_C.generator(0).get_state())
+
+
+def get_rng_state_all() -> list[Tensor]:
+    return [get_rng_state(0)]
+
+
+def set_rng_state(new_state: Tensor, device: Device = None) -> None:
+    _check(device)
+    _C.generator(0).set_state(new_state)
+
+
+def set_rng_state_all(new_states: Iterable[Tensor]) -> None:
+    for state in new_states:
+        set_rng_state(state)
+
+
+def _check(device: Device) -> None:
+    if index_of(device) != 0:
+        raise RuntimeError("the state of the generator is available for device 0 only")
