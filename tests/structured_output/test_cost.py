@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vllm.structured_output.cost import num_optional
-from vllm.structured_params import StructuredOutputsParams
+from vllm.structured_params import MAX_SPEC_CHARS, StructuredOutputsParams
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,29 @@ def test_optional_parts_are_counted_in_the_longest_sequence(
     form: dict[str, Any], expected: int
 ) -> None:
     assert num_optional(StructuredOutputsParams(**form)) == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"grammar": 'root ::= "" a "b?" "" [?*"] "c*"'}, 3),
+        ({"grammar": 'root ::= ["] a? ["] # b? c?'}, 2),
+        ({"grammar": 'start: a /x?y*/ "b?"\na: "z"'}, 3),
+        ({"json": {"type": "object", "patternProperties": {"a?b?c?": {}}}}, 3),
+        ({"structural_tag": {"format": {"type": "grammar", "grammar": 'root ::= "a"? "b"?'}}}, 2),
+        ({"structural_tag": {"format": {"type": "regex", "pattern": "a?b?"}}}, 2),
+        ({"regex": ")" + "a?" * 2}, 2),
+    ],
+)
+def test_texts_sets_and_comments_of_a_grammar_are_not_parts(
+    form: dict[str, Any], expected: int
+) -> None:
+    assert num_optional(StructuredOutputsParams(**form)) == expected
+
+
+# Expressions that try again from every character would take minutes, and nothing else could run.
+@pytest.mark.parametrize("unit", ['"', '\\"', "\n", " ", "[", "[\\", "/\\", "#", "a\n \n", "a.-"])
+@pytest.mark.parametrize("start", ["", '"', "root ::= ", "start: /"])
+def test_a_grammar_of_any_text_is_read_in_one_pass(start: str, unit: str) -> None:
+    text = start + unit * ((MAX_SPEC_CHARS - 20) // len(unit)) + "x\n"
+    assert num_optional(StructuredOutputsParams(grammar=text)) >= 0

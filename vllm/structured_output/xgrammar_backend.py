@@ -96,7 +96,7 @@ class XGrammarBackend:
     def _checked_content(self, params: StructuredOutputsParams, content: Content) -> Any:
         """What a structural tag has between its ends, as a grammar where the library's is loose."""
         plain = content.keys() <= {"type", "json_schema", "max_whitespace_cnt", "any_order"}
-        if plain and content.get("type") == "json_schema":
+        if plain and content.get("type", "json_schema") == "json_schema":
             grammar = self._library.Grammar.from_json_schema(
                 json.dumps(content["json_schema"]),
                 any_whitespace=not params.disable_any_whitespace,
