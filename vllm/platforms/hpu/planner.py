@@ -8,6 +8,7 @@ import numpy as np
 
 from vllm.core.plan import Int32Array, StepPlan
 from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable
+from vllm.platforms.hpu.bucketing.usage import BucketUsage
 from vllm.worker.planner import Launch, Phase, Planner, ShapeKey
 
 _NO_ROWS = np.empty(0, np.int32)
@@ -19,6 +20,7 @@ class PhasedPlanner(Planner):
     def __init__(self, buckets: BucketTable, block_size: int) -> None:
         self.buckets = buckets
         self.block_size = block_size
+        self.usage = BucketUsage()
         self.max_prompt_rows = buckets.limits.max_prompt_rows
         self.max_tokens = buckets.limits.max_num_batched_tokens
 
@@ -45,6 +47,7 @@ class PhasedPlanner(Planner):
     def _decode(self, plan: StepPlan, rows: Int32Array) -> Launch:
         num_blocks = int((plan.starts[rows] // self.block_size + 1).sum())
         bucket = self.buckets.find_decode(len(rows), num_blocks)
+        self.usage.record(bucket, len(rows), 1, len(rows), num_blocks)
         key = ShapeKey(Phase.DECODE, bucket.rows, 1, bucket.blocks)
         return padded_launch(key, rows, plan.slots[rows], plan.starts[rows], plan.counts[rows])
 
@@ -64,8 +67,10 @@ class PhasedPlanner(Planner):
 
     def _prompts(self, plan: StepPlan, rows: Int32Array) -> Launch:
         starts, counts = plan.starts[rows], plan.counts[rows]
-        context_blocks = -(-int(starts.max()) // self.block_size)
-        bucket = self.buckets.find_prompt(len(rows), int(counts.max()), context_blocks)
+        longest = int(counts.max())
+        context_blocks = -(-starts // self.block_size)
+        bucket = self.buckets.find_prompt(len(rows), longest, int(context_blocks.max()))
+        self.usage.record(bucket, len(rows), longest, int(counts.sum()), int(context_blocks.sum()))
         key = ShapeKey(Phase.PREFILL, bucket.rows, bucket.query_len, bucket.blocks)
         return padded_launch(key, rows, plan.slots[rows], starts, counts)
 
