@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 # The package that is being built announces itself to torch, which would try to load it.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
+from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 HERE = Path(__file__).resolve().parent
 # The version of the software whose behaviour is emulated: version probes see it.

@@ -1,5 +1,6 @@
 // The HPU as torch's generic code sees it: current device, streams, events, hooks.
 #include "memory.h"
+#include "random.h"
 #include "transfer.h"
 
 #include <ATen/detail/HPUHooksInterface.h>
@@ -108,8 +109,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
 C10_REGISTER_GUARD_IMPL(HPU, Guard);
 
-struct Hooks final : at::HPUHooksInterface {
-  explicit Hooks(at::HPUHooksArgs) {}
+// torch looks the hooks up by this name.
+struct HPUHooks final : at::HPUHooksInterface {
+  explicit HPUHooks(at::HPUHooksArgs) {}
 
   bool hasHPU() const override {
     return device_count() > 0;
@@ -147,6 +149,14 @@ struct Hooks final : at::HPUHooksInterface {
     return before;
   }
 
+  at::Generator getNewGenerator(c10::DeviceIndex) const override {
+    TORCH_CHECK(false, "Device type HPU is not supported for torch.Generator() api.");
+  }
+
+  const at::Generator& getDefaultGenerator(c10::DeviceIndex device) const override {
+    return generator_of(device < 0 ? current_device() : device);
+  }
+
   c10::DeviceIndex maybeExchangeDevice(c10::DeviceIndex device) const override {
     return device < 0 ? current_device() : exchangeDevice(device);
   }
@@ -156,7 +166,7 @@ using at::HPUHooksInterface;
 using at::HPUHooksArgs;
 using at::RegistererHPUHooksRegistry;
 using at::HPUHooksRegistry;
-REGISTER_HPU_HOOKS(Hooks);
+REGISTER_HPU_HOOKS(HPUHooks);
 
 }  // namespace
 }  // namespace hpu_emulator

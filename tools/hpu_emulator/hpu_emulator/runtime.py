@@ -6,7 +6,6 @@ from functools import partial
 from types import ModuleType
 
 import torch
-
 from hpu_emulator import _C, fallbacks, modules, recipes, strict, syncs
 from hpu_emulator.errors import IndexRangeError
 from hpu_emulator.settings import Settings, read

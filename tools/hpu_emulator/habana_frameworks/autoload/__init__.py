@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 
@@ -9,4 +10,4 @@ def autoload() -> None:
     chosen = os.environ.get("PT_HPU_AUTOLOAD", "")
     is_lazy = os.environ.get("PT_HPU_LAZY_MODE", "0") != "0"
     if chosen == "1" or (chosen != "0" and not is_lazy):
-        import habana_frameworks.torch
+        importlib.import_module("habana_frameworks.torch")

@@ -6,11 +6,10 @@ import logging
 import os
 
 import torch
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-
 from habana_frameworks.torch.hpu import switches
 from hpu_emulator import _C
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 logger = logging.getLogger(__name__)
 

@@ -84,6 +84,8 @@ __all__ = [
     "Event",
     "Stream",
     "StreamContext",
+    "_is_in_bad_fork",
+    "_lazy_init",
     "can_device_access_peer",
     "current_device",
     "current_stream",

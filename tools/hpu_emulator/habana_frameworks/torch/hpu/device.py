@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import torch
-from torch import Tensor
-
 from hpu_emulator import _C, modules
 from hpu_emulator.runtime import SETTINGS
 from hpu_emulator.settings import visible_modules
+from torch import Tensor
 
 Device = torch.device | str | int | None
 

@@ -6,10 +6,9 @@ import secrets
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
-
 from habana_frameworks.torch.hpu.device import Device, device_count, index_of
 from hpu_emulator import _C
+from torch import Tensor
 
 
 def manual_seed(seed: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from types import TracebackType
 
 import torch
-
 from habana_frameworks.torch.hpu.device import Device, index_of
 from hpu_emulator import _C
 

@@ -91,7 +91,7 @@ def enable_const_section_serialization(
     raise NotImplementedError("the constant sections of recipes are not emulated")
 
 
-def setDeterministic(val: bool) -> None:  # noqa: N802 - the name in the API
+def setDeterministic(val: bool) -> None:
     warnings.warn(
         "setDeterministic is deprecated: use torch.use_deterministic_algorithms",
         DeprecationWarning,

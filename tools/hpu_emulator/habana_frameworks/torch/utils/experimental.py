@@ -5,13 +5,12 @@ from __future__ import annotations
 import enum
 
 import torch
-from torch import Tensor
-
 from hpu_emulator import _C
 from hpu_emulator.runtime import SETTINGS
+from torch import Tensor
 
 
-class synDeviceType(enum.IntEnum):  # noqa: N801 - the name in the API
+class synDeviceType(enum.IntEnum):
     synDeviceGaudi = 1
     synDeviceGaudi2 = 4
     synDeviceGaudi3 = 5
