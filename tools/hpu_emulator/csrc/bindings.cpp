@@ -102,4 +102,5 @@ PYBIND11_MODULE(_C, module) {
   hpu_emulator::bind_devices(module);
   hpu_emulator::bind_recipes(module);
   hpu_emulator::bind_settings(module);
+  hpu_emulator::bind_graphs(module);
 }

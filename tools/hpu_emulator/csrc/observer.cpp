@@ -55,4 +55,10 @@ void report_fallback(const c10::OperatorHandle& op) {
   }
 }
 
+void report_launch(const Launch& launch) {
+  for (size_t i = 0; i < observers.size(); ++i) {
+    observers[i]->on_launch(launch);
+  }
+}
+
 }  // namespace hpu_emulator

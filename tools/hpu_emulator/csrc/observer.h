@@ -6,6 +6,14 @@
 
 namespace hpu_emulator {
 
+// A recipe that was launched, or compiled without a launch (PT_COMPILE_ONLY_MODE).
+struct Launch {
+  int64_t recipe = 0;
+  const char* mode = "";  // lazy, eager, compile, replay
+  int64_t num_ops = 0;
+  bool is_new = false;  // not known to this process before
+};
+
 struct Observer {
   virtual ~Observer() = default;
   // An op has run. Arguments and results are the caller's, on the device. Views that compute
@@ -21,6 +29,7 @@ struct Observer {
   virtual void on_wait(const char* kind) {}
   // An op runs on the host instead of the device.
   virtual void on_fallback(const c10::OperatorHandle& op) {}
+  virtual void on_launch(const Launch& launch) {}
 };
 
 // Not owned; both may be called while an op runs.
@@ -35,5 +44,6 @@ void report_upload(const at::Tensor& device, const at::Tensor& host);
 void report_download(const at::Tensor& device, bool waits);
 void report_wait(const char* kind);
 void report_fallback(const c10::OperatorHandle& op);
+void report_launch(const Launch& launch);
 
 }  // namespace hpu_emulator

@@ -2,6 +2,7 @@
 
 #include "handlers.h"
 #include "memory.h"
+#include "observer.h"
 
 #include <c10/util/intrusive_ptr.h>
 
@@ -208,6 +209,7 @@ class Encoder {
 // Counts a launch of the recipe with this key, and its compilation if it is not known.
 void launch(const char* mode, Words&& words, int64_t num_ops, int64_t workspace) {
   const Key key = key_of(mode, words);
+  Launch event{-1, mode, num_ops, false};
   {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto [found, is_new] =
@@ -218,10 +220,13 @@ void launch(const char* mode, Words&& words, int64_t num_ops, int64_t workspace)
       found->second.launches++;
       counts.launches++;
     }
-    if (!is_new) {
-      return;
-    }
-    counts.compilations++;
+    event.recipe = last;
+    event.is_new = is_new;
+    counts.compilations += is_new;
+  }
+  if (!event.is_new) {
+    report_launch(event);
+    return;
   }
   try {
     notify_compilation({last, mode, key.high, key.low, std::move(words), num_ops, workspace});
@@ -231,6 +236,7 @@ void launch(const char* mode, Words&& words, int64_t num_ops, int64_t workspace)
     recipes().erase(key);
     throw;
   }
+  report_launch(event);
 }
 
 void record_eager(
@@ -344,8 +350,11 @@ void end_region(const std::string& key, int64_t num_ops) {
 }
 
 void count_launch(int64_t recipe) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  counts.launches += recipe >= 0;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    counts.launches += recipe >= 0;
+  }
+  report_launch({recipe, "replay", 0, false});
 }
 
 int64_t last_recipe() {
