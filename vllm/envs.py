@@ -148,6 +148,22 @@ VARIABLES: tuple[Variable, ...] = (
         has_effect=False,
     ),
     Variable(
+        "VLLM_ENGINE_ITERATION_TIMEOUT_S",
+        60,
+        seconds,
+        "a whole number of seconds, 1 or more",
+        "Accepted without effect: a step may take as long as it takes.",
+        has_effect=False,
+    ),
+    Variable(
+        "VLLM_RPC_TIMEOUT",
+        10000,
+        seconds,
+        "a whole number of milliseconds, 1 or more",
+        "Accepted without effect: a start or a step may take as long as it takes.",
+        has_effect=False,
+    ),
+    Variable(
         "VLLM_CACHE_ROOT",
         "",
         str,
@@ -302,6 +318,8 @@ if TYPE_CHECKING:
     VLLM_ENABLE_RESPONSES_API_STORE: bool
     VLLM_HOST_IP: str
     VLLM_PORT: int
+    VLLM_ENGINE_ITERATION_TIMEOUT_S: int
+    VLLM_RPC_TIMEOUT: int
     VLLM_CACHE_ROOT: str
     VLLM_USE_V1: bool | None
     VLLM_NO_USAGE_STATS: bool

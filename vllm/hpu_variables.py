@@ -140,4 +140,30 @@ HPU_VARIABLES: Final[tuple[Variable, ...]] = (
         "Accepted without effect: tokens as likely as the last one that top_k keeps are kept.",
         has_effect=False,
     ),
+    Variable(
+        "VLLM_HPU_FORCE_MARK_STEP",
+        None,
+        boolean,
+        BOOLEAN,
+        "HPU: accepted without effect: graphs of the compiler end where they must, and every "
+        "VLLM_CONFIG_HIDDEN_LAYERS layers.",
+        has_effect=False,
+    ),
+    Variable(
+        "VLLM_WEIGHT_LOAD_FORCE_SYNC",
+        True,
+        boolean,
+        BOOLEAN,
+        "HPU: accepted without effect: weights are read and copied one by one.",
+        has_effect=False,
+    ),
+    Variable(
+        "VLLM_GC_THR_MULTIPLIER",
+        16,
+        count,
+        "a whole number, 0 or more",
+        "HPU: accepted without effect: what a start leaves in memory is not looked at again by "
+        "Python's garbage collection, which is short for that.",
+        has_effect=False,
+    ),
 )

@@ -194,8 +194,9 @@ def undeclared_variables(path: str, text: str, declared: Iterable[str]) -> Itera
 
 
 def undocumented_variables(text: str, declared: Iterable[str]) -> Iterator[str]:
-    for name in sorted(set(declared) - set(VARIABLE.findall(text))):
-        yield f"{name} is not in the documentation"
+    for name in sorted(set(declared)):
+        if not re.search(rf"\b{name}\b", text):
+            yield f"{name} is not in the documentation"
 
 
 def unread_fields(group: str, fields: Iterable[str], readers: Iterable[Source]) -> Iterator[str]:

@@ -18,7 +18,10 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w/-])--[a-z][a-z0-9-]*[a-z0-9](?![\w-]*[=…]?\w*\*)")
 BENCHMARKS = ("latency", "throughput", "serve", "startup")
 # Of programs that are not ours, and what a page misspells on purpose.
-FOREIGN = frozenset("--no-build-isolation --ulimit --num-prompt".split())
+FOREIGN = frozenset(
+    "--no-build-isolation --no-deps --target --ulimit --num-prompt "
+    "--build-arg --cap-add --ipc --rm --runtime".split()
+)
 
 
 def links(page: Path) -> Iterator[str]:

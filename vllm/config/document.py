@@ -1,9 +1,13 @@
-"""Writes docs/configuration.md: `python -m vllm.config.document > docs/configuration.md`."""
+"""Writes docs/configuration.md: `python -m vllm.config.document > docs/configuration.md`.
+
+With a page as argument, writes that page's tables of HPU variables: those between its marks.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from vllm.config.flags import shown_default
 from vllm.config.legacy import LEGACY
@@ -13,6 +17,10 @@ from vllm.config.unavailable_variables import UNAVAILABLE_VARIABLES
 from vllm.config.vllm import GROUPS
 from vllm.entrypoints.openai.cli_args import server_settings
 from vllm.envs import VARIABLES
+from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
+from vllm.hpu_variables import HPU_VARIABLES
+from vllm.profiling_variables import PROFILING_VARIABLES
+from vllm.variable import Variable
 
 _INTRODUCTION = """\
 # Configuration
@@ -35,6 +43,15 @@ a message that names flag, value and remedy.
 """
 
 
+_BEGIN = "<!-- by `python -m vllm.config.document README_GAUDI.md` -->\n"
+_END = "<!-- end -->\n"
+HPU_TABLES: tuple[tuple[str, Sequence[Variable]], ...] = (
+    ("Execution, warm-up and graphs", HPU_VARIABLES),
+    ("Kernels", HPU_KERNEL_VARIABLES),
+    ("Profiling, on every device", PROFILING_VARIABLES),
+)
+
+
 def page() -> str:
     return "\n".join(_lines()) + "\n"
 
@@ -50,15 +67,7 @@ def _lines() -> Iterator[str]:
     yield "## Environment variables\n"
     yield from _table(
         ("variable", "value", "default", "meaning"),
-        (
-            (
-                f"`{v.name}`",
-                v.allowed,
-                f"`{v.default}`" if v.default not in (None, "") else "",
-                v.help,
-            )
-            for v in VARIABLES
-        ),
+        ((f"`{v.name}`", v.allowed, _default(v), v.help) for v in VARIABLES),
     )
     yield "`HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` work as in "
     yield "huggingface_hub. An empty variable is one that is not set.\n"
@@ -70,7 +79,47 @@ def _lines() -> Iterator[str]:
     yield from _table(("flag", "missing"), ((f"`{row.flag}`", row.feature) for row in UNAVAILABLE))
     yield "## Environment variables of features that are not available yet\n"
     yield "What turns the feature off is accepted; any other value is refused.\n"
-    yield from _table(
+    yield from _missing()
+
+
+def with_tables(text: str) -> str:
+    """`text` of a page with the tables of HPU variables as they are now."""
+    head, _, rest = text.partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    assert tail, f"the page has no {_BEGIN} and {_END}"
+    return "".join((head, _BEGIN, "\n", *(f"{line}\n" for line in _hpu_tables()), _END, tail))
+
+
+def _hpu_tables() -> Iterator[str]:
+    for title, variables in HPU_TABLES:
+        yield f"### {title}\n"
+        # Those of the axes of buckets are many and alike: the page has a table of its own.
+        yield from _table(
+            ("variable", "default", "meaning"),
+            (
+                (f"`{v.name}`", _default(v), _alone(v.help))
+                for v in variables
+                if "_BUCKET_" not in v.name
+            ),
+        )
+    yield "### Not available yet\n"
+    yield "What turns the feature off is accepted; any other value is refused.\n"
+    yield from _missing()
+
+
+def _alone(help: str) -> str:
+    """Where everything is about HPU."""
+    text = help.removeprefix("HPU: ").removeprefix("HPU, ")
+    return text[0].upper() + text[1:]
+
+
+def _default(variable: Variable) -> str:
+    is_shown = variable.default not in (None, "", (), frozenset())
+    return f"`{variable.default}`" if is_shown else ""
+
+
+def _missing() -> Iterator[str]:
+    return _table(
         ("variable", "missing"), ((f"`{row.name}`", row.feature) for row in UNAVAILABLE_VARIABLES)
     )
 
@@ -100,4 +149,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    if sys.argv[1:]:
+        path = Path(sys.argv[1])
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        sys.stdout.write(page())

@@ -86,6 +86,19 @@ UNAVAILABLE_VARIABLES: Final[tuple[UnavailableVariable, ...]] = (
         "Prompts share a launch as rows: VLLM_PROMPT_BS_BUCKET_MAX says how many.",
         VLLM_MERGED_PREFILL=OFF,
     ),
+    *_rows(
+        "running without buckets",
+        "VLLM_SKIP_WARMUP=1 starts without compiling for them.",
+        VLLM_ENABLE_BUCKETING=ON,
+    ),
+    *_rows(
+        "profiling of single buckets",
+        "VLLM_TORCH_PROFILER_DIR and VLLM_PROFILER_ENABLED profile what is running.",
+        VLLM_PT_PROFILE=UNSET,
+        VLLM_PROFILE_PROMPT=UNSET,
+        VLLM_PROFILE_DECODE=UNSET,
+        VLLM_PROFILE_STEPS=UNSET,
+    ),
     *_rows("ALiBi", VLLM_ALIBI_USE_FLOAT32_BIASES=ON),
     *_rows(
         "an imitation of the device inside the engine",
