@@ -79,4 +79,32 @@ PROFILING_VARIABLES: Final[tuple[Variable, ...]] = (
         "a list of steps, fwd (defrag is not available: the KV cache is not defragmented)",
         "Log a line per step (steps), per launch of the model (fwd).",
     ),
+    Variable(
+        "VLLM_HPU_LOG_STEP_GRAPH_COMPILATION",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU: log the steps in which graphs were compiled, with their launches.",
+    ),
+    Variable(
+        "VLLM_HPU_LOG_STEP_GRAPH_COMPILATION_ALL",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU: the same of every step, also where there were none.",
+    ),
+    Variable(
+        "VLLM_HPU_LOG_STEP_CPU_FALLBACKS",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU: log the steps in which ops fell back to the CPU, with their launches.",
+    ),
+    Variable(
+        "VLLM_HPU_LOG_STEP_CPU_FALLBACKS_ALL",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU: the same of every step, also where there were none.",
+    ),
 )

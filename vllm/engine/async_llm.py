@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import msgspec
 from typing_extensions import Self
 
 from vllm.beam_search import beam_search_async, request_output, rounds
@@ -25,6 +26,7 @@ from vllm.logger import init_logger
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
+from vllm.worker.step_observer import ShapeUsage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -301,6 +303,12 @@ class AsyncLLM:
         """Run a method of the Worker on every rank; returns what each returned."""
         result: list[Any] = await self.call("collective_rpc", method, *args)
         return result
+
+    async def launch_shapes(self) -> list[ShapeUsage]:
+        """What became of every prepared shape; [] on devices that prepare none."""
+        if not self.client.ready.counts_shapes:
+            return []
+        return msgspec.convert(await self.call("launch_shapes"), list[ShapeUsage])
 
     async def start_profile(self) -> None:
         """Start the torch profiler. Raises NotAvailable without VLLM_TORCH_PROFILER_DIR."""

@@ -40,7 +40,7 @@ class EngineCore:
     N - 1 while step N computes. Not thread-safe: one thread calls everything.
     """
 
-    CALLS = ("reset_prefix_cache", "collective_rpc", "profile", "check_integrity")
+    CALLS = ("reset_prefix_cache", "collective_rpc", "profile", "launch_shapes", "check_integrity")
 
     def __init__(self, config: VllmConfig) -> None:
         started_s = time.monotonic()
@@ -51,6 +51,7 @@ class EngineCore:
             facts = self.executor.start()
             layout = plan_kv_cache(config, facts)
             self.executor.bind_kv_cache(layout)
+            counts_shapes = self.launch_shapes() is not None
         except BaseException:
             self.executor.stop()
             raise
@@ -61,6 +62,7 @@ class EngineCore:
             num_blocks=layout.num_blocks,
             block_size=config.cache.block_size,
             start_s=time.monotonic() - started_s,
+            counts_shapes=counts_shapes,
         )
 
     @property
@@ -156,6 +158,11 @@ class EngineCore:
     def profile(self, is_start: bool) -> None:
         """Start or stop the torch profiler of every rank. Raises NotAvailable."""
         self.executor.call("profile", is_start)
+
+    def launch_shapes(self) -> list[Any] | None:
+        """Of every prepared shape of rank 0 a ShapeUsage; None on devices that prepare none."""
+        shapes: list[Any] | None = self.executor.call("launch_shapes")[0]
+        return shapes
 
     def check_integrity(self) -> None:
         """Assert that blocks, slots and requests add up."""

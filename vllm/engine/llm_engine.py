@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from typing_extensions import Self
 
 from vllm import envs
@@ -21,6 +22,7 @@ from vllm.metrics.reader import Metric, read_metrics
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
+from vllm.worker.step_observer import ShapeUsage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,6 +84,9 @@ class LLMEngine:
                 "this engine keeps no metrics: construct it with disable_log_stats=False, which "
                 "for LLM is not the default"
             )
+        if self.client.ready.counts_shapes:
+            shapes = msgspec.convert(self.call("launch_shapes"), list[ShapeUsage])
+            self.metrics.shapes.show(shapes)
         return read_metrics(self.metrics.registry)
 
     def get_num_unfinished_requests(self) -> int:

@@ -104,6 +104,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     num_blocks: int
     block_size: int
     start_s: float
+    counts_shapes: bool = False  # the device prepares shapes, and `launch_shapes` tells of them
 
 
 class EngineDead(msgspec.Struct, frozen=True, tag=True):

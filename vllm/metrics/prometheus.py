@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from vllm.engine.messages import EngineStats, FinishReason
 from vllm.metrics.older_names import WithOlderNames
+from vllm.metrics.shapes import ShapeMetrics
 from vllm.metrics.shared import is_shared, shared_registry
 from vllm.metrics.stats import FinishedRequest, IterationStats
 
@@ -140,6 +141,8 @@ class PrometheusStats:
             reason: success.labels(*self.labels, str(reason)) for reason in FinishReason
         }
         self._cache_info(cache_info)
+        self.shapes = ShapeMetrics(dict(zip(ENGINE_LABELS, self.labels, strict=True)))
+        self.registry.register(self.shapes)
         if not is_shared():
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
@@ -172,6 +175,8 @@ class PrometheusStats:
     def exposition(self) -> bytes:
         shown = CollectorRegistry()
         shown.register(WithOlderNames(shared_registry() if is_shared() else self.registry))
+        if is_shared():  # these come from the engine as they are, to whichever server is asked
+            shown.register(self.shapes)
         return generate_latest(shown)
 
     def _record_engine(self, engine: EngineStats) -> None:

@@ -126,6 +126,6 @@ class Platform(ABC):
         """What the torch profiler is to record, of the host and of the device."""
         return (torch.profiler.ProfilerActivity.CPU,)
 
-    def observers(self, config: VllmConfig, device: Device) -> Sequence[StepObserver]:
+    def observers(self, config: VllmConfig, device: Device, rank: int) -> Sequence[StepObserver]:
         """Who watches the steps of a rank, besides those that watch on any platform."""
         return ()

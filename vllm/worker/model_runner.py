@@ -78,24 +78,23 @@ class ModelRunner:
 
     def launch(self, launch: Launch) -> Tensor:
         """Hidden states [T, H] of a launch, its keys and values written to the cache."""
-        inputs, metas = self._prepare(launch)
-        return self.graphs.run(launch.key, self.model, inputs, metas)
+        return self._run(launch, *self._prepare(launch))
 
     @torch.inference_mode()
     def rehearse(
         self, launch: Launch, usual_wants: Sequence[Want] = (Want(0),), captures: bool = False
     ) -> None:
         """Run a launch of dummy rows, drawing in each of these ways; for warm-up."""
-        self.observer.rehearsal_begins(launch)
+        self.observer.rehearsal_begins(launch, captures)
         inputs, metas = self._prepare(launch)
         if captures:
             self.graphs.capture(launch.key, self.model, inputs, metas)
-        hidden = self.graphs.run(launch.key, self.model, inputs, metas)
+        hidden = self._run(launch, inputs, metas)
         for wants in usual_wants:
             with self.slots.sampling.pretend(DUMMY_SLOT, wants):
                 self._draw(dummy_draws(launch), hidden).token_ids.wait()
             self.device.step_boundary()
-        self.observer.rehearsal_ends(launch)
+        self.observer.rehearsal_ends(launch, captures)
 
     def _prepare(self, launch: Launch) -> tuple[ForwardInputs, AttentionMetas]:
         metas = [
@@ -104,6 +103,11 @@ class ModelRunner:
         inputs = gather_inputs(self.slots, launch)
         self.device.step_boundary()
         return inputs, metas
+
+    def _run(self, launch: Launch, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
+        hidden = self.graphs.run(launch.key, self.model, inputs, metas)
+        self.device.step_boundary()  # whatever is done with them, the model is one unit
+        return hidden
 
     def _draw(self, draws: Draws, hidden: Tensor) -> Drawn:
         """Draw a token for each row of `draws` from hidden states [T, H] of its launch."""

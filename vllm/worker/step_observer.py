@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from vllm.core.plan import StepPlan
 from vllm.worker.planner import Launch
+
+
+class ShapeUsage(msgspec.Struct, array_like=True):
+    """What became of the launches of one prepared shape since the start."""
+
+    phase: str  # prefill or decode
+    rows: int
+    query_len: int
+    blocks: int
+    hits: int = 0  # launches that were not rehearsals
+    tokens: int = 0  # of requests
+    padding_tokens: int = 0
+    used_blocks: int = 0  # of requests; of context, where the phase is prefill
+    padding_blocks: int = 0
+    compile_s: float = 0.0  # rehearsing it, and launches that came before any rehearsal
+    graph_bytes: int = 0  # device memory that capturing it took
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows}x{self.query_len}x{self.blocks}"
 
 
 class StepObserver:
@@ -31,11 +53,18 @@ class StepObserver:
     def step_ends(self, plan: StepPlan) -> None:
         pass
 
-    def rehearsal_begins(self, launch: Launch) -> None:
+    def rehearsal_begins(self, launch: Launch, captures: bool) -> None:
         pass
 
-    def rehearsal_ends(self, launch: Launch) -> None:
+    def rehearsal_ends(self, launch: Launch, captures: bool) -> None:
         pass
+
+    def warm_up_ends(self) -> None:
+        pass
+
+    def shapes(self) -> list[ShapeUsage] | None:
+        """Of every shape so far; None: nobody counts."""
+        return None
 
     def close(self) -> None:
         """Nothing more will come."""
@@ -67,13 +96,21 @@ class Observers(StepObserver):
         for observer in self._observers:
             observer.step_ends(plan)
 
-    def rehearsal_begins(self, launch: Launch) -> None:
+    def rehearsal_begins(self, launch: Launch, captures: bool) -> None:
         for observer in self._observers:
-            observer.rehearsal_begins(launch)
+            observer.rehearsal_begins(launch, captures)
 
-    def rehearsal_ends(self, launch: Launch) -> None:
+    def rehearsal_ends(self, launch: Launch, captures: bool) -> None:
         for observer in self._observers:
-            observer.rehearsal_ends(launch)
+            observer.rehearsal_ends(launch, captures)
+
+    def warm_up_ends(self) -> None:
+        for observer in self._observers:
+            observer.warm_up_ends()
+
+    def shapes(self) -> list[ShapeUsage] | None:
+        tables = [observer.shapes() for observer in self._observers]
+        return next((table for table in tables if table is not None), None)
 
     def close(self) -> None:
         for observer in self._observers:

@@ -42,11 +42,11 @@ class StepTimeline(StepObserver):
             {"step": plan.step, "rows": plan.num_rows, "tokens": plan.num_tokens},
         )
 
-    def rehearsal_begins(self, launch: Launch) -> None:
+    def rehearsal_begins(self, launch: Launch, captures: bool) -> None:
         self._launch_ns = time.perf_counter_ns()
 
-    def rehearsal_ends(self, launch: Launch) -> None:
-        self._span(f"warm-up {launch.key}", launch)
+    def rehearsal_ends(self, launch: Launch, captures: bool) -> None:
+        self._span(f"{'capture' if captures else 'warm-up'} {launch.key}", launch)
 
     def close(self) -> None:
         self._timeline.flush()

@@ -28,10 +28,11 @@ from vllm.sample.static_sampler import StaticSampler
 from vllm.worker import memory
 from vllm.worker.facts import WorkerFacts
 from vllm.worker.model_runner import ModelRunner, RunnerParts
+from vllm.worker.placement import PlacedCache
 from vllm.worker.running_step import RunningStep
 from vllm.worker.slots import Slots, SlotsShape
 from vllm.worker.step_log import step_logs
-from vllm.worker.step_observer import StepObserver, observer_of
+from vllm.worker.step_observer import ShapeUsage, StepObserver, observer_of
 from vllm.worker.step_timeline import StepTimeline
 
 logger = init_logger(__name__)
@@ -79,9 +80,10 @@ class Worker:
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
         """Allocate the cache, build the runner, warm up."""
         self._bind_caches(layout)
-        self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs)
+        self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs, self.observer)
         self.platform.warm_up(self.config, self.runner)
         self.device.synchronize()
+        self.observer.warm_up_ends()
 
     def execute(self, plan: StepPlan) -> RunningStep:
         return self.runner.execute(plan)
@@ -101,6 +103,10 @@ class Worker:
             logger.exception("The profile of rank %d is lost", self.group.rank)
         self.observer.close()
 
+    def launch_shapes(self) -> list[ShapeUsage] | None:
+        """What became of every prepared shape; None on devices that prepare none."""
+        return self.observer.shapes()
+
     def ping(self) -> int:
         """This rank's number; the way to see that it answers."""
         return self.group.rank
@@ -111,7 +117,10 @@ class Worker:
             return function(self.model)
 
     def _observers(self) -> list[StepObserver]:
-        found = [*step_logs(Environment()), *self.platform.observers(self.config, self.device)]
+        found = [
+            *step_logs(Environment()),
+            *self.platform.observers(self.config, self.device, self.group.rank),
+        ]
         timeline = process_timeline()
         if timeline.is_on:
             # Innermost: what the others take is not the step's.
@@ -126,7 +135,7 @@ class Worker:
         )
         layout = KVCacheLayout(num_blocks=1, groups=groups)
         self._bind_caches(layout)
-        runner = self._make_runner(layout, max_num_seqs=1)
+        runner = self._make_runner(layout, max_num_seqs=1, observer=StepObserver())
         config = self.config
 
         def peak_of(num_tokens: int) -> tuple[int, int]:
@@ -158,7 +167,9 @@ class Worker:
                 shape = layer.backend.kv_shape(spec, layout.num_blocks)
                 layer.bind(pool.view(shape), group_idx)
 
-    def _make_runner(self, layout: KVCacheLayout, max_num_seqs: int) -> ModelRunner:
+    def _make_runner(
+        self, layout: KVCacheLayout, max_num_seqs: int, observer: StepObserver
+    ) -> ModelRunner:
         config, device, groups = self.config, self.device, layout.groups
         backends = [self._backend_of(group) for group in groups]
         self.model.bind_attention(backends)
@@ -180,12 +191,18 @@ class Worker:
             config.model.eos_token_ids,
             is_static,
         )
+        planner = self.platform.planner(config, layout.num_blocks)
+        slots = Slots(shape, device, sampling, planner.placement)
+        caches = {layer.cache.data_ptr(): layer.cache for layer in self.layers.values()}
+        planner.placement.bind(
+            PlacedCache(slots.block_tables_np, shape.windows, list(caches.values()), device)
+        )
         return ModelRunner(
             RunnerParts(
                 model=self.model,
                 device=device,
-                planner=self.platform.planner(config, layout.num_blocks),
-                slots=Slots(shape, device, sampling),
+                planner=planner,
+                slots=slots,
                 backends=backends,
                 graphs=self.platform.graph_runner(config),
                 sampler=(StaticSampler if is_static else Sampler)(
@@ -194,7 +211,7 @@ class Worker:
                     device.torch_device,
                     config.model.logprobs_mode,
                 ),
-                observer=self.observer,
+                observer=observer,
             )
         )
 

@@ -14,6 +14,7 @@ from vllm.errors import EngineDeadError, NotAvailable
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput, Logprob, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.worker.step_observer import ShapeUsage
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -47,6 +48,7 @@ class FakeEngine:
     is_dead: bool = False
     num_resets: int = 0
     is_profiled: bool = False
+    shapes: list[ShapeUsage] = field(default_factory=list)
 
     async def check_health(self) -> None:
         if self.is_dead:
@@ -55,6 +57,11 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> bool:
         self.num_resets += 1
         return True
+
+    async def launch_shapes(self) -> list[ShapeUsage]:
+        if self.is_dead:
+            raise EngineDeadError("the engine core is gone")
+        return self.shapes
 
     async def start_profile(self) -> None:
         if self.is_profiled:

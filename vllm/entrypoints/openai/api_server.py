@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from vllm import envs
+from vllm.engine.front_end import CallFailed
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import (
     DOCUMENTED_ERRORS,
@@ -45,6 +48,7 @@ from vllm.metrics.prometheus import CONTENT_TYPE, PrometheusStats
 from vllm.version import __version__
 
 router = APIRouter()
+SHAPES_LIMIT_S: Final = 1.0  # for an engine to say what it has launched
 
 
 def build_app(
@@ -173,7 +177,13 @@ async def stop_profile(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    return Response(server_of(request).metrics.exposition(), media_type=CONTENT_TYPE)
+    server = server_of(request)
+    # An engine that is gone or in a long step leaves the shapes as they were last time.
+    with suppress(EngineDeadError, CallFailed, asyncio.TimeoutError):
+        engine = server.context.engine
+        shapes = await asyncio.wait_for(engine.launch_shapes(), SHAPES_LIMIT_S)
+        server.metrics.shapes.show(shapes)
+    return Response(server.metrics.exposition(), media_type=CONTENT_TYPE)
 
 
 def main() -> None:

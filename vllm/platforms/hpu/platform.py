@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -15,6 +16,7 @@ from vllm.platforms.base import Capabilities, Device, Platform
 from vllm.platforms.hpu import bridge
 from vllm.platforms.hpu.attention import HpuAttention
 from vllm.platforms.hpu.bucketing import make_table
+from vllm.platforms.hpu.defragmentation import ContiguousPlacement
 from vllm.platforms.hpu.device import HpuDevice
 from vllm.platforms.hpu.memory import log_split, split
 from vllm.platforms.hpu.ops import hpu_ops
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
     from vllm.worker.planner import Planner
+    from vllm.worker.step_observer import StepObserver
 
 logger = init_logger(__name__)
 
@@ -55,7 +58,7 @@ class HpuPlatform(Platform):
                 config.cache.block_size,
                 KERNEL_BLOCK_SIZE,
             )
-        return config
+        return _without_shared_blocks(config)
 
     def device(self, index: int) -> Device:
         return HpuDevice(index)
@@ -66,7 +69,11 @@ class HpuPlatform(Platform):
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
         env = Environment()
         buckets = make_table(config, num_blocks, env)
-        return PhasedPlanner(buckets, config.cache.block_size)
+        if not env.VLLM_CONTIGUOUS_PA:
+            return PhasedPlanner(buckets, config.cache.block_size)
+        moves = env.VLLM_DEFRAG is not False
+        placement = ContiguousPlacement(num_blocks, env.VLLM_DEFRAG_THRESHOLD if moves else None)
+        return PhasedPlanner(buckets, config.cache.block_size, placement)
 
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
         from vllm.platforms.hpu.graphs import make_runner
@@ -89,3 +96,28 @@ class HpuPlatform(Platform):
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return hpu_ops()
+
+    def profiler_activities(self) -> Sequence[torch.profiler.ProfilerActivity]:
+        return (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.HPU)
+
+    def observers(self, config: VllmConfig, device: Device, rank: int) -> Sequence[StepObserver]:
+        from vllm.platforms.hpu.shape_tally import ShapeTally
+        from vllm.platforms.hpu.step_metrics import step_metrics
+
+        tally = ShapeTally(device, config.cache.block_size, is_logging=rank == 0)
+        return [*step_metrics(Environment()), tally]
+
+
+def _without_shared_blocks(config: VllmConfig) -> VllmConfig:
+    """A contiguous cache says of every block whose it is: there can be one owner only."""
+    env = Environment()
+    if not env.VLLM_CONTIGUOUS_PA:
+        if env.VLLM_DEFRAG:
+            raise ConfigError(
+                "VLLM_DEFRAG=1: blocks are moved for VLLM_CONTIGUOUS_PA=1 only. Set that too, or "
+                "unset it."
+            )
+        return config
+    if config.cache.enable_prefix_caching:
+        logger.warning_once("VLLM_CONTIGUOUS_PA=1 turns prefix caching off.")
+    return replace(config, cache=replace(config.cache, enable_prefix_caching=False))

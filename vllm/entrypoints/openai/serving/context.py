@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vllm.config.model import ModelConfig
     from vllm.config.vllm import VllmConfig
+    from vllm.worker.step_observer import ShapeUsage
 
 logger = init_logger(__name__)
 # Texts below this are encoded on the event loop: handing them to a thread costs more.
@@ -65,6 +66,10 @@ class ServingEngine(Protocol):
 
     async def reset_prefix_cache(self) -> object:
         """Forget every cached prefix."""
+        ...
+
+    async def launch_shapes(self) -> Sequence[ShapeUsage]:
+        """What became of the shapes that the device has prepared."""
         ...
 
     async def start_profile(self) -> None:
