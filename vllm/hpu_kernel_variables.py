@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vllm.variable import BOOLEAN, Variable, boolean
+from vllm.variable import BOOLEAN, Variable, boolean, count
 
 
 def _positive(text: str) -> int:
@@ -128,6 +128,38 @@ HPU_KERNEL_VARIABLES: Final[tuple[Variable, ...]] = (
         BOOLEAN,
         "HPU, lazy mode: end the graph of the compiler after each piece of a prefill that is cut. "
         "Default: where no HPU graphs are captured.",
+    ),
+    Variable(
+        "VLLM_CONTIGUOUS_PA",
+        False,
+        boolean,
+        BOOLEAN,
+        "HPU: 1: decode reads the KV cache from its beginning to the highest block of the step, "
+        "instead of gathering blocks one by one. Turns prefix caching off, which needs blocks in "
+        "several requests at once.",
+    ),
+    Variable(
+        "VLLM_DEFRAG",
+        None,
+        boolean,
+        BOOLEAN,
+        "HPU: move blocks to the beginning of the KV cache when there are many holes between "
+        "them. Default: with VLLM_CONTIGUOUS_PA=1.",
+    ),
+    Variable(
+        "VLLM_DEFRAG_THRESHOLD",
+        32,
+        count,
+        "a whole number, 0 or more",
+        "HPU: holes between blocks from which on they are moved.",
+    ),
+    Variable(
+        "VLLM_DEFRAG_WITH_GRAPHS",
+        None,
+        boolean,
+        BOOLEAN,
+        "Accepted without effect: moving blocks is one graph of the compiler per number of blocks.",
+        has_effect=False,
     ),
     Variable(
         "VLLM_COS_SIN_RECOMPUTE",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vllm.core.plan import Int32Array, StepPlan
+from vllm.worker.placement import Placement
 
 
 class Phase(enum.IntEnum):
@@ -99,6 +100,8 @@ def make_launch(
 
 class Planner(ABC):
     """Cuts steps into launches."""
+
+    placement: Placement = Placement()  # of the blocks whose numbers it knows
 
     @abstractmethod
     def split(self, plan: StepPlan) -> Sequence[Launch]:

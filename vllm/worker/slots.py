@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm.core.plan import Admission, Int32Array, StepPlan
 from vllm.platforms.base import Device
 from vllm.sample.state import SamplingState
+from vllm.worker.placement import Placement
 
 DUMMY_SLOT = 0  # padding and warm-up rows; its block table names the dummy block only
 
@@ -45,8 +46,16 @@ class Slots:
     Changed by `apply` (deltas of a plan) and by `write_drawn` (sampled tokens) and by nothing else.
     """
 
-    def __init__(self, shape: SlotsShape, device: Device, sampling: SamplingState) -> None:
+    def __init__(
+        self,
+        shape: SlotsShape,
+        device: Device,
+        sampling: SamplingState,
+        placement: Placement | None = None,
+    ) -> None:
+        """`placement`: by default blocks lie where their numbers say."""
         self.shape = shape
+        self.placement = placement or Placement()
         self.device = device
         self.sampling = sampling
         num_slots, max_tokens = shape.num_slots, shape.max_tokens
@@ -75,9 +84,12 @@ class Slots:
             self.device.step_boundary()
         if len(plan.blocks):
             self._put_blocks(plan.blocks)
+        if len(plan.blocks) or len(plan.releases):
+            self.placement.tidy()
 
     def _release(self, slot: int) -> None:
         self.sampling.release(slot)
+        self.placement.release(slot)
         self.prompt_logprobs_np[slot] = _NOT_WANTED
 
     def _admit(self, admission: Admission) -> None:
@@ -106,11 +118,12 @@ class Slots:
 
     def _put_blocks(self, blocks: Int32Array) -> None:
         if len(self.block_tables_np) == 1:
-            self.block_tables_np[0][blocks[:, 0], blocks[:, 2]] = blocks[:, 3]
+            places = self.placement.place(blocks[:, 3])
+            self.block_tables_np[0][blocks[:, 0], blocks[:, 2]] = places
             return
         for group, table in enumerate(self.block_tables_np):
             slots, _, columns, block_ids = blocks[blocks[:, 1] == group].T
-            table[slots, columns] = block_ids
+            table[slots, columns] = self.placement.place(block_ids)
 
     def flat_index(self, slots: Int32Array, positions: Int32Array) -> Tensor:
         """Where the tokens at (slot, position) lie in the flattened token table: int64 [T]."""

@@ -9,6 +9,8 @@ import numpy as np
 from vllm.core.plan import Int32Array, StepPlan
 from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable
 from vllm.platforms.hpu.bucketing.usage import BucketUsage
+from vllm.platforms.hpu.defragmentation import ContiguousPlacement
+from vllm.worker.placement import Placement
 from vllm.worker.planner import Launch, Phase, Planner, ShapeKey
 
 _NO_ROWS = np.empty(0, np.int32)
@@ -17,8 +19,16 @@ _NO_ROWS = np.empty(0, np.int32)
 class PhasedPlanner(Planner):
     """Decode rows first, then prompts. Prompts without context may share a launch."""
 
-    def __init__(self, buckets: BucketTable, block_size: int) -> None:
+    def __init__(
+        self,
+        buckets: BucketTable,
+        block_size: int,
+        contiguous: ContiguousPlacement | None = None,
+    ) -> None:
+        """`contiguous`: decode reads all blocks up to the highest one of its rows."""
         self.buckets = buckets
+        self.contiguous = contiguous
+        self.placement = contiguous or Placement()
         self.block_size = block_size
         self.usage = BucketUsage()
         self.max_prompt_rows = buckets.limits.max_prompt_rows
@@ -45,7 +55,11 @@ class PhasedPlanner(Planner):
         return padded_launch(key, _NO_ROWS, _NO_ROWS, _NO_ROWS, _NO_ROWS)
 
     def _decode(self, plan: StepPlan, rows: Int32Array) -> Launch:
-        num_blocks = int((plan.starts[rows] // self.block_size + 1).sum())
+        lengths = plan.starts[rows] // self.block_size + 1
+        num_blocks = int(lengths.sum())
+        if self.contiguous is not None:
+            highest = self.contiguous.highest(plan.slots[rows], lengths)
+            num_blocks = max(num_blocks, highest + 1)
         bucket = self.buckets.find_decode(len(rows), num_blocks)
         self.usage.record(bucket, len(rows), 1, len(rows), num_blocks)
         key = ShapeKey(Phase.DECODE, bucket.rows, 1, bucket.blocks)

@@ -1,4 +1,4 @@
-"""Warm-up: before requests come, every prepared shape is compiled and, memory allowing, captured."""
+"""Warm-up: every prepared shape is compiled and, memory allowing, captured before requests come."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class WarmUp:
         phases = ((Phase.PREFILL, buckets.prompt[::-1]), (Phase.DECODE, buckets.decode[::-1]))
         with self._progress(sum(len(some) for _, some in phases), "Warm-up") as bar:
             self._rehearse_puts()
+            self._planner.placement.rehearse()
             for phase, some in phases:
                 self._compile(phase, some, bar)
         if isinstance(self._graphs, HpuGraphRunner):

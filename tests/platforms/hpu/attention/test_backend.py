@@ -249,3 +249,22 @@ def test_different_values_than_keys_are_refused_with_the_reason():
     assert reason == "values of 8 dimensions differ from keys of 24"
     assert HpuAttention.rejects(EXACT, capabilities) is None
     assert "float16" in str(HpuAttention.rejects(replace(EXACT, dtype=torch.float16), capabilities))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("spare", [0, 3])
+def test_a_contiguous_cache_is_read_in_place(spare, dtype):
+    settings = AttentionSettings(contiguous=True)
+    spec = replace(EXACT, dtype=dtype)
+    latent = AttentionSpec(5, 1, 48, 0.2, dtype, latent_dim=40, rope_dim=8)
+    # Blocks of these rows are 1..n, hence one more than they refer to.
+    padding = Padding(rows=2, blocks=1 + spare)
+    for other in (spec, latent, replace(spec, window=18)):
+        check(other, DECODE_ROWS, Phase.DECODE, settings, padding=padding)
+
+
+def test_a_block_behind_the_end_of_a_contiguous_launch_is_an_error():
+    backend = HpuAttention(replace(EXACTLY, contiguous=True), kernels())
+    case = make_case(backend, EXACT, DECODE_ROWS, Phase.DECODE)
+    with pytest.raises(AssertionError, match="rows read 22 blocks, the launch was made for 21"):
+        case.run(backend, EXACT)

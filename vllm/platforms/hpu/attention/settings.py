@@ -68,6 +68,7 @@ def attention_settings(config: VllmConfig, env: Environment | None = None) -> At
     return AttentionSettings(
         dtype=config.model.dtype,
         fp32_softmax=is_qwen2 if fp32 is None else fp32,
+        contiguous=env.VLLM_CONTIGUOUS_PA,
         prompt=_prompt_kind(env),
         fused_block_softmax=env.VLLM_FUSED_BLOCK_SOFTMAX,
         fused_block_adjustment=adjustment,

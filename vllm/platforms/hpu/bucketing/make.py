@@ -39,6 +39,7 @@ def make_table(config: VllmConfig, num_blocks: int, env: Environment) -> BucketT
         max_model_len=config.model.max_model_len,
         block_size=config.cache.block_size,
         num_blocks=num_blocks,
+        contiguous=env.value("VLLM_CONTIGUOUS_PA"),
     )
     strategy = chosen_strategy(env)
     if path := env.value("VLLM_BUCKETING_FROM_FILE"):
