@@ -79,8 +79,11 @@ class ThreadedExecutor:
         if self._is_stopping:
             return
         self._is_stopping = True
-        # A profile can only be ended by the thread that began it.
-        self._thread.submit(self._inline.stop)
+        try:
+            # A profile can only be ended by the thread that began it.
+            self._thread.submit(self._inline.stop)
+        except RuntimeError:  # the interpreter exits, and has ended all threads
+            self._inline.stop()
         self._thread.shutdown(wait=True)
 
     def _run(self, plan: StepPlan) -> StepHandle:
