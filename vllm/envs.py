@@ -324,3 +324,4 @@ if TYPE_CHECKING:
     VLLM_USE_V1: bool | None
     VLLM_NO_USAGE_STATS: bool
     VLLM_DO_NOT_TRACK: bool
+    VLLM_TORCH_PROFILER_DIR: str

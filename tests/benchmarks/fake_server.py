@@ -37,6 +37,7 @@ class FakeServer:
     sends_usage: bool = True
     fails_when: str = ""  # part of a body that makes it an error
     num_loading: int = 0  # so many requests are answered 503
+    profiles: bool = True  # POST /start_profile and /stop_profile are answered
     stalls: threading.Event | None = None  # streams stop after a word until it is set
     seen: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
 
@@ -76,7 +77,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             self._answer(None)
 
         def do_POST(self) -> None:
-            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(json.loads(data) if data else None)
 
         def _answer(self, body: Any) -> None:
             fake.seen.append((self.command, self.path, dict(self.headers), body))
@@ -95,6 +97,9 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 self._json(200, {"prompt": codec.decode(body["tokens"])})
             elif fake.fails_when and fake.fails_when in json.dumps(body):
                 self._json(400, {"error": {"message": "refused"}})
+            elif self.path.endswith("_profile"):
+                status = 200 if fake.profiles else 400
+                self._json(status, {} if fake.profiles else {"error": {"message": "off"}})
             elif self.path.endswith("/completions"):
                 self._stream(body)
             else:

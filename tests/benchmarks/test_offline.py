@@ -66,3 +66,14 @@ def test_startup_measures_a_real_server(tmp_path: Path, capsys: pytest.CaptureFi
     assert sum(times[0] for times in result["phases"].values()) == pytest.approx(total)
     assert {"weights", "warm-up", "listening", "first token"} <= set(result["phases"])
     assert "to the first token" in capsys.readouterr().out
+
+
+def test_a_profile_of_a_batch_is_recorded_where_there_is_a_place_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["bench", "latency", "--model", str(STORY), "--disable-tqdm", "--profile"]
+    assert main(flags) == 2
+    assert "--profile: set VLLM_TORCH_PROFILER_DIR" in capsys.readouterr().err
+    monkeypatch.setenv("VLLM_TORCH_PROFILER_DIR", str(tmp_path / "traces"))
+    assert main([*flags, "--num-iters-warmup", "1", "--output-len", "2"]) == 0
+    assert len(list((tmp_path / "traces").glob("vllm-rank0-*.pt.trace.json.gz"))) == 1

@@ -142,6 +142,22 @@ def test_warm_up_requests_are_not_measured_and_share_no_prompt(server: FakeServe
     assert len(prompts) == 9 and len(set(prompts)) == 9
 
 
+def test_a_profile_is_of_the_measurement_without_its_warm_up(server: FakeServer) -> None:
+    assert bench(server, "--num-warmups", "2", "--profile") == 0
+    paths = [path for _, path, _, _ in server.seen if "completions" in path or "profile" in path]
+    completion = "/v1/completions"
+    assert paths == [completion] * 2 + ["/start_profile"] + [completion] * 6 + ["/stop_profile"]
+
+
+def test_a_server_that_records_no_profiles_ends_the_benchmark(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with fake_server(profiles=False) as server:
+        assert bench(server, "--profile") == 2
+        assert not server.generated()
+    assert "--profile: POST /start_profile: status 400" in capsys.readouterr().err
+
+
 def test_a_plot_is_written(server: FakeServer, tmp_path: Path) -> None:
     assert bench(server, "--plot", str(tmp_path / "p.svg")) == 0
     assert "<svg" in (tmp_path / "p.svg").read_text()

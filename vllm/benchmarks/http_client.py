@@ -46,6 +46,11 @@ class Server:
     async def post(self, path: str, body: Any) -> Any:
         return json.loads(b"".join([data async for data in self._exchange("POST", path, body)]))
 
+    async def order(self, path: str) -> None:
+        """POST without body to a path that answers nothing. Raises ServerError."""
+        async for _ in self._exchange("POST", path, None):
+            pass
+
     async def stream(
         self, path: str, body: Any, headers: Mapping[str, str] = NO_HEADERS
     ) -> AsyncIterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from vllm.benchmarks import report
 from vllm.benchmarks.datasets import DatasetOptions
 from vllm.benchmarks.offline import (
     add_engine_flags,
+    check_profiling,
     exact_length,
     make_llm,
     prompts_of,
@@ -23,6 +24,7 @@ from vllm.config.option import option, settings_of
 
 if TYPE_CHECKING:
     from vllm.entrypoints.llm import LLM
+    from vllm.sampling_params import SamplingParams
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
@@ -36,6 +38,9 @@ class LatencyOptions:
     num_iters: int = option(30, low=1, help="Batches to measure.")
     num_iters_warmup: int = option(10, low=0, help="Batches before those.")
     disable_detokenize: bool = option(False, help="Leave the time to make text out.")
+    profile: bool = option(
+        False, help="Record one batch instead of measuring; needs VLLM_TORCH_PROFILER_DIR."
+    )
     output_json: str = option("", help="Write the figures to this file.")
     disable_tqdm: bool = option(False, help="Show no progress bar.")
 
@@ -47,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     options = from_flags(LatencyOptions, args)
+    if options.profile:
+        check_profiling()
+        profile(make_llm(args), options)
+        return
     result = measure(make_llm(args), options)
     print(report.table("Latency benchmark", rows(result)))
     print(f"Avg latency: {result['avg_latency']} seconds")
@@ -56,14 +65,31 @@ def run(args: argparse.Namespace) -> None:
         report.save(options.output_json, result)
 
 
-def measure(llm: LLM, options: LatencyOptions) -> dict[str, Any]:
-    params = exact_length(options.output_len, options.n, not options.disable_detokenize)
-    load = DatasetOptions(
+def profile(llm: LLM, options: LatencyOptions) -> None:
+    """The batches before the measurement, and then one that is recorded."""
+    params, load = _params(options), _load(options)
+    for seed in range(options.num_iters_warmup + 1):
+        if seed == options.num_iters_warmup:
+            llm.start_profile()
+        llm.generate(prompts_of(samples_of(llm, load, seed)), params, use_tqdm=False)
+    llm.stop_profile()
+
+
+def _params(options: LatencyOptions) -> SamplingParams:
+    return exact_length(options.output_len, options.n, not options.disable_detokenize)
+
+
+def _load(options: LatencyOptions) -> DatasetOptions:
+    return DatasetOptions(
         num_prompts=options.batch_size,
         random_input_len=options.input_len,
         random_output_len=options.output_len,
         sharegpt_output_len=None,
     )
+
+
+def measure(llm: LLM, options: LatencyOptions) -> dict[str, Any]:
+    params, load = _params(options), _load(options)
     times_s = []
     num_batches = options.num_iters_warmup + options.num_iters
     for seed in tqdm(range(num_batches), unit="batch", disable=options.disable_tqdm):

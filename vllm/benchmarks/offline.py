@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vllm import envs
 from vllm.benchmarks.datasets import DatasetOptions, Sample, load_samples
 from vllm.benchmarks.datasets.codec import LocalCodec
 from vllm.engine.arg_utils import EngineArgs
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     EngineArgs.add_cli_args(parser)
+
+
+def check_profiling() -> None:
+    """Before a model is loaded in vain. Raises ConfigError."""
+    if not envs.VLLM_TORCH_PROFILER_DIR:
+        raise ConfigError("--profile: set VLLM_TORCH_PROFILER_DIR to a directory for the traces.")
 
 
 def make_llm(args: argparse.Namespace) -> LLM:

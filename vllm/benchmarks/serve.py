@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
@@ -20,12 +21,14 @@ from vllm.benchmarks.backends import BACKENDS
 from vllm.benchmarks.datasets import DatasetOptions, Sample, load_samples
 from vllm.benchmarks.datasets.codec import Codec, ordinary_tokens, text_of_length
 from vllm.benchmarks.figures import figures, parse_goals, parse_metrics, parse_percentiles
+from vllm.benchmarks.http_client import Server, ServerError
 from vllm.benchmarks.load import Answer, Request, Sender
 from vllm.benchmarks.serve_options import ResultOptions, SamplingOptions, TargetOptions
 from vllm.benchmarks.target import Target
 from vllm.config.flags import add_settings, from_flags
 from vllm.config.option import settings_of
 from vllm.entrypoints.openai.transport.listener import allow_many_connections
+from vllm.errors import ConfigError
 
 GROUPS: dict[str, type] = {
     "server": TargetOptions,
@@ -133,8 +136,9 @@ def bench(options: ServeOptions) -> Measured:
     )
     allow_many_connections()
     times_s = [0.0] * len(warmups) + options.arrivals.times_s(samples)
+    quiet, profiles = options.result.disable_tqdm, options.target.profile
     answers, duration_s = asyncio.run(
-        measure(sender, requests, times_s, len(warmups), options.result.disable_tqdm)
+        measure(sender, requests, times_s, len(warmups), quiet, profiles)
     )
     return Measured(
         _facts(options, target, samples) | _figures(options, answers, duration_s), answers
@@ -147,16 +151,31 @@ async def measure(
     times_s: Sequence[float],
     num_warmups: int,
     quiet: bool,
+    profiles: bool = False,
 ) -> tuple[list[Answer], float]:
     """The answers to all requests but the first `num_warmups`, and how long those took."""
     async for _ in sender.send(requests[:num_warmups], times_s[:num_warmups], lambda: None):
         pass
     rest = requests[num_warmups:]
-    with tqdm(total=len(rest), unit="req", disable=quiet) as bar:
-        start_s = time.perf_counter()
-        sent = sender.send(rest, times_s[num_warmups:], bar.update)
-        answers = [answer async for answer in sent]
-        return answers, time.perf_counter() - start_s
+    async with _profiled(sender.server) if profiles else nullcontext():
+        with tqdm(total=len(rest), unit="req", disable=quiet) as bar:
+            start_s = time.perf_counter()
+            sent = sender.send(rest, times_s[num_warmups:], bar.update)
+            answers = [answer async for answer in sent]
+            return answers, time.perf_counter() - start_s
+
+
+@asynccontextmanager
+async def _profiled(server: Server) -> AsyncIterator[None]:
+    """Raises ConfigError where the server records no profiles."""
+    try:
+        await server.order("/start_profile")
+    except ServerError as error:
+        raise ConfigError(f"--profile: {error}") from None
+    try:
+        yield
+    finally:
+        await server.order("/stop_profile")
 
 
 def warmup_samples(

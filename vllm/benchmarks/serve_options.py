@@ -50,6 +50,11 @@ class TargetOptions:
     )
     num_warmups: int = option(0, low=0, help="Requests sent before the measurement.")
     request_id_prefix: str = option("", help="Send X-Request-Id: this text and a number.")
+    profile: bool = option(
+        False,
+        help="Have the server record a profile of the measurement; it needs "
+        "VLLM_TORCH_PROFILER_DIR.",
+    )
 
     def path(self) -> str:
         """Where requests go. Raises ConfigError."""

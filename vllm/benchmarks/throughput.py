@@ -11,6 +11,7 @@ from vllm.benchmarks import report
 from vllm.benchmarks.datasets import DatasetOptions
 from vllm.benchmarks.offline import (
     add_engine_flags,
+    check_profiling,
     exact_length,
     make_llm,
     prompts_of,
@@ -31,6 +32,9 @@ DATASETS = ("random", "sharegpt", "prefix_repetition", "custom")
 class ThroughputOptions:
     n: int = option(1, low=1, help="Answers to each prompt.")
     disable_detokenize: bool = option(False, help="Leave the time to make text out.")
+    profile: bool = option(
+        False, help="Record the measurement, which slows it down; needs VLLM_TORCH_PROFILER_DIR."
+    )
     output_json: str = option("", help="Write the figures to this file.")
     disable_tqdm: bool = option(False, help="Show no progress bar.")
 
@@ -48,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
             f"--dataset-name {dataset.dataset_name}: its requests have a time; measure a server "
             f"with `vllm bench serve`. Here: {', '.join(DATASETS)}."
         )
+    if options.profile:
+        check_profiling()
     result = measure(make_llm(args), dataset, options)
     print(report.table("Throughput benchmark", rows(result)))
     print(
@@ -65,9 +71,13 @@ def measure(llm: LLM, dataset: DatasetOptions, options: ThroughputOptions) -> di
         exact_length(sample.max_tokens, options.n, not options.disable_detokenize)
         for sample in samples
     ]
+    if options.profile:
+        llm.start_profile()
     start_s = time.perf_counter()
     outputs = llm.generate(prompts_of(samples), params, use_tqdm=not options.disable_tqdm)
     elapsed_s = time.perf_counter() - start_s
+    if options.profile:
+        llm.stop_profile()
     num_output = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
     num_tokens = num_output + sum(len(output.prompt_token_ids or ()) for output in outputs)
     return {

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from vllm.envs import Environment
 from vllm.logger import init_logger
-from vllm.profiling.torch_profile import trace_directory
+from vllm.profiling.directory import trace_directory
 from vllm.profiling.trace_file import TraceFile
 
 logger = init_logger(__name__)

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from vllm.envs import Environment
-from vllm.errors import ConfigError, NotAvailable
+from vllm.errors import NotAvailable
 from vllm.logger import init_logger
+from vllm.profiling.directory import trace_directory
 
 logger = init_logger(__name__)
 
@@ -37,26 +38,6 @@ class TorchProfileSettings:
             with_flops=env.VLLM_TORCH_PROFILER_WITH_FLOPS,
             compresses=env.VLLM_TORCH_PROFILER_USE_GZIP,
         )
-
-
-def trace_directory(env: Environment) -> Path | None:
-    """That of VLLM_TORCH_PROFILER_DIR, made if it is not there. Raises ConfigError."""
-    text: str = env.VLLM_TORCH_PROFILER_DIR
-    if not text:
-        return None
-    directory = Path(text).expanduser().absolute()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"VLLM_TORCH_PROFILER_DIR={text}: {error.strerror or error}. Name a directory that can "
-            "be written, or unset it."
-        ) from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"VLLM_TORCH_PROFILER_DIR={text}: not writable. Name a directory that is, or unset it."
-        )
-    return directory
 
 
 class TorchProfile:

@@ -5,6 +5,8 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.sse import events_of
+from vllm.entrypoints.openai import api_server
+from vllm.worker.step_observer import ShapeUsage
 
 pytestmark = pytest.mark.asyncio
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -99,6 +101,38 @@ async def test_development_routes_exist_in_development_mode_only(make_app, engin
             assert reply.status_code == 400
             assert "not available" in reply.json()["error"]["message"]
     assert engine.num_resets == 1
+
+
+async def test_a_profile_is_started_and_stopped_once(client, engine):
+    for path, status in (
+        ("/stop_profile", 400),
+        ("/start_profile", 200),
+        ("/start_profile", 400),
+        ("/stop_profile", 200),
+    ):
+        reply = await client.post(path)
+        assert reply.status_code == status, path
+        assert status == 200 or "recorded" in reply.json()["error"]["message"]
+    assert not engine.is_profiled
+
+
+async def test_metrics_show_the_shapes_that_the_engine_counts(client, engine):
+    assert "hpu_bucket" not in (await client.get("/metrics")).text
+    engine.shapes = [ShapeUsage("decode", 8, 1, 128, hits=3)]
+    line = 'vllm:hpu_bucket_hits_total{bucket="8x1x128",engine="0",model_name="fake",'
+    line += 'phase="decode"} 3.0'
+    assert line in (await client.get("/metrics")).text
+    engine.is_dead = True
+    assert line in (await client.get("/metrics")).text
+
+
+async def test_metrics_do_not_wait_for_an_engine_in_a_long_step(client, engine, monkeypatch):
+    async def never():
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine, "launch_shapes", never)
+    monkeypatch.setattr(api_server, "SHAPES_LIMIT_S", 0.01)
+    assert (await client.get("/metrics")).status_code == 200
 
 
 async def test_any_served_name_may_be_asked_for_and_is_answered_with(client):
