@@ -87,6 +87,18 @@ bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
+// Ops in place arrive as `op.out` with their own input as what they write to.
+bool is_read(c10::ArrayRef<c10::IValue> given, size_t written) {
+  const auto& storage = given[written].toTensor().storage();
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (i != written && given[i].isTensor() && given[i].toTensor().defined() &&
+        given[i].toTensor().storage().is_alias_of(storage)) {
+      return true;
+    }
+  }
+  return false;
+}
+
 at::Tensor garbage_like(const at::Tensor& meta, c10::DeviceIndex index) {
   const at::Tensor device = at::detail::empty_strided_generic(
       meta.sizes(), meta.strides(), allocator(), c10::DispatchKeySet(c10::DispatchKey::HPU),
@@ -121,7 +133,7 @@ bool make_placeholders(const c10::OperatorHandle& op, const OpInfo& info, Stack*
   if (returns_arguments(op, order)) {
     for (const int i : order) {
       // What `out=` names is a result; what is changed in place is memory that others rely on.
-      if (given[i].isTensor() && !ends_with(op.schema().name(), "_")) {
+      if (given[i].isTensor() && !ends_with(op.schema().name(), "_") && !is_read(given, i)) {
         fill_with_garbage(given[i].toTensor());
       }
       results.push_back(given[i]);

@@ -78,6 +78,7 @@ from habana_frameworks.torch.hpu.switches import (
     set_autocast_hpu_enabled,
     setDeterministic,
 )
+from habana_frameworks.torch.utils.internal import is_lazy
 
 __all__ = [
     "DeviceProperties",
@@ -147,3 +148,25 @@ __all__ = [
     "synchronize",
     "utilization",
 ]
+
+# Names of lazy mode only, as programs expect that probe for them.
+if is_lazy():
+    from habana_frameworks.torch.hpu import graphs
+    from habana_frameworks.torch.hpu.graphs import (
+        HPUGraph,
+        ModuleCacher,
+        graph,
+        make_graphed_callables,
+        wrap_in_hpu_graph,
+        wrap_in_hpu_graph_func,
+    )
+
+    __all__ += [
+        "HPUGraph",
+        "ModuleCacher",
+        "graph",
+        "graphs",
+        "make_graphed_callables",
+        "wrap_in_hpu_graph",
+        "wrap_in_hpu_graph_func",
+    ]
