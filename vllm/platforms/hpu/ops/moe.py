@@ -147,6 +147,8 @@ def _all_experts(
         strict=True,
     )
     for some_w13, some_w2, share in experts:
-        hidden = gated(x @ some_w13.mT)  # [e, T, I]
-        out = out + ((hidden @ some_w2.mT).float() * share.t().unsqueeze(-1)).sum(0)
+        repeated = x.expand(some_w13.shape[0], -1, -1)
+        hidden = gated(torch.bmm(repeated, some_w13.mT))  # [e, T, I]
+        outputs = torch.bmm(hidden, some_w2.mT).float()  # [e, T, H]
+        out = out + (outputs * share.t().unsqueeze(-1)).sum(0)
     return out
