@@ -107,7 +107,7 @@ def _as_json_text(kind: str, value: Any) -> str:
     if _nesting(value) > MAX_NESTING:
         raise _error(f"{kind} is nested deeper than {MAX_NESTING} levels")
     try:
-        return json.dumps(value)
+        return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise _error(f"{kind} cannot be written as JSON: {error}") from None
 

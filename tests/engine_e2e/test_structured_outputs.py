@@ -218,7 +218,7 @@ scalars = st.sampled_from(
         {"type": "null"},
         {"const": {"a": [1, "x"]}},
         {"type": "string", "pattern": "^[A-Z]{2}[0-9]$"},
-        {"type": "string", "format": "date"},
+        {"type": "string", "format": "uuid"},
     ]
 )
 schemas = st.recursive(

@@ -303,6 +303,13 @@ def _texts() -> dict[str, dict[str, Any]]:
         "grammar of 200 kB": {"grammar": "root ::= " + '"a" | ' * 30_000 + '"b"'},
         "grammar of brackets": {"grammar": "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000},
         "grammar binary": {"grammar": "\0\x01\x02"},
+        "grammar of empty lines": {"grammar": "\n" * 120_000 + "x"},
+        "grammar of escaped quotes": {"grammar": 'root ::= "' + '\\"' * 60_000 + "\n"},
+        "grammar of 7000 rules in a row": {
+            "grammar": "start: a0\n"
+            + "\n".join(f"a{i}: a{i + 1}" for i in range(7000))
+            + '\na7000: "x"'
+        },
         "choice none": {"choice": []},
         "choice empty": {"choice": [""]},
         "choice of numbers": {"choice": [1, 2]},
@@ -352,6 +359,25 @@ def _schemas() -> dict[str, dict[str, Any]]:
         "of nothing": {},
         "unknown kind": {"poem": True},
         "unknown backend": {"regex": "a", "backend": "nonsense"},
+        "json of 3000 references in a row": {
+            "json": {
+                "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(3000)},
+                "$ref": "#/$defs/a0",
+            }
+        },
+        "json of a deep pattern": {
+            "json": {"type": "string", "pattern": "(" * 60_000 + "a" + ")" * 60_000}
+        },
+        "json of types that are none": {"json": {"type": [{}], "enum": {}, "$ref": 5}},
+        "json of one part 3000 times": {
+            "json": {"$defs": {"x": wide}, "oneOf": [{"$ref": "#/$defs/x"}] * 3000}
+        },
+        "tag of schemas that are none": {
+            "structural_tag": {
+                "structures": [{"begin": "<", "schema": "[" * 5000, "end": ">"}, 5],
+                "triggers": ["<"],
+            }
+        },
         "tag broken": {"structural_tag": "{"},
         "tag empty": {"structural_tag": {}},
         "tag of nothing": {"structural_tag": {"type": "structural_tag", "format": {}}},

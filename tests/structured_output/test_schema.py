@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from tests.structured_output.conftest import can_be_whole, ready
+from vllm.errors import BadRequest
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.structured_output.compiler import GrammarCompiler
 from vllm.structured_output.grammar import GrammarError
@@ -37,6 +38,8 @@ LEFT_TO_GUIDANCE: list[tuple[dict[str, Any], str, str]] = [
     ({"patternProperties": {"b": INTEGER}}, '{"b": {}}', '{"b": 1}'),
     ({"properties": {"a": {"minLength": 2}}}, '{"a": "a"}', '{"a": "aa"}'),
     ({**STRING, "pattern": "^a+$", "maxLength": 2}, '"aaa"', '"aa"'),
+    ({**STRING, "pattern": '^[^"]*$', "maxLength": 3}, r'"a\"b"', '"a/b"'),
+    ({**STRING, "pattern": r"^[^\\a]*$", "maxLength": 3}, r'"b\\b"', r'"b\"b"'),
     ({**STRING, "format": "date"}, '"2020-02-31"', '"2020-02-28"'),
     ({**STRING, "format": "ipv4"}, '"01.1.1.1"', '"1.1.1.1"'),
     ({**OBJECT, "required": ["a"], "properties": {"b": INTEGER}}, '{"b": 1}', '{"b": 1, "a": 2}'),
@@ -143,6 +146,19 @@ def test_what_no_backend_enforces_is_refused_or_cannot_come(
     assert not can_be_whole(wrong, grammar, tokenizer)
 
 
+def test_a_value_is_not_taken_for_a_schema(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    value = {"pattern": "[^a]", "properties": {"not": 1}}
+    schema = {"enum": [value, 5]}
+    for backend in ("xgrammar", "guidance"):
+        params = StructuredOutputsParams(
+            json=schema, backend=backend, disable_additional_properties=True
+        )
+        for text in (json.dumps(value, separators=(",", ":")), "5"):
+            assert can_be_whole(text, ready(compiler.submit(params)), tokenizer)
+
+
 HOSTILE_VALUES = ({}, [], [{}], [[]], 5, -1, 1e300, True, None, "", "#", {"a": 5}, [5, "a"])
 KEYWORDS = (
     "type format enum const properties required $ref $defs $id anyOf oneOf allOf not items "
@@ -161,6 +177,12 @@ def test_a_keyword_may_hold_anything(keyword: str, compiler: GrammarCompiler) ->
                     grammar_of(compiler, schema, backend)
                 except GrammarError as error:
                     assert "makes its compiler fail" not in str(error), schema
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_json_does_not_have_is_refused(value: float) -> None:
+    with pytest.raises(BadRequest, match="cannot be written as JSON"):
+        StructuredOutputsParams(json={"enum": [value]})
 
 
 WIDE = {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vllm.structured_output.cost import num_optional
 from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
+from vllm.structured_output.schema import nodes
 from vllm.structured_params import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 # 4000 in a row take 0.15 s: the square of their number.
 _MAX_OPTIONAL = 10_000
+# Not where "]" or "-" stands for itself because it comes first.
+_SET_OF_OTHERS = re.compile(r"(\\.)|\[\^(?![\]-])", re.DOTALL)
 
 
 class GuidanceBackend:
@@ -61,6 +65,7 @@ class GuidanceBackend:
                 schema = {}  # the same, as the library takes it
             if params.disable_additional_properties:
                 _close_objects(schema)
+            _keep_sets(schema)
             options: Any = {"whitespace_flexible": not params.disable_any_whitespace}
             if params.whitespace_pattern is not None:
                 options["whitespace_pattern"] = params.whitespace_pattern
@@ -113,12 +118,25 @@ class GuidanceState:
 
 def _close_objects(schema: Any) -> None:
     """Objects have no members but those named, at any depth."""
-    todo = [schema]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, list):
-            todo += node
-        elif isinstance(node, dict):
-            if "properties" in node:
-                node.setdefault("additionalProperties", False)
-            todo += node.values()
+    for node in nodes(schema):
+        if "properties" in node:
+            node.setdefault("additionalProperties", False)
+
+
+def _keep_sets(schema: Any) -> None:
+    """Sets of all characters but some also leave out NUL.
+
+    llguidance 1.9.1 lets a quotation mark or a backslash that such a set leaves out come escaped,
+    unless the set leaves out a control character too.
+    """
+    for node in nodes(schema):
+        if isinstance(pattern := node.get("pattern"), str):
+            node["pattern"] = _without_nul(pattern)
+        if isinstance(patterns := node.get("patternProperties"), dict):
+            node["patternProperties"] = {
+                _without_nul(pattern): part for pattern, part in patterns.items()
+            }
+
+
+def _without_nul(pattern: str) -> str:
+    return _SET_OF_OTHERS.sub(lambda found: found[1] or r"[^\x00", pattern)

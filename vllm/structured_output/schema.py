@@ -51,7 +51,7 @@ _MAX_COPIED: Final = 20_000
 def unenforced(schema: Any) -> str | None:
     """The first such part, in words; None if all of the schema is enforced."""
     unions = _Unions(schema)
-    for node in _nodes(schema):
+    for node in nodes(schema):
         if node is not schema and isinstance(node.get("$id"), str):
             return "$id inside of a schema"
         for problem in (_keyword(node), _leader(node, unions), _of_type(node)):
@@ -67,7 +67,7 @@ def with_tags_required(schema: Any) -> Any:
     """
     unions = _Unions(schema)
     room = _MAX_COPIED
-    for node in list(_nodes(schema)):
+    for node in list(nodes(schema)):
         discriminator = node.get("discriminator")
         tag = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
         members = node.get("oneOf")
@@ -78,7 +78,7 @@ def with_tags_required(schema: Any) -> Any:
                 break
             found = unions.resolve(member)
             if isinstance(found, dict) and _may_lack(found, tag):
-                room -= sum(1 + len(part) for part in _nodes(found))
+                room -= sum(1 + len(part) for part in nodes(found))
                 members[index] = {**found, "required": [*found.get("required", ()), tag]}
     return schema
 
@@ -96,7 +96,7 @@ def _may_lack(node: Node, name: str) -> bool:
 
 def limits_strings(schema: Any) -> bool:
     """Whether there is a limit of a string anywhere in it."""
-    return any(_OF_STRINGS & node.keys() for node in _nodes(schema))
+    return any(_OF_STRINGS & node.keys() for node in nodes(schema))
 
 
 def _keyword(node: Node) -> str | None:
@@ -296,7 +296,7 @@ def _union(sets: list[frozenset[str]]) -> frozenset[str]:
     return frozenset[str]().union(*sets)
 
 
-def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+def nodes(schema: Any) -> Iterator[dict[str, Any]]:
     """The schema and those inside of it, where keywords are keywords and not names."""
     todo = [schema]
     while todo:
