@@ -44,20 +44,22 @@ def test_linear_axes_follow_their_variables() -> None:
         VLLM_DECODE_BS_BUCKET_MAX="24",
         VLLM_PROMPT_SEQ_BUCKET_STEP="256",
     )
-    axes = overridden(default_axes("linear", LIMITS), "linear", given)
+    axes = overridden(default_axes("linear", LIMITS), "linear", LIMITS, given)
     assert axes.decode_rows.values("linear") == [4, 8, 16, 24]
     assert axes.prompt_query.step == 256
 
 
 def test_the_newer_name_of_a_variable_wins() -> None:
     given = env(VLLM_PROMPT_SEQ_BUCKET_STEP="256", VLLM_PROMPT_QUERY_BUCKET_STEP="512")
-    assert overridden(default_axes("linear", LIMITS), "linear", given).prompt_query.step == 512
+    assert (
+        overridden(default_axes("linear", LIMITS), "linear", LIMITS, given).prompt_query.step == 512
+    )
 
 
 def test_exponential_axes_ignore_variables_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     given = env(VLLM_DECODE_BLOCK_BUCKET_STEP="7")
     with caplog.at_level(logging.WARNING, "vllm"):
-        axes = overridden(default_axes("exponential", LIMITS), "exponential", given)
+        axes = overridden(default_axes("exponential", LIMITS), "exponential", LIMITS, given)
     assert axes == default_axes("exponential", LIMITS)
     assert any("VLLM_DECODE_BLOCK_BUCKET_{STEP} are ignored" in r.message for r in caplog.records)
 
@@ -75,7 +77,7 @@ def test_exponential_axes_ignore_variables_and_say_so(caplog: pytest.LogCaptureF
 def test_impossible_axes_are_refused_by_name(variables: dict[str, str]) -> None:
     name = next(iter(variables)).rpartition("_BUCKET")[0]
     with pytest.raises(ConfigError, match=name):
-        overridden(default_axes("linear", LIMITS), "linear", env(**variables))
+        overridden(default_axes("linear", LIMITS), "linear", LIMITS, env(**variables))
 
 
 def test_the_log_names_configuration_and_buckets(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,7 +77,7 @@ def test_padded_ranges_keep_their_bounds_beyond_the_first_step(
 ) -> None:
     found = padded_range(step, step, most, limit, percent)
     assert found == sorted(set(found)) and found[-1] == most
-    for low, high in zip(found, found[1:], strict=False):
+    for low, high in itertools.pairwise(found):
         padding = high - low - 1
         # A single step is the least there can be between two values.
         assert high - low <= step or high <= 2 * step or padding <= limit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Final
 
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
@@ -54,14 +54,20 @@ class Limits:
         return max(1, min(self.max_num_batched_tokens, longest))
 
     @property
+    def max_context_blocks(self) -> int:
+        """Of a prompt, which has at least one more token."""
+        return -(-(self.max_model_len - 1) // self.block_size)
+
+    @property
     def max_decode_blocks(self) -> int:
         """Block references of one decode launch; steps that need more are cut in several.
 
-        Blocks shared by requests count for each of them, up to three times what there is.
+        Blocks shared by requests count for each of them, up to three times what there is. A
+        contiguous cache is read up to the highest block in use, wherever that is.
         """
-        wanted = self.blocks_per_row * self.max_num_seqs
         if self.contiguous:
-            return max(1, min(self.num_blocks, wanted))
+            return max(1, self.num_blocks)
+        wanted = self.blocks_per_row * self.max_num_seqs
         return max(min(wanted, 3 * self.num_blocks), self.blocks_per_row)
 
 
@@ -132,7 +138,7 @@ def _exponential(limits: Limits) -> Axes:
     query = limits.max_query_len
     least = tokens if longest >= _LONG_CONTEXT else size
     context = max(1, (longest - least) // size)
-    blocks = limits.max_decode_blocks
+    blocks = min(limits.max_decode_blocks, limits.blocks_per_row * rows)
     count = _log2(blocks) + 1
     if not limits.contiguous and blocks > 3 * limits.num_blocks:
         count += _log2(-(-blocks // (3 * limits.num_blocks))) + 1
@@ -178,17 +184,18 @@ PARTS: Final = {"MIN": "min", "STEP": "step", "MAX": "max"}
 PAD_PARTS: Final = {"PAD_MAX": "pad_max", "PAD_PERCENT": "pad_percent"}
 
 
-def overridden(axes: Axes, strategy: str, env: Environment) -> Axes:
+def overridden(axes: Axes, strategy: str, limits: Limits, env: Environment) -> Axes:
     """`axes` with what the environment says. Raises ConfigError for what cannot be."""
     changed: dict[str, Axis] = {}
     for axis_field in fields(axes):
-        axis: Axis = getattr(axes, axis_field.name)
-        values = _from_environment(axis_field.name, env)
+        name = axis_field.name
+        axis: Axis = getattr(axes, name)
+        values = _from_environment(name, env)
         if strategy == "exponential":
             # The maximum bounds what is asked for, not what is chosen; the launch planner obeys it.
-            _warn_ignored(axis_field.name, values)
+            _warn_ignored(name, values)
             values = {}
-        changed[axis_field.name] = _checked(axis_field.name, axis, values)
+        changed[name] = _within(name, _checked(name, axis, values), values, limits)
     return Axes(**changed)
 
 
@@ -213,17 +220,50 @@ def _warn_ignored(name: str, values: dict[str, int]) -> None:
         )
 
 
-def _checked(name: str, axis: Axis, values: dict[str, Any]) -> Axis:
-    given = {f.name: getattr(axis, f.name) for f in fields(axis)}
-    merged = Axis(**{**given, **values})
+def _checked(name: str, axis: Axis, values: dict[str, int]) -> Axis:
+    merged = replace(axis, **values)
     variable = f"VLLM_{AXIS_VARIABLES[name][0]}_BUCKET"
     if merged.step < 1:
         raise ConfigError(f"{variable}_STEP={merged.step}: must be at least 1.")
     if merged.pad_percent > 50:
         raise ConfigError(f"{variable}_PAD_PERCENT={merged.pad_percent}: must be 0 to 50.")
-    if merged.min > merged.max:
-        if "min" in values and "max" in values:
-            raise ConfigError(f"{variable}_MIN={merged.min} is above {variable}_MAX={merged.max}.")
-        least = max(0 if name == "prompt_context" else 1, merged.max - merged.step)
-        merged = Axis(**{**{f.name: getattr(merged, f.name) for f in fields(axis)}, "min": least})
+    if merged.max < 1 and name != "prompt_context":
+        raise ConfigError(f"{variable}_MAX={merged.max}: must be at least 1.")
+    if merged.min > merged.max and "min" in values and "max" in values:
+        raise ConfigError(f"{variable}_MIN={merged.min} is above {variable}_MAX={merged.max}.")
     return merged
+
+
+def _within(name: str, axis: Axis, values: dict[str, int], limits: Limits) -> Axis:
+    """No value above what a launch can have: it would be prepared for nobody."""
+    greatest = {
+        "prompt_rows": limits.max_prompt_rows,
+        "prompt_query": limits.max_query_len,
+        "prompt_context": limits.max_context_blocks,
+        "decode_rows": limits.max_num_seqs,
+        "decode_blocks": limits.num_blocks
+        if limits.contiguous
+        else limits.blocks_per_row * limits.max_num_seqs,
+    }[name]
+    variable = f"VLLM_{AXIS_VARIABLES[name][0]}_BUCKET"
+    if axis.max > greatest:
+        logger.warning_once(
+            "%s_MAX=%d is above what a launch can have and lowered to %d.",
+            variable,
+            axis.max,
+            greatest,
+        )
+        axis = replace(axis, max=greatest)
+    floor = 0 if name == "prompt_context" else 1
+    if axis.min <= axis.max:
+        return replace(axis, min=max(floor, axis.min))
+    least = max(floor, axis.max - axis.step)
+    if "min" in values:
+        logger.warning_once(
+            "%s_MIN=%d is above the maximum, %d, and lowered to %d.",
+            variable,
+            axis.min,
+            axis.max,
+            least,
+        )
+    return replace(axis, min=least)

@@ -34,7 +34,9 @@ def make_table(config: VllmConfig, num_blocks: int, env: Environment) -> BucketT
     """Raises ConfigError for settings that leave no bucket."""
     limits = Limits(
         max_num_seqs=config.scheduler.max_num_seqs,
-        max_prompt_rows=env.value("VLLM_PROMPT_BS_BUCKET_MAX") or 1,
+        max_prompt_rows=min(
+            env.value("VLLM_PROMPT_BS_BUCKET_MAX") or 1, config.scheduler.max_num_seqs
+        ),
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         max_model_len=config.model.max_model_len,
         block_size=config.cache.block_size,
@@ -45,7 +47,7 @@ def make_table(config: VllmConfig, num_blocks: int, env: Environment) -> BucketT
     if path := env.value("VLLM_BUCKETING_FROM_FILE"):
         prompt, decode = read_buckets(Path(path), limits)
     else:
-        axes = overridden(default_axes(strategy, limits), strategy, env)
+        axes = overridden(default_axes(strategy, limits), strategy, limits, env)
         _log_axes(axes, strategy)
         prompt = prompt_buckets(axes, strategy, limits)
         decode = decode_buckets(axes, strategy, limits)

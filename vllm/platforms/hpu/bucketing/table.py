@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -19,6 +20,8 @@ logger = init_logger(__name__)
 _DENSE_TOKENS: Final = 4096
 # A block of context read costs a decode step as much as this many rows.
 _ROWS_PER_BLOCK: Final = 1
+# Hours of warm-up; what asks for more has a mistake in it.
+_MOST_BUCKETS: Final = 100_000
 
 
 class Bucket(NamedTuple):
@@ -45,10 +48,14 @@ def decode_cost(bucket: Bucket) -> int:
 def prompt_buckets(axes: Axes, strategy: str, limits: Limits) -> list[Bucket]:
     """Rows x contexts x query lengths that can be, ascending. Raises ConfigError if none can."""
     contexts = axes.prompt_context.values(strategy)
+    queries = axes.prompt_query.values(strategy)
+    rows_values = axes.prompt_rows.values(strategy)
+    _check_number("prompt", len(contexts) * len(queries) * len(rows_values))
     found: set[Bucket] = set()
-    for rows in axes.prompt_rows.values(strategy):
-        for context in contexts:
-            for query in axes.prompt_query.values(strategy):
+    for rows in rows_values:
+        # Prompts with context are launched alone; a least context other than 0 is everybody's.
+        for context in contexts if rows == 1 else contexts[:1]:
+            for query in queries:
                 blocks = context
                 # The longest contexts leave room for few new tokens, and short queries may have
                 # more context than long ones.
@@ -65,9 +72,14 @@ def prompt_buckets(axes: Axes, strategy: str, limits: Limits) -> list[Bucket]:
 
 def decode_buckets(axes: Axes, strategy: str, limits: Limits) -> list[Bucket]:
     """Rows x blocks that can be, ascending. Raises ConfigError if none can."""
+    rows_values, blocks_values = (
+        axes.decode_rows.values(strategy),
+        axes.decode_blocks.values(strategy),
+    )
+    _check_number("decode", len(rows_values) * len(blocks_values))
     found: set[Bucket] = set()
-    for rows in axes.decode_rows.values(strategy):
-        for blocks in axes.decode_blocks.values(strategy):
+    for rows in rows_values:
+        for blocks in blocks_values:
             if limits.contiguous:
                 found.add(Bucket(rows, 1, blocks))
             elif rows <= blocks:
@@ -78,11 +90,22 @@ def decode_buckets(axes: Axes, strategy: str, limits: Limits) -> list[Bucket]:
 
 
 def is_prompt(bucket: Bucket, limits: Limits) -> bool:
+    """Whether a launch can need it. Rows of one token decode."""
     return (
-        bucket.blocks <= -(-(limits.max_model_len - 1) // limits.block_size)
+        bucket.query_len > 1
+        and bucket.blocks <= limits.max_context_blocks
         and bucket.query_len <= limits.blocks_per_row * limits.block_size
         and bucket.rows * bucket.query_len <= limits.max_num_batched_tokens
     )
+
+
+def _check_number(phase: str, number: int) -> None:
+    if number > _MOST_BUCKETS:
+        raise ConfigError(
+            f"{number} {phase} buckets: each would be compiled, and {_MOST_BUCKETS} is the most "
+            "that can be asked for. Set VLLM_BUCKETING_STRATEGY=exp or pad, or raise "
+            f"VLLM_{phase.upper()}_*_BUCKET_STEP."
+        )
 
 
 def _no_buckets(phase: str) -> ConfigError:
@@ -96,35 +119,39 @@ def _no_buckets(phase: str) -> ConfigError:
 class BucketTable:
     """Prepared buckets, and for every demand within the limits the cheapest that covers it.
 
-    A demand that none covers takes values of the axes that there are, and of its own only where an
-    axis ends below it; so however many demands there are, shapes are few.
+    What the given buckets do not cover of these demands is added. A demand beyond the limits takes
+    values of the axes that there are, and others only where an axis ends below it, of which there
+    are four to a doubling; so however many demands there are, shapes are few.
     """
 
     def __init__(self, prompt: Iterable[Bucket], decode: Iterable[Bucket], limits: Limits) -> None:
         self.limits = limits
-        self.prompt = tuple(sorted(set(prompt) | set(_missing_prompts(prompt, limits))))
-        self.decode = tuple(sorted(set(decode) | set(_missing_decodes(decode, limits))))
+        prompts, decodes = sorted(set(prompt)), sorted(set(decode))
+        self.prompt = tuple(sorted({*prompts, *_missing_prompts(prompts, limits)}))
+        self.decode = tuple(sorted({*decodes, *_missing_decodes(decodes, limits)}))
+        # Block references that a decode launch may have; a longer list is cut.
+        self.max_decode_blocks = max(bucket.blocks for bucket in self.decode)
+        self._prepared = frozenset((*self.prompt, *self.decode))
         self._prompts = _Grid(
-            sorted(self.prompt, key=lambda bucket: prompt_cost(bucket, limits.block_size)),
+            sorted(
+                self.prompt, key=lambda bucket: (prompt_cost(bucket, limits.block_size), bucket)
+            ),
             (2, max(32, limits.block_size), 1),
         )
-        self._decodes = _Grid(sorted(self.decode, key=decode_cost), (2, 1, 32))
-
-    @property
-    def max_decode_blocks(self) -> int:
-        """Block references that a decode launch may have; a longer list is cut."""
-        return max(bucket.blocks for bucket in self.decode)
+        self._decodes = _Grid(
+            sorted(self.decode, key=lambda bucket: (decode_cost(bucket), bucket)), (2, 1, 32)
+        )
 
     def find_prompt(self, rows: int, query_len: int, blocks: int) -> Bucket:
         """For `rows` prompts of at most `query_len` new tokens and `blocks` blocks of context."""
-        return self._prompts.find(Bucket(rows, query_len, blocks))
+        return self._prompts.find(rows, query_len, blocks)
 
     def find_decode(self, rows: int, blocks: int) -> Bucket:
         """For `rows` rows that read `blocks` blocks altogether."""
-        return self._decodes.find(Bucket(rows, 1, blocks))
+        return self._decodes.find(rows, 1, blocks)
 
     def is_prepared(self, bucket: Bucket) -> bool:
-        return bucket in (self.decode if bucket.query_len == 1 else self.prompt)
+        return bucket in self._prepared
 
 
 class _Grid:
@@ -133,65 +160,69 @@ class _Grid:
     def __init__(self, buckets: Sequence[Bucket], steps: tuple[int, int, int]) -> None:
         self._buckets = list(buckets)
         self._values = np.array(buckets, np.int64)
-        self._axes = [np.unique(column) for column in self._values.T]
+        self._axes = tuple(sorted({bucket[axis] for bucket in buckets}) for axis in range(3))
         self._steps = steps
-        self.find = lru_cache(maxsize=1 << 16)(self._find)
+        # A bucket covers a demand if and only if it covers what the demand becomes when each of its
+        # values is rounded up to the axis, so there are no more answers than points of the grid.
+        self._of_point = lru_cache(maxsize=1 << 18)(self._cheapest)
 
-    def _find(self, demand: Bucket) -> Bucket:
-        covering = (self._values >= np.array(demand)).all(axis=1)
+    def find(self, rows: int, query_len: int, blocks: int) -> Bucket:
+        return self._of_point(
+            self._snapped(0, rows), self._snapped(1, query_len), self._snapped(2, blocks)
+        )
+
+    def _cheapest(self, rows: int, query_len: int, blocks: int) -> Bucket:
+        point = Bucket(rows, query_len, blocks)
+        covering = (self._values >= np.array(point)).all(axis=1)
         first = int(covering.argmax())
-        if covering[first]:
-            return self._buckets[first]
-        return Bucket(*map(self._snapped, range(3), demand))
+        return self._buckets[first] if covering[first] else point
 
     def _snapped(self, axis: int, value: int) -> int:
         values = self._axes[axis]
         if value <= values[-1]:
-            return int(values[values.searchsorted(value)])
-        # Steps that grow with the value, as in "three per doubling" and so on.
-        step = self._steps[axis] << max(0, value.bit_length() - 8)
-        return round_up(value, step)
+            return values[bisect_left(values, value)]
+        # At least eight units: what is rounded up to is rounded up to itself.
+        unit = self._steps[axis]
+        while 8 * unit < value:
+            unit *= 2
+        return round_up(value, unit)
 
 
-def _missing_prompts(buckets: Iterable[Bucket], limits: Limits) -> list[Bucket]:
-    """For single prompts of each length, the longest context there can be, where none covers it."""
-    known = list(buckets)
-    lengths = sorted({bucket.query_len for bucket in known})
-    if lengths[-1] < limits.max_query_len:
-        lengths.append(limits.max_query_len)
-    missing = []
+def _missing_prompts(known: Sequence[Bucket], limits: Limits) -> Iterator[Bucket]:
+    """Of the demands that can be, the largest of each length that no bucket of this length covers.
+
+    Longer buckets would do, but then short prompts at the end of long contexts pay for them.
+    """
+    values = np.array(known, np.int64).reshape(-1, 3)
+    lengths = {*values[:, 1].tolist(), limits.max_query_len}
     shorter = 1
-    for length in lengths:
+    for length in sorted(lengths):
         # Prompts that take this length have more tokens than the next shorter one.
         context = max(0, limits.max_model_len - shorter - 1)
         longest = Bucket(1, length, -(-context // limits.block_size))
-        if not any(bucket.covers(longest) and bucket.query_len == length for bucket in known):
-            missing.append(longest)
+        if not _is_covered(longest, values[values[:, 1] == length]):
+            yield longest
         shorter = length
-    fullest = _fullest_prompts(known, limits)
-    return [*missing, *fullest]
-
-
-def _fullest_prompts(known: Sequence[Bucket], limits: Limits) -> list[Bucket]:
-    """Several prompts without context, of as many tokens as a step may have."""
-    found = []
-    for rows in range(2, limits.max_prompt_rows + 1):
+    # Several prompts without context, of as many tokens as a step may have.
+    for rows in range(limits.max_prompt_rows, 1, -1):
         length = min(limits.max_query_len, limits.max_num_batched_tokens // rows)
-        demand = Bucket(rows, max(2, length), 0)
-        if not any(bucket.covers(demand) for bucket in [*known, *found]):
-            found.append(demand)
-    return found
+        fullest = Bucket(rows, max(2, length), 0)
+        if not _is_covered(fullest, values):
+            values = np.vstack((values, fullest))
+            yield fullest
 
 
-def _missing_decodes(buckets: Iterable[Bucket], limits: Limits) -> list[Bucket]:
-    """For each number of rows, as many blocks as they can read, where none covers that."""
-    known = list(buckets)
-    rows_values = sorted({bucket.rows for bucket in known} | {limits.max_num_seqs})
-    cap = max(limits.max_decode_blocks, limits.blocks_per_row)
-    missing = []
-    for rows in rows_values:
-        blocks = cap if limits.contiguous else min(cap, rows * limits.blocks_per_row)
-        most = Bucket(rows, 1, max(blocks, min(rows, cap)))
-        if not any(bucket.covers(most) for bucket in known):
-            missing.append(most)
-    return missing
+def _missing_decodes(known: Sequence[Bucket], limits: Limits) -> Iterator[Bucket]:
+    """For each number of rows, as many blocks as they can read, where no bucket covers that."""
+    values = np.array(known, np.int64).reshape(-1, 3)
+    # The planner cuts what is longer than the longest list that is prepared.
+    most = max(limits.max_decode_blocks, int(values[:, 2].max(initial=0)))
+    for rows in sorted({*values[:, 0].tolist(), limits.max_num_seqs}):
+        blocks = most if limits.contiguous else min(most, rows * limits.blocks_per_row)
+        fullest = Bucket(rows, 1, max(blocks, min(rows, most)))
+        if not _is_covered(fullest, values):
+            yield fullest
+
+
+def _is_covered(demand: Bucket, values: np.ndarray) -> bool:
+    return bool((values >= np.array(demand)).all(axis=1).any())
