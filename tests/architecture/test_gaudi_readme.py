@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 
 import pytest
 
@@ -90,6 +91,7 @@ def test_the_example_of_the_memory_split_comes_out() -> None:
     assert f"{parts.cache // block_bytes * 128} tokens" in TEXT
 
 
+@cache
 def strings_of_the_engine() -> str:
     """All constant texts, each on lines of its own; what is formatted in is cut out."""
     return "\n".join(
