@@ -1,0 +1,122 @@
+"""Engines on the HPU of this process, each beside the CPU's: run by test_modes, once per mode.
+
+python -m tests.platforms.hpu.in_mode architectures|combinations [NAME ...]   prints JSON lines
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.tiny_models import random_checkpoint
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+
+MAX_TOKENS = 10
+LENGTHS = (1, 3, 15, 16, 17, 33)
+MAX_MODEL_LEN = 64
+
+Tokens = list[list[int]]
+
+
+def prompts(vocab_size: int = 500) -> Tokens:
+    return [
+        [(7 * length + 13 * i) % (vocab_size - 5) + 3 for i in range(length)] for length in LENGTHS
+    ]
+
+
+def params(seed: int | None = None) -> SamplingParams:
+    how: dict[str, Any] = {"temperature": 0.0}
+    if seed is not None:
+        how = {"temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": seed}
+    return SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True, **how)
+
+
+def tokens_of(llm: LLM) -> dict[str, Tokens]:
+    wrapped = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts()]
+    ways = {
+        "greedy": [params() for _ in wrapped],
+        "seeded": [params(seed) for seed in range(len(wrapped))],
+        "warm": [params() for _ in wrapped],
+    }
+    return {
+        name: [list(o.outputs[0].token_ids) for o in llm.generate(wrapped, way, use_tqdm=False)]
+        for name, way in ways.items()
+    }
+
+
+def with_engine(path: Path, device: str, **options: Any) -> dict[str, Tokens]:
+    llm = LLM(
+        str(path),
+        device=device,
+        **{
+            "dtype": "float32",
+            "block_size": 16,
+            "max_model_len": MAX_MODEL_LEN,
+            "max_num_seqs": 4,
+            "max_num_batched_tokens": 32,
+            "num_gpu_blocks_override": 64,
+            "disable_log_stats": True,
+            **options,
+        },
+    )
+    try:
+        tokens = tokens_of(llm)
+        llm.llm_engine.client.core.check_integrity()
+        return tokens
+    finally:
+        llm.llm_engine.shutdown()
+        gc.collect()
+
+
+def architectures(names: Sequence[str], **options: Any) -> None:
+    for name in names or random_checkpoint.ARCHITECTURES:
+        with tempfile.TemporaryDirectory() as folder:
+            path = random_checkpoint.make(name, Path(folder), seed=3)
+            compare(name, path, {}, options)
+
+
+def combinations(names: Sequence[str], **options: Any) -> None:
+    """Of a model with windows and one without: the ways in which an engine can be fast."""
+    for name in names or ("llama", "gemma2"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = random_checkpoint.make(name, Path(folder), seed=3)
+            for depth in (1, 3):
+                for caching in (False, True):
+                    for blocks in (64, 9 if name == "llama" else 16):
+                        how = {
+                            "pipeline_depth": depth,
+                            "enable_prefix_caching": caching,
+                            "num_gpu_blocks_override": blocks,
+                        }
+                        compare(f"{name} {how}", path, how, options)
+
+
+def compare(name: str, path: Path, how: dict[str, Any], options: dict[str, Any]) -> None:
+    started = time.monotonic()
+    try:
+        given = with_engine(path, "hpu", **how, **options)
+        expected = with_engine(path, "cpu", **how)
+        problem = "" if given == expected else f"HPU {given}, CPU {expected}"
+    except Exception:  # every problem is reported, by name
+        problem = traceback.format_exc()
+    line = {"name": name, "problem": problem, "seconds": round(time.monotonic() - started, 1)}
+    print(json.dumps(line), flush=True)
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "architectures": architectures,
+    "combinations": combinations,
+}
+
+if __name__ == "__main__":
+    eager = "--enforce-eager" in sys.argv
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    CHECKS[words[0]](words[1:], enforce_eager=eager)
