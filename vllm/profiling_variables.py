@@ -7,7 +7,7 @@ from typing import Final
 
 from vllm.variable import BOOLEAN, Variable, boolean
 
-STEP_TOPICS: Final = ("steps", "fwd")
+STEP_TOPICS: Final = ("steps", "fwd", "defrag")
 
 
 def _topics(*words: str) -> Callable[[str], str]:
@@ -76,8 +76,9 @@ PROFILING_VARIABLES: Final[tuple[Variable, ...]] = (
         "VLLM_DEBUG",
         "",
         _topics(*STEP_TOPICS),
-        "a list of steps, fwd (defrag is not available: the KV cache is not defragmented)",
-        "Log a line per step (steps), per launch of the model (fwd).",
+        "a list of " + ", ".join(STEP_TOPICS),
+        "Log a line per step (steps), per launch of the model (fwd), and whenever blocks of the KV "
+        "cache are moved (defrag; on HPU with VLLM_CONTIGUOUS_PA=1).",
     ),
     Variable(
         "VLLM_HPU_LOG_STEP_GRAPH_COMPILATION",

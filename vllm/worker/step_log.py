@@ -87,4 +87,5 @@ class ForwardLog(StepObserver):
 def step_logs(env: Environment) -> list[StepObserver]:
     """Those that VLLM_DEBUG asks for."""
     kinds: dict[str, type[StepObserver]] = {"steps": StepLog, "fwd": ForwardLog}
-    return [kinds[topic]() for topic in env.VLLM_DEBUG.split(",") if topic]
+    topics = env.VLLM_DEBUG.split(",")
+    return [kind() for topic, kind in kinds.items() if topic in topics]

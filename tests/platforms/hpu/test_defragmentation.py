@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import LogLines
 from tests.platforms.hpu.attention.cases import HostMemory
 from vllm.platforms.hpu.defragmentation import (
     SWAP_SIZES,
@@ -160,3 +161,15 @@ def test_windows_and_the_ends_of_tables_do_not_raise_the_highest_block():
     requests.window_table[3] = 98
     assert placement.highest(np.array([3]), np.array([3])) == 80
     assert placement.highest(np.array([3, 1]), np.array([1, 4])) == 5
+
+
+@pytest.mark.parametrize("logs_swaps", [True, False])
+def test_moves_are_logged_where_they_are_asked_for(logs_swaps: bool, log_lines: LogLines) -> None:
+    placement = ContiguousPlacement(100, 0, logs_swaps)
+    requests = Requests(placement, 100)
+    requests.free = list(range(50, 90))
+    requests.start(1, 5, np.random.default_rng(0))
+    placement.tidy()
+    placement.tidy()
+    assert log_lines.text.count("Defragmentation: ") == logs_swaps
+    assert not logs_swaps or "5 of them filled from above, 5 since the start" in log_lines.text

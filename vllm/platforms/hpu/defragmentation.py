@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from vllm.core.plan import Int32Array
+from vllm.logger import init_logger
 from vllm.platforms.hpu.attention.planning import DUMMY_BLOCK
 from vllm.worker.placement import PlacedCache, Placement
+
+logger = init_logger(__name__)
 
 # Numbers of swaps that the device knows: what is less is filled up with swaps of the dummy block
 # with itself.
@@ -26,10 +29,11 @@ class ContiguousPlacement(Placement):
 
     cache: PlacedCache
 
-    def __init__(self, num_blocks: int, threshold: int | None) -> None:
+    def __init__(self, num_blocks: int, threshold: int | None, logs_swaps: bool = False) -> None:
         """`threshold`: holes that are tolerated; None: all."""
         self.num_blocks = num_blocks
         self.threshold = threshold
+        self.logs_swaps = logs_swaps
         self.num_swaps = 0
         self._place = np.arange(num_blocks, dtype=np.int32)  # by the scheduler's id
 
@@ -69,6 +73,17 @@ class ContiguousPlacement(Placement):
         if len(pairs):
             self._swap(pairs)
             self.num_swaps += len(pairs)
+            if self.logs_swaps:
+                used = np.flatnonzero(is_used)
+                logger.info(
+                    "Defragmentation: %d blocks in use up to block %d, so %d holes; %d of them "
+                    "filled from above, %d since the start",
+                    len(used),
+                    used[-1],
+                    used[-1] + 1 - len(used),
+                    len(pairs),
+                    self.num_swaps,
+                )
 
     def rehearse(self) -> None:
         if self.threshold is not None:

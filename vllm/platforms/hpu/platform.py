@@ -72,7 +72,11 @@ class HpuPlatform(Platform):
         if not env.VLLM_CONTIGUOUS_PA:
             return PhasedPlanner(buckets, config.cache.block_size)
         moves = env.VLLM_DEFRAG is not False
-        placement = ContiguousPlacement(num_blocks, env.VLLM_DEFRAG_THRESHOLD if moves else None)
+        placement = ContiguousPlacement(
+            num_blocks,
+            env.VLLM_DEFRAG_THRESHOLD if moves else None,
+            logs_swaps="defrag" in env.VLLM_DEBUG.split(","),
+        )
         return PhasedPlanner(buckets, config.cache.block_size, placement)
 
     def graph_runner(self, config: VllmConfig) -> GraphRunner:

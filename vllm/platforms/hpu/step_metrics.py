@@ -33,42 +33,40 @@ class StepMetric(StepObserver, ABC):
         """`read` gives what the plugin has counted since the start."""
         self._read = read
         self._logs_all = logs_all
-        self._before: dict[str, Any] = {}
+        self._before: Entries = ()
         self._keys: list[ShapeKey] = []
 
     def step_begins(self, plan: StepPlan) -> None:
-        self._before = dict(self._read())
+        self._before = self._read()
         self._keys.clear()
 
     def launch_begins(self, launch: Launch) -> None:
         self._keys.append(launch.key)
 
     def step_ends(self, plan: StepPlan) -> None:
-        entries = self._read()
-        number = int(dict(entries)["TotalNumber"]) - int(self._before["TotalNumber"])
+        after = self._read()
+        number = int(dict(after)["TotalNumber"]) - int(dict(self._before)["TotalNumber"])
         if not number and not self._logs_all:
             return
         launches = ", ".join(map(str, self._keys)) or "no launch"
         log = logger.warning if number else logger.info
-        log("Step %d (%s): %s", plan.step, launches, self.grown(number, self._before, entries))
+        log("Step %d (%s): %s", plan.step, launches, self.grown(number, self._before, after))
 
     @abstractmethod
-    def grown(self, number: int, before: Mapping[str, Any], entries: Entries) -> str:
+    def grown(self, number: int, before: Entries, after: Entries) -> str:
         """The growth in words. `number`: that of TotalNumber."""
 
 
 class StepCompilations(StepMetric):
     metric = "graph_compilation"
 
-    def grown(self, number: int, before: Mapping[str, Any], entries: Entries) -> str:
+    def grown(self, number: int, before: Entries, after: Entries) -> str:
         text = f"{number} graph compilations"
         if not number:
             return text
-        # Behind the three totals: a recipe each, with PT_HPU_METRICS_GC_DETAILS=1.
-        recipes = [
-            (name, lasted) for name, lasted in entries if name not in _TOTALS and name not in before
-        ]
-        total = dict(entries)["TotalTime"] - before["TotalTime"]
+        # Behind the totals: a recipe each, in their order, with PT_HPU_METRICS_GC_DETAILS=1.
+        recipes = after[len(before) :]
+        total = dict(after)["TotalTime"] - dict(before)["TotalTime"]
         text += f", total time {total} as the plugin counts it"
         if not recipes:
             return f"{text} (PT_HPU_METRICS_GC_DETAILS=1 names the recipes)"
@@ -80,18 +78,15 @@ class StepCompilations(StepMetric):
 class StepFallbacks(StepMetric):
     metric = "cpu_fallback"
 
-    def grown(self, number: int, before: Mapping[str, Any], entries: Entries) -> str:
+    def grown(self, number: int, before: Entries, after: Entries) -> str:
         text = f"{number} ops fell back to the CPU"
         if not number:
             return text
-        old: Mapping[str, int] = before["FallbackOps"]
-        new: Mapping[str, int] = dict(entries)["FallbackOps"]
+        old: Mapping[str, int] = dict(before)["FallbackOps"]
+        new: Mapping[str, int] = dict(after)["FallbackOps"]
         grown = {op: count - old.get(op, 0) for op, count in new.items() if count > old.get(op, 0)}
         most = sorted(grown.items(), key=lambda item: -item[1])
         return f"{text}: " + ", ".join(f"{op} ({count})" for op, count in most[:_MOST_DETAILS])
-
-
-_TOTALS: Final = frozenset({"TotalNumber", "TotalTime", "AvgTime"})
 
 
 def step_metrics(env: Environment) -> list[StepObserver]:
@@ -116,9 +111,13 @@ def step_metrics(env: Environment) -> list[StepObserver]:
 
 
 def _reader(metric: str) -> Callable[[], Entries]:
-    def read() -> Entries:
-        entries: Entries = found.stats()
-        return entries
-
     found = bridge.module("hpu.metrics").metric_global(metric)
-    return read
+    return lambda: entries_of(found.stats())
+
+
+def entries_of(stats: Sequence[Any]) -> Entries:
+    """A copy. Recipes come one by one, or as a list of their own."""
+    entries: list[tuple[str, Any]] = []
+    for entry in stats:
+        entries += entry if isinstance(entry, list) else [entry]
+    return [(name, dict(v) if isinstance(v, Mapping) else v) for name, v in entries]
