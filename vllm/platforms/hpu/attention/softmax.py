@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,10 @@ def weigh(scores: Tensor, tables: DecodeTables) -> tuple[Tensor, Tensor, Tensor]
     # In float32: a bfloat16 sum of some hundred weights no longer sees the small ones.
     total = weights.sum(-1, dtype=torch.float32)
     return weights.to(scores.dtype), peak.float().flatten(1), total.flatten(1)
+
+
+# Its "beta" is said on the host's implementation, once per process, and helps nobody.
+warnings.filterwarnings("ignore", message=r"index_reduce\(\) is in beta", category=UserWarning)
 
 
 def merge(peak: Tensor, total: Tensor, tables: DecodeTables) -> Tensor:
