@@ -40,6 +40,11 @@ LEFT_TO_GUIDANCE: list[tuple[dict[str, Any], str, str]] = [
     ({**STRING, "pattern": "^a+$", "maxLength": 2}, '"aaa"', '"aa"'),
     ({**STRING, "pattern": '^[^"]*$', "maxLength": 3}, r'"a\"b"', '"a/b"'),
     ({**STRING, "pattern": r"^[^\\a]*$", "maxLength": 3}, r'"b\\b"', r'"b\"b"'),
+    (
+        {**ARRAY, "prefixItems": [{"minLength": 2}], "additionalItems": False},
+        '["a"]',
+        '["aa"]',
+    ),
     ({**STRING, "format": "date"}, '"2020-02-31"', '"2020-02-28"'),
     ({**STRING, "format": "ipv4"}, '"01.1.1.1"', '"1.1.1.1"'),
     ({**OBJECT, "required": ["a"], "properties": {"b": INTEGER}}, '{"b": 1}', '{"b": 1, "a": 2}'),

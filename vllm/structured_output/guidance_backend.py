@@ -65,7 +65,7 @@ class GuidanceBackend:
                 schema = {}  # the same, as the library takes it
             if params.disable_additional_properties:
                 _close_objects(schema)
-            _keep_sets(schema)
+            _adapt(schema)
             options: Any = {"whitespace_flexible": not params.disable_any_whitespace}
             if params.whitespace_pattern is not None:
                 options["whitespace_pattern"] = params.whitespace_pattern
@@ -123,13 +123,16 @@ def _close_objects(schema: Any) -> None:
             node.setdefault("additionalProperties", False)
 
 
-def _keep_sets(schema: Any) -> None:
-    """Sets of all characters but some also leave out NUL.
+def _adapt(schema: Any) -> None:
+    """Rewrite what llguidance 1.9.1 reads otherwise than JSON schema has it.
 
-    llguidance 1.9.1 lets a quotation mark or a backslash that such a set leaves out come escaped,
-    unless the set leaves out a control character too.
+    Beside additionalItems it forgets prefixItems, though the former means nothing then. Of a set of
+    all characters but some, a quotation mark or a backslash that it leaves out may come escaped,
+    unless it leaves out a control character too: so all of them leave out NUL.
     """
     for node in nodes(schema):
+        if not isinstance(node.get("items"), list):
+            node.pop("additionalItems", None)
         if isinstance(pattern := node.get("pattern"), str):
             node["pattern"] = _without_nul(pattern)
         if isinstance(patterns := node.get("patternProperties"), dict):
