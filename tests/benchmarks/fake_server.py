@@ -77,8 +77,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             self._answer(None)
 
         def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers["Content-Length"]))
-            self._answer(json.loads(data) if data else None)
+            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "null"))
 
         def _answer(self, body: Any) -> None:
             fake.seen.append((self.command, self.path, dict(self.headers), body))
@@ -98,8 +97,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             elif fake.fails_when and fake.fails_when in json.dumps(body):
                 self._json(400, {"error": {"message": "refused"}})
             elif self.path.endswith("_profile"):
-                status = 200 if fake.profiles else 400
-                self._json(status, {} if fake.profiles else {"error": {"message": "off"}})
+                self._json(200 if fake.profiles else 400, {})
             elif self.path.endswith("/completions"):
                 self._stream(body)
             else:

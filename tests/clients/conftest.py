@@ -35,7 +35,8 @@ def quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    folder = tmp_path_factory.mktemp("server")
+    profiles = {"VLLM_TORCH_PROFILER_DIR": str(folder), "VLLM_TORCH_PROFILER_WITH_STACK": "0"}
     # Exact enough to be compared with what transformers computes.
     flags = ["--dtype", "float32", "--served-model-name", NAME, "alias"]
     flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
@@ -43,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     # lets it.
     forms = {"disable_any_whitespace": True, "disable_additional_properties": True}
     flags += ["--structured-outputs-config", json.dumps(forms)]
-    with serving(*flags, log=log) as server:
+    with serving(*flags, log=folder / "log.txt", env=profiles) as server:
         yield server
 
 
