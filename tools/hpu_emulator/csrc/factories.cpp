@@ -4,6 +4,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/TensorFactories.h>
+#include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
@@ -139,4 +140,5 @@ TORCH_LIBRARY_IMPL(aten, HPU, library) {
   library.impl("is_pinned", &hpu_emulator::is_pinned);
   library.impl("as_strided", &at::native::as_strided_tensorimpl);
   library.impl("view", &at::native::view);
+  library.impl("_reshape_alias", &at::native::_reshape_alias);
 }
