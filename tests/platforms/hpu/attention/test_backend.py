@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -268,3 +269,34 @@ def test_a_block_behind_the_end_of_a_contiguous_launch_is_an_error():
     case = make_case(backend, EXACT, DECODE_ROWS, Phase.DECODE)
     with pytest.raises(AssertionError, match="rows read 22 blocks, the launch was made for 21"):
         case.run(backend, EXACT)
+
+
+@pytest.mark.parametrize(("contiguous", "latent"), [(False, False), (True, True)])
+def test_a_forward_is_traced_as_one_graph_for_all_shapes(contiguous, latent):
+    spec = AttentionSpec(4, 1, 32, 0.2, torch.float32, latent_dim=24, rope_dim=8)
+    spec = spec if latent else replace(EXACT, window=None)
+    backend = HpuAttention(replace(EXACTLY, contiguous=contiguous), Kernels())
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    def step(q, k, v, cache, meta):
+        return backend.forward(q, k, v, cache, backend.expand(meta), spec)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend=count, fullgraph=True, dynamic=True)
+    for phase, batches in (
+        (Phase.DECODE, (DECODE_ROWS[:5], DECODE_ROWS, DECODE_ROWS[3:])),
+        (Phase.PREFILL, ((Row(40, 20),), (Row(65, 24),), (Row(90, 31),))),
+    ):
+        graphs.clear()
+        for rows in batches:
+            # No two sizes of the first batch are equal: they would be traced as one.
+            padding = Padding(blocks=3)
+            case = make_case(backend, spec, rows, phase, padding=padding)
+            meta = backend.plan(case.launch, case.tables, 0)
+            out = compiled(case.q, case.k, case.v, case.cache, meta)
+            torch.testing.assert_close(out, case.expected, rtol=1e-5, atol=1e-5)
+        assert len(graphs) == 1
