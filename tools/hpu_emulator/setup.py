@@ -26,7 +26,12 @@ def main() -> None:
         packages=find_packages(include=["habana_frameworks*", "hpu_emulator*"]),
         package_data={"": ["py.typed", "*.md"]},
         install_requires=["torch>=2.6"],
-        entry_points={"torch.backends": ["hpu = habana_frameworks.autoload:autoload"]},
+        entry_points={
+            "torch.backends": ["hpu = habana_frameworks.autoload:autoload"],
+            "torch_dynamo_backends": [
+                "hpu_backend = habana_frameworks.torch.dynamo.compile_backend.backends:hpu_backend"
+            ],
+        },
         ext_modules=[
             CppExtension(
                 "hpu_emulator._C",

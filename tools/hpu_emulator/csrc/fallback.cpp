@@ -136,6 +136,19 @@ void narrow_all(const OpInfo& info, const Stack& host_arguments, c10::ArrayRef<c
   }
 }
 
+void run_on_host(const c10::OperatorHandle& op, const OpInfo& info, Stack* host) {
+  constexpr auto kCpu = c10::DispatchKey::CPU;
+  if (info.name == "aten::convolution_overrideable") {
+    static const auto convolution =
+        c10::Dispatcher::singleton().findSchemaOrThrow("aten::convolution", "");
+    convolution.redispatchBoxed(c10::DispatchKeySet(kCpu), host);
+    return;
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      op.hasComputedKernelForDispatchKey(kCpu), info.name, " is not implemented for the HPU");
+  op.redispatchBoxed(c10::DispatchKeySet(kCpu), host);
+}
+
 }  // namespace
 
 c10::DeviceIndex check_devices(const OpInfo& info, c10::ArrayRef<c10::IValue> arguments) {
@@ -188,7 +201,7 @@ void execute(const c10::OperatorHandle& op, Stack* stack) {
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     if (info.indexing == Indexing::kNone || !run_tolerantly(info, op, &host)) {
-      op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &host);
+      run_on_host(op, info, &host);
     }
     if (narrows) {
       narrow_all(info, writable, host);
@@ -236,4 +249,11 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
 
 TORCH_LIBRARY_IMPL(_, HPU, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&hpu_emulator::fallback>());
+}
+
+TORCH_LIBRARY_IMPL(aten, HPU, library) {
+  // Its default kernel refuses, which would come before the fallback.
+  library.impl(
+      "convolution_overrideable",
+      torch::CppFunction::makeFromBoxedFunction<&hpu_emulator::fallback>());
 }

@@ -4,6 +4,7 @@
 #include "transfer.h"
 
 #include <ATen/detail/HPUHooksInterface.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 namespace hpu_emulator {
@@ -147,6 +148,11 @@ struct HPUHooks final : at::HPUHooksInterface {
     const c10::DeviceIndex before = current_device();
     set_current_device(device);
     return before;
+  }
+
+  // There is no useful pinned memory: what asks for it gets ordinary memory.
+  c10::Allocator* getPinnedMemoryAllocator() const override {
+    return c10::GetCPUAllocator();
   }
 
   at::Generator getNewGenerator(c10::DeviceIndex) const override {

@@ -307,6 +307,9 @@ void flush() {
   {
     const std::lock_guard<std::mutex> lock(mutex);
     if (graph.num_ops == 0) {
+      if (settings.lazy) {
+        close_workspace(current_device());
+      }
       return;
     }
     graph.words.push_back(kAlive);

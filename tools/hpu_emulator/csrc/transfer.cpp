@@ -164,6 +164,9 @@ at::Tensor& zero_(at::Tensor& self) {
   return self;
 }
 
+// Memory is not given to others before the work on it is done, whatever the stream.
+void record_stream(at::Tensor&, c10::Stream) {}
+
 }  // namespace
 
 c10::Stream current_stream(c10::DeviceIndex device) {
@@ -235,5 +238,6 @@ TORCH_LIBRARY_IMPL(aten, HPU, library) {
   library.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&hpu_emulator::copy_>());
   library.impl("_copy_from", &hpu_emulator::copy_from);
   library.impl("_copy_from_and_resize", &hpu_emulator::copy_from_and_resize);
+  library.impl("record_stream", &hpu_emulator::record_stream);
   library.impl("zero_", &hpu_emulator::zero_);
 }

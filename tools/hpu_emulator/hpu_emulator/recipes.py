@@ -54,6 +54,11 @@ def compilations() -> list[Compilation]:
     return list(_compilations)
 
 
+def find(recipe: int) -> Compilation | None:
+    """By its number; None for one that is not known, or was forgotten."""
+    return next((known for known in _known if known.recipe == recipe), None)
+
+
 def count() -> int:
     return len(_compilations)
 

@@ -13,14 +13,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from habana_frameworks.torch.core.step import mark_step
 from habana_frameworks.torch.hpu.device import synchronize
 from habana_frameworks.torch.hpu.streams import Stream, stream
 from hpu_emulator import _C
 from hpu_emulator.errors import DtypeFlipError
 from hpu_emulator.strict import is_strict
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 

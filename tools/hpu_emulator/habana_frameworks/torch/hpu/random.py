@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Iterable
 
@@ -50,6 +51,24 @@ def set_rng_state(new_state: Tensor, device: Device = None) -> None:
 def set_rng_state_all(new_states: Iterable[Tensor]) -> None:
     for state in new_states:
         set_rng_state(state)
+
+
+def follow_torch() -> None:
+    """From now on torch.manual_seed() and torch.seed() seed the devices too."""
+    host_manual_seed, host_seed = torch.manual_seed, torch.seed
+
+    @functools.wraps(host_manual_seed)
+    def seed_both(value: int) -> torch.Generator:
+        manual_seed_all(int(value))
+        return host_manual_seed(value)
+
+    @functools.wraps(host_seed)
+    def seed_both_anew() -> int:
+        seed_all()
+        return host_seed()
+
+    torch.manual_seed = torch.random.manual_seed = seed_both
+    torch.seed = torch.random.seed = seed_both_anew
 
 
 def _check(device: Device) -> None:

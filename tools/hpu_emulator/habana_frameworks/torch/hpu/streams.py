@@ -20,6 +20,14 @@ class Stream(torch.Stream):
             return super().__new__(cls, **known)
         return super().__new__(cls, device=torch.device("hpu", index_of(device)))
 
+    def record_event(self, event: torch.Event | None = None) -> torch.Event:
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
+    def wait_event(self, event: torch.Event) -> None:
+        event.wait(self)
+
 
 class Event(torch.Event):
     def __new__(cls, enable_timing: bool = False, blocking: bool = False) -> Event:

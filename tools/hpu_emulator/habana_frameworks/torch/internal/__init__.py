@@ -1,0 +1,1 @@
+"""Internals of the bridge that programs use."""
