@@ -58,6 +58,14 @@ HPU_VARIABLES: Final[tuple[Variable, ...]] = (
         "a path",
         "HPU: file with the shapes to prepare, instead of a strategy.",
     ),
+    Variable(
+        "VLLM_BUCKETING_TO_FILE",
+        "",
+        str,
+        "a path",
+        "HPU: file for the shapes that would have suited the launches of this process best, "
+        "written when it ends; VLLM_BUCKETING_FROM_FILE reads it.",
+    ),
     *(_bucket_variable(axis, part) for axis, part in product(_AXES, _PARTS)),
     Variable(
         "VLLM_SKIP_WARMUP",

@@ -107,6 +107,9 @@ class Planner(ABC):
     def split(self, plan: StepPlan) -> Sequence[Launch]:
         """Launches that together hold every row of the plan once; none for a plan without rows."""
 
+    def close(self) -> None:
+        """No more steps will come."""
+
     @abstractmethod
     def rehearsal(self, num_tokens: int, max_row_tokens: int) -> Launch:
         """A launch of about `num_tokens` tokens in rows of the dummy slot, which nobody reads."""

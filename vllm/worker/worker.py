@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Worker:
             TorchProfileSettings.read(), group.rank, self.platform.profiler_activities()
         )
         self.observer = observer_of(self._observers())
+        self._closing = ExitStack()
 
     def load(self) -> None:
         """Build the model and read its weights. Raises LoadError."""
@@ -82,6 +84,7 @@ class Worker:
         self._bind_caches(layout)
         self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs, self.observer)
         self.platform.warm_up(self.config, self.runner)
+        self._closing.callback(self.runner.planner.close)
         self.device.synchronize()
         self.observer.warm_up_ends()
 
@@ -101,6 +104,7 @@ class Worker:
             self.torch_profile.close()
         except (OSError, RuntimeError):
             logger.exception("The profile of rank %d is lost", self.group.rank)
+        self._closing.close()
         self.observer.close()
 
     def launch_shapes(self) -> list[ShapeUsage] | None:

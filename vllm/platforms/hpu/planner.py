@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vllm.core.plan import Int32Array, StepPlan
+from vllm.platforms.hpu.bucketing.demand import Demand
 from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable
-from vllm.platforms.hpu.bucketing.usage import BucketUsage
 from vllm.platforms.hpu.defragmentation import ContiguousPlacement
 from vllm.worker.placement import Placement
 from vllm.worker.planner import Launch, Phase, Planner, ShapeKey
@@ -24,19 +24,20 @@ class PhasedPlanner(Planner):
         buckets: BucketTable,
         block_size: int,
         contiguous: ContiguousPlacement | None = None,
+        demand: Demand | None = None,
     ) -> None:
         """`contiguous`: decode reads all blocks up to the highest one of its rows."""
         self.buckets = buckets
         self.contiguous = contiguous
         self.placement = contiguous or Placement()
         self.block_size = block_size
-        self.usage = BucketUsage()
+        self.demand = demand or Demand()
         self.max_prompt_rows = buckets.limits.max_prompt_rows
         self.max_tokens = buckets.limits.max_num_batched_tokens
 
     def split(self, plan: StepPlan) -> Sequence[Launch]:
         is_decode = plan.counts == 1
-        launches = []
+        launches: list[Launch] = []
         if is_decode.any():
             rows = np.flatnonzero(is_decode).astype(np.int32)
             launches.extend(self._decode(plan, some) for some in self._within_list(plan, rows))
@@ -54,6 +55,9 @@ class PhasedPlanner(Planner):
         key = ShapeKey(phase, bucket.rows, bucket.query_len, bucket.blocks)
         return padded_launch(key, _NO_ROWS, _NO_ROWS, _NO_ROWS, _NO_ROWS)
 
+    def close(self) -> None:
+        self.demand.close()
+
     def _decode(self, plan: StepPlan, rows: Int32Array) -> Launch:
         lengths = plan.starts[rows] // self.block_size + 1
         num_blocks = int(lengths.sum())
@@ -61,7 +65,7 @@ class PhasedPlanner(Planner):
             highest = self.contiguous.highest(plan.slots[rows], lengths)
             num_blocks = max(num_blocks, highest + 1)
         bucket = self.buckets.find_decode(len(rows), num_blocks)
-        self.usage.record(bucket, len(rows), 1, len(rows), num_blocks)
+        self.demand.record(len(rows), 1, num_blocks)
         key = ShapeKey(Phase.DECODE, bucket.rows, 1, bucket.blocks)
         return padded_launch(key, rows, plan.slots[rows], plan.starts[rows], plan.counts[rows])
 
@@ -83,8 +87,9 @@ class PhasedPlanner(Planner):
         starts, counts = plan.starts[rows], plan.counts[rows]
         longest = int(counts.max())
         context_blocks = -(-starts // self.block_size)
-        bucket = self.buckets.find_prompt(len(rows), longest, int(context_blocks.max()))
-        self.usage.record(bucket, len(rows), longest, int(counts.sum()), int(context_blocks.sum()))
+        most_blocks = int(context_blocks.max())
+        bucket = self.buckets.find_prompt(len(rows), longest, most_blocks)
+        self.demand.record(len(rows), longest, most_blocks)
         key = ShapeKey(Phase.PREFILL, bucket.rows, bucket.query_len, bucket.blocks)
         return padded_launch(key, rows, plan.slots[rows], starts, counts)
 

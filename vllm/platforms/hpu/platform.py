@@ -15,7 +15,7 @@ from vllm.logger import init_logger
 from vllm.platforms.base import Capabilities, Device, Platform
 from vllm.platforms.hpu import bridge
 from vllm.platforms.hpu.attention import HpuAttention
-from vllm.platforms.hpu.bucketing import make_table
+from vllm.platforms.hpu.bucketing import make_demand, make_table
 from vllm.platforms.hpu.defragmentation import ContiguousPlacement
 from vllm.platforms.hpu.device import HpuDevice
 from vllm.platforms.hpu.memory import log_split, split
@@ -69,15 +69,16 @@ class HpuPlatform(Platform):
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
         env = Environment()
         buckets = make_table(config, num_blocks, env)
+        demand = make_demand(buckets, env)
         if not env.VLLM_CONTIGUOUS_PA:
-            return PhasedPlanner(buckets, config.cache.block_size)
+            return PhasedPlanner(buckets, config.cache.block_size, demand=demand)
         moves = env.VLLM_DEFRAG is not False
         placement = ContiguousPlacement(
             num_blocks,
             env.VLLM_DEFRAG_THRESHOLD if moves else None,
             logs_swaps="defrag" in env.VLLM_DEBUG.split(","),
         )
-        return PhasedPlanner(buckets, config.cache.block_size, placement)
+        return PhasedPlanner(buckets, config.cache.block_size, placement, demand)
 
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
         from vllm.platforms.hpu.graphs import make_runner

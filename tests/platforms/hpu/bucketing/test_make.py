@@ -14,7 +14,7 @@ from vllm.platforms.hpu.bucketing.file import read_buckets, write_buckets
 from vllm.platforms.hpu.bucketing.make import chosen_strategy, make_table
 from vllm.platforms.hpu.bucketing.table import Bucket
 
-LIMITS = Limits(32, 1, 2048, 4096, 128, 2048)
+LIMITS = Limits(32, 2, 2048, 4096, 128, 2048)
 
 
 def make_config(**scheduler: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,9 @@ from vllm.platforms.hpu.bucketing.table import Bucket, is_prompt
 logger = init_logger(__name__)
 
 _LONGEST_RANGE: Final = 10_000
+_MOST_COMBINATIONS: Final = 100_000
+_MOST_NAMED: Final = 50  # buckets in a warning
+_STAMPED_BLOCK_SIZE: Final = re.compile(r"^#.*--block-size (\d+)", re.MULTILINE)
 
 
 def read_buckets(path: Path, limits: Limits) -> tuple[list[Bucket], list[Bucket]]:
@@ -27,28 +31,34 @@ def read_buckets(path: Path, limits: Limits) -> tuple[list[Bucket], list[Bucket]
     warning.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"VLLM_BUCKETING_FROM_FILE={path}: cannot be read: {error}") from None
+    _warn_of_another_block_size(path, content, limits)
     prompt: set[Bucket] = set()
     decode: set[Bucket] = set()
     dropped: list[Bucket] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.splitlines(), start=1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
         try:
             found = _parse(text)
-        except (ValueError, SyntaxError, TypeError) as error:
-            logger.warning("%s, line %d is left out: %s: %s", path, number, line.strip(), error)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            logger.warning_once(
+                "%s, line %d is left out: %s: %s", path, number, line.strip()[:200], error
+            )
             continue
         for bucket in found:
             _sort_in(bucket, limits, prompt, decode, dropped)
     if dropped:
-        logger.warning(
-            "%s: beyond the limits of this engine, and left out: %s",
+        logger.warning_once(
+            "%s: beyond the limits of this engine, and left out: %s. Prompt rows are limited by "
+            "VLLM_PROMPT_BS_BUCKET_MAX (%d), decode rows by --max-num-seqs (%d).",
             path,
-            [tuple(bucket) for bucket in sorted(set(dropped))],
+            [tuple(bucket) for bucket in sorted(set(dropped))[:_MOST_NAMED]],
+            limits.max_prompt_rows,
+            limits.max_num_seqs,
         )
     if not prompt or not decode:
         raise ConfigError(
@@ -68,9 +78,11 @@ def _sort_in(
     rows, query_len, blocks = bucket
     if query_len > 1:
         (prompt.add if is_prompt(bucket, limits) else dropped.append)(bucket)
-    elif limits.contiguous:
+    elif rows > limits.max_num_seqs:
+        dropped.append(bucket)
+    elif limits.contiguous and 0 < blocks <= limits.num_blocks:
         decode.add(bucket)
-    elif rows <= blocks and rows <= limits.max_num_seqs:
+    elif rows <= blocks and not limits.contiguous:
         decode.add(Bucket(rows, 1, min(blocks, rows * limits.blocks_per_row)))
     else:
         dropped.append(bucket)
@@ -82,6 +94,8 @@ def _parse(text: str) -> list[Bucket]:
     if not isinstance(node, ast.Tuple) or len(node.elts) != 3:
         raise ValueError("a bucket is (rows, query length, blocks)")
     rows, query_lens, blocks = map(_numbers, node.elts)
+    if len(rows) * len(query_lens) * len(blocks) > _MOST_COMBINATIONS:
+        raise ValueError(f"a line has at most {_MOST_COMBINATIONS} combinations")
     if min(rows) < 1 or min(query_lens) < 1 or min(blocks) < 0:
         raise ValueError("rows and query length are at least 1, blocks at least 0")
     return [Bucket(*values) for values in itertools.product(rows, query_lens, blocks)]
@@ -112,7 +126,20 @@ def _number(node: ast.expr) -> int:
 
 
 def write_buckets(path: Path, buckets: Iterable[Bucket], stamp: str) -> None:
-    """`stamp` says where they come from; it becomes a comment."""
+    """`stamp` says where they come from; it becomes a comment. The file is replaced as a whole."""
     lines = [f"# {line}" for line in stamp.splitlines()]
     lines += [str(tuple(bucket)) for bucket in sorted(set(buckets))]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _warn_of_another_block_size(path: Path, text: str, limits: Limits) -> None:
+    stamped = _STAMPED_BLOCK_SIZE.search(text)
+    if stamped and int(stamped[1]) != limits.block_size:
+        logger.warning_once(
+            "%s was made for --block-size %s: with %d its buckets are for other lengths.",
+            path,
+            stamped[1],
+            limits.block_size,
+        )

@@ -93,6 +93,7 @@ def is_prompt(bucket: Bucket, limits: Limits) -> bool:
     """Whether a launch can need it. Rows of one token decode."""
     return (
         bucket.query_len > 1
+        and bucket.rows <= limits.max_prompt_rows
         and bucket.blocks <= limits.max_context_blocks
         and bucket.query_len <= limits.blocks_per_row * limits.block_size
         and bucket.rows * bucket.query_len <= limits.max_num_batched_tokens
@@ -173,7 +174,7 @@ class _Grid:
 
     def _cheapest(self, rows: int, query_len: int, blocks: int) -> Bucket:
         point = Bucket(rows, query_len, blocks)
-        covering = (self._values >= np.array(point)).all(axis=1)
+        covering = np.all(self._values >= np.array(point), axis=1)
         first = int(covering.argmax())
         return self._buckets[first] if covering[first] else point
 
