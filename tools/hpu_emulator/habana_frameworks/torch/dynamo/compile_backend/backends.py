@@ -44,8 +44,8 @@ class CompiledGraph:
             if options.force_static_compile
             else [_symbolic(node, symbols) for node in _placeholders(graph_module)]
         )
-        text = graph_text(graph_module)
-        self._graph_key = hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(graph_text(graph_module).encode()).hexdigest()
+        self._graph_key = f"{_summary(graph_module)} {digest[:32]}"
         self._keys: dict[tuple[object, ...], str] = {}
 
     def __call__(self, *inputs: Any) -> Any:
@@ -74,6 +74,12 @@ class CompiledGraph:
             known = f"{self._graph_key} {shapes}"
             self._keys[shapes] = known
         return known
+
+
+def _summary(graph_module: fx.GraphModule, num_ops: int = 4) -> str:
+    calls = [node.name for node in graph_module.graph.nodes if node.op.startswith("call_")]
+    more = f" and {len(calls) - num_ops} more" if len(calls) > num_ops else ""
+    return " ".join(calls[:num_ops]) + more
 
 
 def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:
