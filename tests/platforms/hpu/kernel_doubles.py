@@ -41,7 +41,7 @@ def kernels(calls: Calls | None = None) -> Kernels:
         if given.get("lengths") is not None:
             hidden |= key >= given["lengths"].view(-1, 1, 1, 1)
         if given.get("window"):
-            hidden |= key <= query - given["window"][0]
+            hidden |= key < query - given["window"][0]
         if given["mask"] is not None:
             scores = scores + given["mask"]
         scores = scores.masked_fill(hidden, -torch.inf)

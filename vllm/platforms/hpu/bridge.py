@@ -45,6 +45,7 @@ def load() -> Any:
         ("PT_HPU_LAZY_MODE", "0"),
         ("PT_HPU_WEIGHT_SHARING", "0"),
         ("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true"),
+        ("PT_HPU_FORCE_TANH_FOR_GELU", "false"),  # a model's config says which gelu it means
     ):
         if envs.inherited(name) is None:
             envs.pass_on(name, value)

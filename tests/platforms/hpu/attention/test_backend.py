@@ -157,7 +157,7 @@ def test_long_prompts_use_the_window_of_the_kernel_where_it_slices():
     rows, spec = (Row(32, 32), Row(20, 20)), replace(EXACT, window=18)
     settings = replace(EXACTLY, window_kernel_min_tokens=32, kernel_slice_tokens=16)
     (call,) = fused_calls(settings, spec, rows)
-    assert call[0] is None and call[2] and call[-1] == (18, 0)
+    assert call[0] is None and call[2] and call[-1] == (17, 0)
     for other in (replace(settings, window_kernel_min_tokens=33), replace(EXACTLY)):
         assert fused_calls(other, spec, rows)[0][0] is not None
     check(spec, rows, Phase.PREFILL, settings)

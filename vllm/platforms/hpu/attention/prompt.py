@@ -93,7 +93,8 @@ class FusedAttention(PromptAttention):
         rest: tuple[Any, ...] = (tables.query_lens, "right")
         if tables.window:
             # Releases before window_size was added take no more arguments than `rest`.
-            rest = (*rest, False, False, (tables.window, 0))
+            # Tokens to the left of the query, itself not counted, and to its right.
+            rest = (*rest, False, False, (tables.window - 1, 0))
         return self.kernel(*heads, None, 0.0, True, *shared, *rest)
 
 

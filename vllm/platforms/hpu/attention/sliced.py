@@ -85,21 +85,20 @@ class SlicedAttention(PromptAttention):
             yield slice(context + begin, context + end), end > rows.start
 
     def _attend(self, piece: Heads, mask: Tensor | None, spec: AttentionSpec) -> Part:
-        q, k, v = piece
-        num_heads, num_kv_heads = q.shape[1], k.shape[1]
-        is_grouped = num_kv_heads not in (1, num_heads)
-        if is_grouped:  # the kernel itself knows one KV head per query head, or one for all
-            q = q.unflatten(1, (num_kv_heads, -1))
-            k, v = k.unsqueeze(2), v.unsqueeze(2)
-            mask = None if mask is None else mask.unsqueeze(2)
+        # The kernel shares a KV head among no query heads or all. With one row, KV heads can take
+        # the place of the batch: [K, G, Q, D] over [K, 1, S, D].
+        num_kv_heads = piece.k.shape[1]
+        q = piece.q.view(num_kv_heads, -1, *piece.q.shape[2:])
+        k, v = piece.k.transpose(0, 1), piece.v.transpose(0, 1)
+        if mask is not None:
+            mask = mask.expand(num_kv_heads, -1, -1, -1)
         mode = softmax_mode(self.whole.settings, q.dtype)
         out, peak, inverse, *_ = self.kernel(
             q, k, v, mask, 0.0, spec.scale, False, True, mode, None, "right"
         )
-        if is_grouped:
-            out = out.flatten(1, 2)
-        peak, inverse = (x.float().reshape(*out.shape[:3], 1) for x in (peak, inverse))
-        return Part(out.float(), peak, inverse.reciprocal())
+        shape = (1, spec.num_heads, q.shape[2], -1)
+        out, peak, inverse = (x.float().reshape(shape) for x in (out, peak, inverse))
+        return Part(out, peak, inverse.reciprocal())
 
 
 def merge(a: Part, b: Part) -> Part:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.ops.moe import GATED_ACTIVATIONS
+from vllm.platforms.hpu.ops.activation import gelu_and_mul
 
 # Names of our activations in the kernel, which computes gelu by its tanh approximation only.
 _ACTIVATIONS: Final = {"silu": "silu", "gelu_tanh": "gelu"}
@@ -99,7 +100,7 @@ def dense_moe(
     """As the reference of ops.moe, reading the chosen experts' weights or all, whatever is less."""
     num_tokens, top_k = topk_ids.shape
     chosen = _chosen_experts if num_tokens * top_k <= w13.shape[0] else _all_experts
-    gated = GATED_ACTIVATIONS[act]
+    gated = gelu_and_mul if act == "gelu" else GATED_ACTIVATIONS[act]
     pieces = [
         chosen(*piece, w13, w2, gated)
         for piece in zip(
