@@ -11,6 +11,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/library.h>
 
+#include <functional>
 #include <mutex>
 #include <unordered_map>
 
@@ -214,8 +215,9 @@ void all_to_all(c10d::Backend& backend, std::vector<at::Tensor> outs, std::vecto
   at::Tensor sent = at::cat(flat);
   at::Tensor received = at::empty({total}, sent.options());
   c10d::AllToAllOptions options;
-  backend.alltoall_base(received, sent, out_sizes, in_sizes, options)->wait();
   const auto parts = received.split_with_sizes(out_sizes);
+  // Takes the sizes out of its arguments.
+  backend.alltoall_base(received, sent, out_sizes, in_sizes, options)->wait();
   for (size_t i = 0; i < outs.size(); ++i) {
     outs[i].copy_(parts[i].view_as(outs[i]));
   }
