@@ -172,10 +172,11 @@ class CompiledRunner(HpuRunner):
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * limit)
         config.force_parameter_static_shapes = False
         options: dict[str, Any] = {"backend": "hpu_backend", "fullgraph": settings.fullgraph}
+        # From the first trace on: one for the first shape alone would still match that shape when a
+        # trace for all does, and which of the two a launch takes would change with time.
+        options["dynamic"] = settings.dynamic_shapes
         if settings.dynamic_shapes:
             options["options"] = {"force_static_compile": True}
-        else:
-            options["dynamic"] = False
         self._compiled, self._call = model, model
         if not settings.regional:
             self._call = torch.compile(model, **options)
