@@ -1,4 +1,4 @@
-# make serve [MODEL=dir ARGS="..." PORT=8000]   set up, build, serve
+# make serve [MODEL=dir ARGS="..." PORT=8000]   set up, build, serve (ARGS="--device hpu": emulated)
 # make test                                    set up, build, run every test
 # make lint | bench | build | venv | clean
 
@@ -17,7 +17,10 @@ DONE := $(VENV)/.done
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH = $(shell grep '^torch==' requirements-cpu.txt)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+EMULATOR := $(shell find tools/hpu_emulator -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.toml' | grep -v /build/)
+CXX_FILES := $(shell find csrc tools/hpu_emulator/csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+# An emulated Gaudi, for those who ask for one: make serve ARGS="--device hpu"
+EMULATED := $(if $(and $(findstring --device hpu,$(subst =, ,$(ARGS))),$(filter cpu,$(DEVICE))),yes)
 
 .DELETE_ON_ERROR:
 .PHONY: serve test lint bench venv build clean help
@@ -25,10 +28,10 @@ CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
 help:
 	@sed -n '1,3s/^# //p' Makefile
 
-serve: build
-	@$(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
+serve: build $(if $(EMULATED),$(DONE)/emulator)
+	@$(if $(EMULATED),PYTHONPATH=$(VENV)/hpu_emulator) $(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
 
-test: build $(DONE)/dev $(DONE)/browser
+test: build $(DONE)/emulator $(DONE)/dev $(DONE)/browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
 
 lint: $(DONE)/dev
@@ -91,6 +94,16 @@ endif
 $(DONE)/dev: $(DONE)/requirements requirements-dev.txt constraints-dev.txt
 	@echo "==> Tests, linters and clients (about 500 MB)"
 	@$(PIP) --quiet -r requirements-dev.txt
+	@touch $@
+
+# In a directory of its own, which only what shall see the emulated device has on its path.
+$(DONE)/emulator: $(DONE)/requirements $(EMULATOR)
+	@if command -v $${CXX:-g++} >/dev/null; then \
+	  echo "==> Emulated HPU (a minute or two the first time)"; \
+	  $(BIN)/python tools/hpu_emulator/install.py >/dev/null; \
+	else \
+	  echo "The emulated HPU needs a C++ compiler: apt-get install g++ python3-dev"; exit 1; \
+	fi
 	@touch $@
 
 # Tests of the page need a browser; without one they are skipped and say so.
