@@ -49,6 +49,7 @@ CONTRACTS = frozenset(
         "vllm.platforms.base",
         "vllm.sample.interface",
         "vllm.worker.graphs",
+        "vllm.worker.placement",
         "vllm.worker.planner",
         "vllm.worker.step_observer",
     }
