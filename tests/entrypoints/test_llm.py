@@ -209,7 +209,6 @@ def test_the_model_can_be_looked_at(llm: LLM) -> None:
         ("score", ["x", "y"]),
         ("sleep", []),
         ("wake_up", []),
-        ("start_profile", []),
     ],
 )
 def test_what_does_not_exist_yet_refuses_clearly(llm: LLM, name: str, arguments: list[str]) -> None:
