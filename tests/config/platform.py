@@ -10,7 +10,10 @@ import torch
 from vllm.attention.interface import AttentionBackend
 from vllm.config.vllm import VllmConfig
 from vllm.platforms.base import Capabilities, Device, Platform
+from vllm.worker.facts import WorkerFacts
 from vllm.worker.graphs import GraphRunner
+from vllm.worker.model_runner import ModelRunner
+from vllm.worker.planner import Planner
 
 
 class FactsOnly(Platform):
@@ -37,7 +40,16 @@ class FactsOnly(Platform):
     def prepare_process(self, config: VllmConfig, rank: int) -> None:
         raise NotImplementedError
 
+    def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
+        raise NotImplementedError
+
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
+        raise NotImplementedError
+
+    def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
+        raise NotImplementedError
+
+    def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
         raise NotImplementedError
 
     def attention_backends(self) -> Sequence[type[AttentionBackend]]:

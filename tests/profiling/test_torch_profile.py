@@ -103,7 +103,9 @@ def test_settings_come_from_variables(tmp_path: Path) -> None:
     assert (read.with_flops, read.compresses) == (True, False)
 
 
-def test_a_place_that_is_no_directory_is_refused_at_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["{tmp}/file", "{tmp}/file/x", "gs://bucket/traces"])
+def test_a_place_that_is_no_directory_is_refused_at_the_start(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"VLLM_TORCH_PROFILER_DIR=.*file"):
-        TorchProfileSettings.read(Environment({"VLLM_TORCH_PROFILER_DIR": f"{tmp_path}/file/x"}))
+    where = place.format(tmp=tmp_path)
+    with pytest.raises(ConfigError, match=rf"VLLM_TORCH_PROFILER_DIR={where}"):
+        TorchProfileSettings.read(Environment({"VLLM_TORCH_PROFILER_DIR": where}))

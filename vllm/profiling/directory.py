@@ -14,6 +14,11 @@ def trace_directory(env: Environment) -> Path | None:
     text: str = env.VLLM_TORCH_PROFILER_DIR
     if not text:
         return None
+    if "://" in text:
+        raise ConfigError(
+            f"VLLM_TORCH_PROFILER_DIR={text}: traces are written to files of this machine. Name a "
+            "directory."
+        )
     directory = Path(text).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
