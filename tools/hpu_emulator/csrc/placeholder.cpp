@@ -99,6 +99,27 @@ bool is_read(c10::ArrayRef<c10::IValue> given, size_t written) {
   return false;
 }
 
+// Gives what `out=` names the shape of the result, as running the op would.
+void resize_outputs(
+    const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> given, const std::vector<int>& order) {
+  if (!op.hasKernelForDispatchKey(c10::DispatchKey::Meta)) {
+    return;
+  }
+  Stack meta;
+  for (const c10::IValue& argument : given) {
+    meta.push_back(to_meta(argument));
+  }
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &meta);
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (meta[i].isTensor() && given[order[i]].isTensor()) {
+      const at::Tensor& out = given[order[i]].toTensor();
+      if (out.sizes() != meta[i].toTensor().sizes()) {
+        out.resize_(meta[i].toTensor().sizes());
+      }
+    }
+  }
+}
+
 at::Tensor garbage_like(const at::Tensor& meta, c10::DeviceIndex index) {
   const at::Tensor device = at::detail::empty_strided_generic(
       meta.sizes(), meta.strides(), allocator(), c10::DispatchKeySet(c10::DispatchKey::HPU),
@@ -131,6 +152,9 @@ bool make_placeholders(const c10::OperatorHandle& op, const OpInfo& info, Stack*
   std::vector<int> order;
   Stack results;
   if (returns_arguments(op, order)) {
+    if (!ends_with(op.schema().name(), "_")) {
+      resize_outputs(op, given, order);
+    }
     for (const int i : order) {
       // What `out=` names is a result; what is changed in place is memory that others rely on.
       if (given[i].isTensor() && !ends_with(op.schema().name(), "_") && !is_read(given, i)) {
