@@ -1,4 +1,5 @@
 """What makes a recipe of eager mode and of compiled regions. Run with PT_HPU_LAZY_MODE=0."""
+# ruff: noqa: PLW0108 - every step is a function of its own, so that all of it is inside
 
 from __future__ import annotations
 
@@ -63,9 +64,3 @@ def test_a_compiled_region_is_one_recipe_by_its_key():
         _C.begin_region()
     _C.abandon_region()
     assert compiled(lambda: X.tanh()) == 1
-
-
-def test_a_key_is_the_same_in_every_process():
-    recipes.forget()
-    X.exp()
-    assert recipes.compilations()[0].key == "EXPECTED"

@@ -1,4 +1,5 @@
 """What makes a recipe of lazy mode. Run in a process with PT_HPU_LAZY_MODE=1."""
+# ruff: noqa: PLW0108 - every step is a function of its own, so that all of it is inside
 
 from __future__ import annotations
 
@@ -71,14 +72,24 @@ def test_a_recipe_is_known_by_what_the_compiler_would_see(first, second, same):
 
 def test_what_is_alive_at_the_step_is_part_of_the_recipe():
     def all_kept():
-        a = X.exp()
-        return a, a.relu()
+        a = X.erf()
+        return a, a.cos()
 
     def only_the_last():
-        return X.exp().relu()
+        return X.erf().cos()
 
     assert not is_same_recipe(all_kept, only_the_last)
     assert is_same_recipe(only_the_last, only_the_last)
+
+
+def test_when_an_input_was_uploaded_makes_no_difference():
+    def uploaded_in_the_same_step():
+        x = torch.ones(2, 9).to(HPU)
+        return x, x.exp()
+
+    x = torch.ones(2, 9).to(HPU)
+    assert is_same_recipe(uploaded_in_the_same_step, lambda: x.exp())
+    assert is_same_recipe(uploaded_in_the_same_step, lambda: torch.ones(2, 9).to(HPU).exp())
 
 
 def test_equal_layers_between_steps_share_one_recipe():
@@ -165,6 +176,7 @@ def test_the_values_of_constants_are_part_of_the_recipe():
 
 
 def test_a_forbidden_compilation_is_refused_every_time_and_says_what_differs():
+    recipes.forget()
     compiled(lambda: chain(X))
     other = torch.randn(7, 6).to(HPU)
     htcore.mark_step()

@@ -92,7 +92,7 @@ def test_a_storage_is_shared_through_set():
 def test_host_and_device_do_not_mix_but_for_host_numbers():
     x = torch.ones(3, device=HPU)
     assert (x + torch.tensor(2.0)).tolist() == [3, 3, 3]
-    with pytest.raises(RuntimeError, match="same device.*hpu:0 and cpu"):
+    with pytest.raises(RuntimeError, match=r"same device.*hpu:0 and cpu"):
         x + torch.ones(3)
     with pytest.raises(RuntimeError, match="hpu:0 and cpu"):
         torch.cat([x, torch.ones(3)])
@@ -164,7 +164,9 @@ def test_printing_shows_values_and_device():
 
 
 def test_generators_cannot_be_made_but_the_device_is_seeded():
-    with pytest.raises(RuntimeError, match="Device type HPU is not supported for torch.Generator"):
+    with pytest.raises(
+        RuntimeError, match=r"Device type HPU is not supported for torch\.Generator"
+    ):
         torch.Generator(device="hpu")
     with pytest.raises(RuntimeError, match="generator"):
         torch.rand(3, device=HPU, generator=torch.Generator())

@@ -119,9 +119,9 @@ void release(void* context) {
   delete block;
 }
 
-const Block* block_of(const c10::StorageImpl& storage) {
+Block* block_of(const c10::StorageImpl& storage) {
   const c10::DataPtr& data = storage.data_ptr();
-  return data.get_deleter() == &release ? static_cast<const Block*>(data.get_context()) : nullptr;
+  return data.get_deleter() == &release ? static_cast<Block*>(data.get_context()) : nullptr;
 }
 
 struct Allocator final : c10::Allocator {
@@ -218,10 +218,10 @@ void charge_graph_memory(c10::DeviceIndex index, int64_t bytes) {
   note_usage(device);
 }
 
-int64_t close_workspace(c10::DeviceIndex index) {
+int64_t close_workspace(c10::DeviceIndex index, bool counts) {
   Device& device = device_at(index);
   const std::lock_guard<std::mutex> lock(device.mutex);
-  const int64_t workspace = device.open_peak - device.open;
+  const int64_t workspace = counts ? device.open_peak - device.open : 0;
   device.persistent += device.open;
   device.open = 0;
   device.open_peak = 0;
@@ -234,6 +234,23 @@ int64_t close_workspace(c10::DeviceIndex index) {
 bool is_of_open_graph(const c10::StorageImpl& storage) {
   const Block* block = block_of(storage);
   return block != nullptr && block->epoch == devices[block->device].epoch;
+}
+
+void exclude_from_workspace(const c10::StorageImpl& storage) {
+  Block* block = block_of(storage);
+  if (block == nullptr) {
+    return;
+  }
+  Device& device = devices[block->device];
+  const std::lock_guard<std::mutex> lock(device.mutex);
+  if (block->epoch == device.epoch) {
+    const auto bytes = static_cast<int64_t>(block->bytes);
+    device.open -= bytes;
+    device.open_peak -= bytes;
+    device.persistent += bytes;
+    block->epoch = 0;
+    note_usage(device);
+  }
 }
 
 void set_workspace_tracking(bool enabled) {

@@ -37,10 +37,13 @@ void reset_accumulated_memory(c10::DeviceIndex index);
 void charge_graph_memory(c10::DeviceIndex index, int64_t bytes);
 
 // Bytes that the graph under construction has allocated and would need as workspace.
-// Ends the graph: what is still alive becomes ordinary memory, the rest was workspace.
-int64_t close_workspace(c10::DeviceIndex index);
+// Ends the graph: what is still alive becomes ordinary memory, the rest was workspace if the
+// graph `counts`, which it does unless it is empty.
+int64_t close_workspace(c10::DeviceIndex index, bool counts = true);
 // Whether the memory of this storage was allocated since the last close_workspace().
 bool is_of_open_graph(const c10::StorageImpl& storage);
+// Filled from the host, memory is no result of the open graph and never its workspace.
+void exclude_from_workspace(const c10::StorageImpl& storage);
 // Whether allocations belong to graphs that end with close_workspace() (lazy mode, compiled
 // regions), or stand for themselves (eager mode).
 void set_workspace_tracking(bool enabled);

@@ -36,7 +36,7 @@ using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
 
 struct Place {
   WeakStorage storage;
-  bool is_made_here;
+  bool is_written;  // by an op of the graph: a result, if it is alive at the end
 };
 
 struct Constant {
@@ -115,6 +115,7 @@ class Encoder {
     add(kOp, static_cast<int64_t>(info.id), static_cast<int64_t>(arguments.size()));
     for (size_t i = 0; i < arguments.size(); ++i) {
       const Argument kind = i < info.arguments.size() ? info.arguments[i] : Argument::kValue;
+      writes_ = i < info.written.size() && info.written[i];
       if (kind == Argument::kIgnored) {
         add(kNone);
       } else if (kind == Argument::kNumber && !arguments[i].isNone()) {
@@ -124,6 +125,7 @@ class Encoder {
       }
     }
     add(kResults, static_cast<int64_t>(results.size()));
+    writes_ = true;
     for (const c10::IValue& result : results) {
       value(result);
     }
@@ -196,14 +198,15 @@ class Encoder {
     const auto next = static_cast<int64_t>(graph_->storages.size());
     const auto [found, is_new] = graph_->places.emplace(storage, next);
     if (is_new) {
-      graph_->storages.push_back(
-          {WeakStorage(tensor.storage().getWeakStorageImpl()), is_of_open_graph(*storage)});
+      graph_->storages.push_back({tensor.storage().getWeakStorageImpl(), false});
     }
+    graph_->storages[found->second].is_written |= writes_;
     return found->second;
   }
 
   Words& words_;
   Graph* graph_;
+  bool writes_ = false;
 };
 
 // Counts a launch of the recipe with this key, and its compilation if it is not known.
@@ -308,14 +311,14 @@ void flush() {
     const std::lock_guard<std::mutex> lock(mutex);
     if (graph.num_ops == 0) {
       if (settings.lazy) {
-        close_workspace(current_device());
+        close_workspace(current_device(), /*counts=*/false);
       }
       return;
     }
     graph.words.push_back(kAlive);
     graph.words.push_back(static_cast<int64_t>(graph.storages.size()));
     for (const Place& place : graph.storages) {
-      graph.words.push_back(place.is_made_here && place.storage.use_count() > 0);
+      graph.words.push_back(place.is_written && place.storage.use_count() > 0);
     }
     words = graph.words;
     num_ops = graph.num_ops;

@@ -7,7 +7,7 @@
 //     kInts n v... | kList n (arguments) | kOther
 //   then kResults n (arguments).
 // `place` numbers storages in the order of their appearance. A lazy graph ends with
-// kAlive, n, and one word per storage: 1 when the graph made it and it is alive at the flush.
+// kAlive, n, and one word per storage: 1 when the graph wrote it and it is alive at the flush.
 // Eager keys know only dtypes and ranks of tensors.
 #pragma once
 

@@ -71,10 +71,23 @@ bool is_whole(const at::Tensor& tensor) {
       tensor.nbytes() == tensor.storage().nbytes();
 }
 
+// The op that makes one piece of a view.
+const OpInfo& gathering() {
+  static const OpInfo& info = *[] {
+    auto* made = new OpInfo();
+    made->name = "hpu::gather_view";
+    made->id = intern(made->name);
+    made->arguments = {Argument::kValue};
+    made->written = {false};
+    return made;
+  }();
+  return info;
+}
+
 void download(const OpInfo& info, const at::Tensor& host, const at::Tensor& device, bool async) {
   // A view is gathered by the device before it is copied.
   if (recipe_settings().lazy ? !is_whole(device) : !device.is_contiguous()) {
-    record(info, {device}, {});
+    record(gathering(), {device}, {});
   }
   report_download(device, !async);
   Aliases aliases(device.device().index());
@@ -94,6 +107,7 @@ void download(const OpInfo& info, const at::Tensor& host, const at::Tensor& devi
 void upload(const OpInfo& info, const at::Tensor& device, const at::Tensor& host) {
   TORCH_CHECK(host.device().is_cpu(), "cannot copy from ", host.device(), " to ", device.device());
   report_upload(device, host);
+  exclude_from_workspace(*device.storage().unsafeGetStorageImpl());
   Aliases aliases(device.device().index());
   const at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor memory = aliases.to_host(device);
