@@ -110,9 +110,7 @@ def test_metrics_are_written_when_their_triggers_come(emulated: Emulated, tmp_pa
     assert found == ["metric_change", "mark_step"] * 2 + ["process_exit"]
 
 
-@pytest.mark.parametrize(
-    ("lazy", "collectives"), [("0", "false"), ("1", "true"), ("1", "false")]
-)
+@pytest.mark.parametrize(("lazy", "collectives"), [("0", "false"), ("1", "true"), ("1", "false")])
 def test_collectives_of_two_processes(emulated: Emulated, lazy: str, collectives: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
 from hpu_emulator import counters, recipes, strict
 from hpu_emulator.errors import RecompilationError
+from torch import nn
 
 HPU = torch.device("hpu")
 STATIC = {"force_static_compile": True}

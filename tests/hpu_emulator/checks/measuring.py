@@ -13,9 +13,8 @@ from habana_frameworks.torch.hpu.metrics import (
     metric_localcontext,
     metrics_dump,
 )
-from torch.profiler import ProfilerActivity
-
 from hpu_emulator import recipes
+from torch.profiler import ProfilerActivity
 
 HPU = torch.device("hpu")
 
@@ -97,7 +96,7 @@ def test_debug_activities_add_calls_of_the_bridge(tmp_path):
     events = profiled(tmp_path / "t.json", activities=activities, debug_activities=wanted)
     names = {event["name"] for event in events}
     assert {"synLaunch", "bridge::lazy::launch"} <= names
-    with pytest.raises(ValueError, match="need ProfilerActivity.HPU"):
+    with pytest.raises(ValueError, match=r"need ProfilerActivity\.HPU"):
         torch.profiler.profile(activities=[ProfilerActivity.CPU], debug_activities=wanted)
 
 

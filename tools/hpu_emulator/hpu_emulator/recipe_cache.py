@@ -91,7 +91,7 @@ def _configured(settings: Settings) -> RecipeDirectory | None:
     text = os.environ.get("PT_HPU_RECIPE_CACHE_CONFIG", "").strip()
     if not text:
         return None
-    path, delete, size, *rest = [*(part.strip() for part in text.split(",")), "", ""][:4]
+    path, delete, size, *_ = [*(part.strip() for part in text.split(",")), "", ""][:4]
     if text.count(",") > 3 or not (size or "1024").isdigit():
         raise ValueError(
             f"PT_HPU_RECIPE_CACHE_CONFIG={text}: path, true to delete it first, size in MB and, "

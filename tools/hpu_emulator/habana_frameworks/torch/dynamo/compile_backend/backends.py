@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from habana_frameworks.torch.dynamo.compile_backend.config import Options, options_of
 from hpu_emulator import _C, fallbacks
+from hpu_emulator.regions import compiled_region
 from hpu_emulator.runtime import SETTINGS
 from torch import Tensor, fx
 
@@ -52,7 +53,8 @@ class CompiledGraph:
         ops, fallen = _C.counts()[2:4]
         _C.begin_region()
         try:
-            outputs = self._forward(*inputs)
+            with compiled_region():
+                outputs = self._forward(*inputs)
             if not self._options.use_eager_fallback and _C.counts()[3] > fallen:
                 raise RuntimeError(
                     "hpu_backend: an op of the graph runs on the CPU, and use_eager_fallback is "
