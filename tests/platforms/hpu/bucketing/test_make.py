@@ -80,6 +80,67 @@ def test_impossible_axes_are_refused_by_name(variables: dict[str, str]) -> None:
         overridden(default_axes("linear", LIMITS), "linear", LIMITS, env(**variables))
 
 
+@pytest.mark.parametrize(
+    ("variable", "axis", "greatest"),
+    [
+        ("VLLM_DECODE_BS_BUCKET_MAX", "decode_rows", 32),
+        ("VLLM_PROMPT_QUERY_BUCKET_MAX", "prompt_query", 2048),
+        ("VLLM_PROMPT_CTX_BUCKET_MAX", "prompt_context", 32),
+        ("VLLM_DECODE_BLOCK_BUCKET_MAX", "decode_blocks", 1024),
+    ],
+)
+def test_maxima_that_no_launch_can_have_are_lowered_and_remarked_on(
+    variable: str, axis: str, greatest: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = env(**{variable: "1000000007"})
+    with caplog.at_level(logging.WARNING, "vllm"):
+        axes = overridden(default_axes("linear", LIMITS), "linear", LIMITS, given)
+    assert getattr(axes, axis).max == greatest
+    assert any(f"{variable}=1000000007" in record.message for record in caplog.records)
+
+
+def test_a_lower_maximum_leaves_longer_demands_covered() -> None:
+    given = env(
+        VLLM_BUCKETING_STRATEGY="lin",
+        VLLM_PROMPT_QUERY_BUCKET_MAX="128",
+        VLLM_DECODE_BS_BUCKET_MAX="2",
+        VLLM_DECODE_BLOCK_BUCKET_MAX="4",
+    )
+    table = make_table(make_config(), 64, given)
+    for demand in ((1, 512, 0), (1, 100, 8)):
+        assert table.is_prepared(table.find_prompt(*demand))
+    assert table.is_prepared(table.find_decode(8, 64))
+
+
+def test_the_run_that_measures_activations_logs_no_buckets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "vllm"):
+        make_table(make_config(), 1, env())
+    assert not any("Generated" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(range(1, 10000), range(2, 10000), range(0, 10000))",
+        "(" * 5000 + "1",
+        "(1, " + "9" * 6000 + ", 0)",
+        "(1, 128, 10 ** 9)",
+        "(1.5, 128, 0)",
+        "(True, 128, 0)",
+        "(1, 128, -1)",
+        "(range(0, 10, 0), 128, 0)",
+        "([[1]], 128, 0)",
+        "\x00",
+    ],
+)
+def test_hostile_lines_are_left_out_and_others_read(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "buckets.txt"
+    path.write_text(f"{line}\n(1, 128, 0)\n(8, 1, 16)\n")
+    assert read_buckets(path, LIMITS) == ([(1, 128, 0)], [(8, 1, 16)])
+
+
 def test_the_log_names_configuration_and_buckets(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "vllm"):
         table = make_table(make_config(), 64, env())

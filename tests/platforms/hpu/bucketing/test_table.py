@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm.errors import ConfigError
 from vllm.platforms.hpu.bucketing.axes import Limits, default_axes
 from vllm.platforms.hpu.bucketing.table import (
     Bucket,
@@ -63,6 +64,9 @@ def test_the_documented_lookups() -> None:
     assert b.find_prompt(1, 2048, 17).covers(Bucket(1, 2048, 17))
 
 
+B_TABLES = {strategy: table(strategy, B) for strategy in STRATEGIES}
+
+
 def limits_strategy() -> st.SearchStrategy[Limits]:
     return st.builds(
         Limits,
@@ -72,6 +76,7 @@ def limits_strategy() -> st.SearchStrategy[Limits]:
         max_model_len=st.integers(16, 20_000),
         block_size=st.sampled_from([16, 128]),
         num_blocks=st.integers(2, 5000),
+        contiguous=st.booleans(),
     )
 
 
@@ -85,11 +90,13 @@ def legal_prompt(limits: Limits, rng: np.random.Generator) -> Bucket:
 def legal_decode(limits: Limits, rng: np.random.Generator, cap: int) -> Bucket:
     """Every row writes to a block of its own; lists longer than the cap are cut by the planner."""
     rows = int(rng.integers(1, min(limits.max_num_seqs, limits.num_blocks, cap) + 1))
+    if limits.contiguous:
+        return Bucket(rows, 1, int(rng.integers(rows, limits.num_blocks + 1)))
     return Bucket(rows, 1, int(rng.integers(rows, min(cap, rows * limits.blocks_per_row) + 1)))
 
 
-@pytest.mark.parametrize("strategy", ["exponential", "padding-aware"])
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@settings(max_examples=50, deadline=None)
 @given(limits=limits_strategy(), seed=st.integers(0, 1000))
 def test_every_legal_demand_has_a_prepared_bucket(strategy: str, limits: Limits, seed: int) -> None:
     some = table(strategy, limits)
@@ -141,6 +148,67 @@ def test_demands_beyond_all_buckets_take_few_shapes_and_the_same_ones_again() ->
     for shape in shapes:
         assert some.find_decode(shape.rows, shape.blocks) == shape
         assert shape.rows in {bucket.rows for bucket in some.decode}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    limits=limits_strategy(),
+    rows=st.integers(1, 10_000),
+    query_len=st.integers(2, 100_000),
+    blocks=st.integers(0, 1_000_000),
+)
+def test_what_a_demand_becomes_covers_it_and_becomes_itself(
+    limits: Limits, rows: int, query_len: int, blocks: int
+) -> None:
+    some = table("exponential", limits)
+    prompt = some.find_prompt(rows, query_len, blocks)
+    assert prompt.covers(Bucket(rows, query_len, blocks)) and some.find_prompt(*prompt) == prompt
+    decode = some.find_decode(rows, blocks)
+    assert decode.covers(Bucket(rows, 1, blocks))
+    assert some.find_decode(decode.rows, decode.blocks) == decode
+
+
+@pytest.mark.parametrize("chosen", [[], [Bucket(3, 1, 7)], [Bucket(8, 1, 900), Bucket(64, 1, 70)]])
+def test_however_few_buckets_are_given_every_demand_is_covered(chosen: list[Bucket]) -> None:
+    some = BucketTable([], chosen, B)
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        decode = legal_decode(B, rng, some.max_decode_blocks)
+        assert some.is_prepared(some.find_decode(decode.rows, decode.blocks)), decode
+        assert some.is_prepared(some.find_prompt(*legal_prompt(B, rng)))
+    assert len(some.prompt) + len(some.decode) < 20
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_the_cheapest_bucket_costs_no_more_than_the_first_that_fits(data: st.DataObject) -> None:
+    shapes = st.builds(Bucket, st.integers(1, 64), st.just(1), st.integers(1, 2048))
+    some = BucketTable([], data.draw(st.lists(shapes, max_size=30)), B)
+    for _ in range(10):
+        demand = data.draw(shapes)
+        first = next((bucket for bucket in some.decode if bucket.covers(demand)), None)
+        if first is not None:
+            assert decode_cost(some.find_decode(demand.rows, demand.blocks)) <= decode_cost(first)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 64), more=st.integers(0, 20), blocks=st.integers(1, 1500))
+def test_a_larger_decode_never_costs_less(rows: int, more: int, blocks: int) -> None:
+    for strategy in STRATEGIES:
+        some = B_TABLES[strategy]
+        small = some.find_decode(rows, blocks)
+        large = some.find_decode(min(64, rows + more), blocks + more)
+        assert decode_cost(small) <= decode_cost(large)
+
+
+def test_prompts_with_context_are_not_prepared_together() -> None:
+    some = table("exponential", Limits(16, 4, 2048, 4096, 128, 500))
+    assert {bucket.blocks for bucket in some.prompt if bucket.rows > 1} == {0}
+
+
+def test_numbers_of_buckets_that_nobody_waits_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"prompt buckets.*VLLM_BUCKETING_STRATEGY"):
+        table("linear", Limits(64, 1, 131072, 131072, 128, 5000))
 
 
 def test_tables_are_the_same_every_time() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -111,8 +111,10 @@ def chosen_buckets(
             length = min(round_up(query_len, limits.block_size), limits.max_query_len)
             demand = Bucket(rows, length, min(blocks, limits.max_context_blocks))
             prompts[demand] = prompts.get(demand, 0) + count
+    needed = BucketTable((), (), limits)
     prompt = _cheapest_set(
         prompts,
+        needed.prompt,
         len(table.prompt),
         _PROMPT_POINTS,
         lambda bucket: prompt_cost(bucket, limits.block_size),
@@ -120,6 +122,7 @@ def chosen_buckets(
     )
     decode = _cheapest_set(
         decodes,
+        needed.decode,
         len(table.decode),
         _DECODE_POINTS,
         decode_cost,
@@ -134,12 +137,13 @@ def _is_useful_prompt(bucket: Bucket, limits: Limits) -> bool:
 
 def _cheapest_set(
     counts: Mapping[Bucket, int],
+    needed: Sequence[Bucket],
     number: int,
     points: tuple[int, int, int],
     cost: Callable[[Bucket], int],
     is_allowed: Callable[[Bucket], bool],
 ) -> list[Bucket]:
-    """At most `number` buckets, added one by one, each the one that saves most at that point.
+    """At most `number` buckets: `needed`, and one by one what saves most at that point.
 
     What is saved shrinks with every bucket there is already, so the greedy choice is at least
     63 % as good as the best one.
@@ -151,27 +155,22 @@ def _cheapest_set(
     axes = [
         _quantiles(column, weights, most) for column, most in zip(demands.T, points, strict=True)
     ]
-    candidates = [
-        bucket
-        for bucket in itertools.starmap(Bucket, itertools.product(*axes))
-        if is_allowed(bucket)
-    ]
-    if not candidates:
-        return []
+    products = itertools.starmap(Bucket, itertools.product(*axes))
+    candidates = [*needed, *(bucket for bucket in products if is_allowed(bucket))]
     costs = np.array([cost(bucket) for bucket in candidates], np.float64)
     demands, weights = _snapped(demands, weights, axes)
     # [candidates, demands]: what a demand costs in a candidate, infinite where it does not fit.
-    covers = (np.array(candidates)[:, None, :] >= demands[None]).all(axis=2)
+    covers = np.all(np.array(candidates)[:, None, :] >= demands[None], axis=2)
     priced = np.where(covers, costs[:, None], np.inf)
     # A demand without a bucket costs more than any that has one.
-    least = np.full(len(demands), 2 * costs.max() + 1)
-    chosen = []
-    for _ in range(number):
+    least = np.minimum(2 * costs.max() + 1, priced[: len(needed)].min(axis=0))
+    chosen = set(needed)
+    while len(chosen) < number:
         saved = np.maximum(least - priced, 0) @ weights
         best = int(saved.argmax())
         if saved[best] <= 0:
             break
-        chosen.append(candidates[best])
+        chosen.add(candidates[best])
         least = np.minimum(least, priced[best])
     return sorted(chosen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -190,20 +191,17 @@ class _Grid:
 
 
 def _missing_prompts(known: Sequence[Bucket], limits: Limits) -> Iterator[Bucket]:
-    """Of the demands that can be, the largest of each length that no bucket of this length covers.
+    """Of the demands that can be, the largest of each length that no bucket of about it covers.
 
     Longer buckets would do, but then short prompts at the end of long contexts pay for them.
     """
     values = np.array(known, np.int64).reshape(-1, 3)
-    lengths = {*values[:, 1].tolist(), limits.max_query_len}
-    shorter = 1
-    for length in sorted(lengths):
-        # Prompts that take this length have more tokens than the next shorter one.
-        context = max(0, limits.max_model_len - shorter - 1)
+    for shorter, length in _halved(limits.max_query_len, limits.block_size):
+        # Prompts of this length have more tokens than the next shorter one, and at least two.
+        context = max(0, limits.max_model_len - max(1, shorter) - 1)
         longest = Bucket(1, length, -(-context // limits.block_size))
-        if not _is_covered(longest, values[values[:, 1] == length]):
+        if not _is_covered(longest, values[2 * values[:, 1] <= 3 * length]):
             yield longest
-        shorter = length
     # Several prompts without context, of as many tokens as a step may have.
     for rows in range(limits.max_prompt_rows, 1, -1):
         length = min(limits.max_query_len, limits.max_num_batched_tokens // rows)
@@ -214,15 +212,23 @@ def _missing_prompts(known: Sequence[Bucket], limits: Limits) -> Iterator[Bucket
 
 
 def _missing_decodes(known: Sequence[Bucket], limits: Limits) -> Iterator[Bucket]:
-    """For each number of rows, as many blocks as they can read, where no bucket covers that."""
+    """Where no bucket of about so many rows has as many blocks as these can read, one that has."""
     values = np.array(known, np.int64).reshape(-1, 3)
     # The planner cuts what is longer than the longest list that is prepared.
     most = max(limits.max_decode_blocks, int(values[:, 2].max(initial=0)))
-    for rows in sorted({*values[:, 0].tolist(), limits.max_num_seqs}):
+    for _, rows in _halved(limits.max_num_seqs, 1):
         blocks = most if limits.contiguous else min(most, rows * limits.blocks_per_row)
         fullest = Bucket(rows, 1, max(blocks, min(rows, most)))
-        if not _is_covered(fullest, values):
+        if not _is_covered(fullest, values[2 * values[:, 0] <= 3 * rows]):
             yield fullest
+
+
+def _halved(most: int, least: int) -> Iterator[tuple[int, int]]:
+    """(0, v1), (v1, v2), ... with v's that double, about, from at most `least` up to `most`."""
+    values = [most]
+    while values[-1] > least:
+        values.append(values[-1] // 2)
+    return itertools.pairwise([0, *reversed(values)])
 
 
 def _is_covered(demand: Bucket, values: np.ndarray) -> bool:
