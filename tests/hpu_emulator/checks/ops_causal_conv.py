@@ -50,7 +50,13 @@ def test_an_update_extends_each_sequence(
 @pytest.mark.parametrize(("has_bias", "activation"), [(False, False), (True, True)])
 @pytest.mark.parametrize(
     ("lengths", "slots", "first"),
-    [([2, 3, 1], [0, 1, 2], 0), ([5, 0, 7], [4, 2, 0], 0), ([1], [3], 2), ([4, 2], [-1, 1], 0), ([], [], 0)],
+    [
+        ([2, 3, 1], [0, 1, 2], 0),
+        ([5, 0, 7], [4, 2, 0], 0),
+        ([1], [3], 2),
+        ([4, 2], [-1, 1], 0),
+        ([], [], 0),
+    ],
 )
 def test_prompts_begin_with_their_states(dtype, has_bias, activation, lengths, slots, first):
     torch.manual_seed(0)

@@ -30,12 +30,14 @@ def pack(values: Tensor) -> Tensor:
     for eight in values.reshape(-1, 8).tolist():
         word = sum((nibble & 15) << (4 * i) for i, nibble in enumerate(eight))
         words.append(word - (1 << 32) if word >= 1 << 31 else word)
-    return torch.tensor(words, dtype=torch.int32).view(*values.shape[:-1], -1)
+    return torch.tensor(words, dtype=torch.int32).view(*values.shape[:-1], values.shape[-1] // 8)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("zeros", ["none", "packed", "float"])
-@pytest.mark.parametrize(("rows", "columns", "groups"), [(6, 16, 3), (1, 8, 1), (0, 8, 1), (4, 24, 4)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "groups"), [(6, 16, 3), (1, 8, 1), (0, 8, 1), (4, 24, 4)]
+)
 def test_nibbles_become_scaled_numbers(graph, signed, zeros, rows, columns, groups):
     torch.manual_seed(0)
     op = hpu.convert_from_int4 if signed else hpu.convert_from_uint4

@@ -1,5 +1,21 @@
 """Kernels of the device in torch.ops.hpu; importing registers them."""
 
-from hpu_emulator.ops import attention, block_softmax, experts, layers
+from hpu_emulator.ops import (
+    attention,
+    block_softmax,
+    causal_conv,
+    experts,
+    layers,
+    packed_weights,
+    retired,
+)
 
-__all__ = ["attention", "block_softmax", "experts", "layers"]
+__all__ = [
+    "attention",
+    "block_softmax",
+    "causal_conv",
+    "experts",
+    "layers",
+    "packed_weights",
+    "retired",
+]
