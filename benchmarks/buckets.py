@@ -82,8 +82,8 @@ def make_trace(number: int, seed: int) -> list[Request]:
     prompts = rng.lognormal(*PROMPT_LOG, number).astype(int) + 1
     outputs = rng.lognormal(*OUTPUT_LOG, number).astype(int) + 1
     return [
-        Request(*map(float, row[:1]), *map(int, row[1:]))
-        for row in zip(arrivals, prompts, outputs, strict=True)
+        Request(float(arrival), int(prompt), int(output))
+        for arrival, prompt, output in zip(arrivals, prompts, outputs, strict=True)
     ]
 
 
