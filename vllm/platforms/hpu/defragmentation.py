@@ -129,10 +129,9 @@ def copy_blocks(cache: Tensor, source: Tensor, target: Tensor, num_blocks: int) 
     Everything is read before anything is written, so that blocks may be in both.
     """
     entries = cache.shape[0]
-    if cache.dim() == 2:  # latent rows
-        size, starts = entries // num_blocks, (0,)
-    else:
-        size, starts = entries // (2 * num_blocks), (0, entries // 2)
+    # Latent rows are one run of entries, keys and values are two.
+    starts = [0] if cache.dim() == 2 else [0, entries // 2]
+    size = entries // (len(starts) * num_blocks)
     offset = torch.arange(size, device=cache.device)
     for start in starts:
         read = (source.unsqueeze(1) * size + offset).flatten() + start

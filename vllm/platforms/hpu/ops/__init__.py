@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vllm import envs
+from vllm.envs import Environment
 from vllm.platforms.hpu.kernels import Kernels, installed
 from vllm.platforms.hpu.ops.activation import gelu_and_mul
 from vllm.platforms.hpu.ops.moe import FusedMoE, MoESettings, dense_moe, moe_settings
@@ -29,7 +29,7 @@ def hpu_ops(kernels: Kernels | None = None) -> Mapping[str, Callable[..., Any]]:
         ops["fused_add_rms_norm"] = norms.fused_add_rms_norm
         ops["gemma_rms_norm"] = norms.gemma_rms_norm
     if kernels.rotary is not None:
-        rotary = FusedRotary(kernels.rotary, envs.VLLM_COS_SIN_RECOMPUTE)
+        rotary = FusedRotary(kernels.rotary, Environment().VLLM_COS_SIN_RECOMPUTE)
         ops["rope_rows"] = rotary.rope_rows
         ops["rotary"] = rotary.rotary
     return ops
