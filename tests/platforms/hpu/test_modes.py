@@ -1,0 +1,73 @@
+"""The engine on the emulated HPU, in each mode of execution."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.hpu_emulator.conftest import ROOT, Emulated
+
+pytestmark = pytest.mark.engine
+
+# PT_HPU_LAZY_MODE and --enforce-eager.
+MODES = {
+    "compile": ("0", False),
+    "eager": ("0", True),
+    "graphs": ("1", False),
+    "lazy": ("1", True),
+}
+
+
+def run(emulated: Emulated, lazy: str, module: str, *arguments: str) -> list[dict[str, Any]]:
+    """The JSON lines that the module prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"tests.platforms.hpu.{module}", *arguments],
+        env=emulated.environment(PT_HPU_LAZY_MODE=lazy, VLLM_LOGGING_LEVEL="ERROR"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", ["architectures", "combinations"])
+def test_tokens_are_those_of_the_cpu(emulated: Emulated, what: str, mode: str) -> None:
+    lazy, is_eager = MODES[mode]
+    lines = run(emulated, lazy, "in_mode", what, *["--enforce-eager"] * is_eager)
+    assert lines
+    assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
+
+
+@pytest.mark.parametrize("mode", ["compile", "graphs"])
+def test_traffic_after_warm_up_compiles_nothing_and_never_waits(
+    emulated: Emulated, mode: str
+) -> None:
+    (result,) = run(emulated, MODES[mode][0], "traffic", "500")
+    assert result["problem"] == ""
+    assert (result["compilations"], result["syncs"], result["fallbacks"]) == (0, 0, 0)
+    assert result["preemptions"] > 0 and result["prefix_hits"] > 0
+    assert result["finished"] > 400
+
+
+@pytest.mark.parametrize("mode", ["compile", "graphs"])
+@pytest.mark.parametrize(
+    ("provoked", "error"), [("sync", "HostSyncError"), ("compile", "RecompilationError")]
+)
+def test_what_traffic_must_not_do_is_found_when_it_does_it(
+    emulated: Emulated, mode: str, provoked: str, error: str
+) -> None:
+    (result,) = run(emulated, MODES[mode][0], "traffic", "20", provoked)
+    assert error in result["problem"]
+
+
+def test_ops_that_run_on_the_host_are_counted(emulated: Emulated) -> None:
+    (result,) = run(emulated, "1", "traffic", "5", "fallback")
+    assert result["fallbacks"] > 0 and "linalg" in " ".join(result["fallback_ops"])
