@@ -39,7 +39,8 @@ class ShapeTally(StepObserver):
             usage.compile_s += time.monotonic() - self._begun_s
             self._rehearsed.add(launch.key)
         num_real = len(launch.plan_rows_np)
-        tokens = int(launch.counts_np.sum())
+        is_decode = launch.key.phase is Phase.DECODE
+        tokens = num_real if is_decode else int(launch.counts_np.sum())
         blocks, all_blocks = self._blocks(launch, num_real)
         usage.hits += 1
         usage.tokens += tokens
