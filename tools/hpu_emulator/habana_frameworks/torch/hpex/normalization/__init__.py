@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import hpu_emulator.ops  # noqa: F401  registers the kernels
-import torch
-from torch import Tensor
+from habana_frameworks.torch.hpex.normalization.FusedRMSNorm import FusedRMSNorm
 
 __all__ = ["FusedRMSNorm"]
 
+_ABSENT = ("FusedClipNorm", "RmsNormBwdMode")
 
-class FusedRMSNorm(torch.autograd.Function):
-    """For inference; there is no backward."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        data_in: Tensor,
-        gamma: Tensor,
-        eps: float,
-        use_stages: bool = True,
-        bwd_mode: int = 0,
-        fast_math: bool = False,
-    ) -> Tensor:
-        return torch.ops.hpu.rms_norm(data_in, gamma, eps, None, fast_math)[0]
+def __getattr__(name: str) -> object:
+    if name in _ABSENT:
+        raise ImportError(
+            f"habana_frameworks.torch.hpex.normalization.{name} is for training, "
+            "which is not emulated"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

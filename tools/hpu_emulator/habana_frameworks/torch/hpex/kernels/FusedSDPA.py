@@ -8,7 +8,14 @@ from typing import Any
 
 import hpu_emulator.ops  # noqa: F401  registers the kernels
 import torch
+from habana_frameworks.torch.hpex.kernels.grouped_heads import (
+    gqa_input_reshape_fwd,
+    gqa_output_reshape,
+    is_gqa,
+)
 from torch import Tensor
+
+__all__ = ["FusedSDPA", "gqa_input_reshape_fwd", "gqa_output_reshape", "is_gqa"]
 
 
 class FusedSDPA(torch.autograd.Function):
@@ -30,14 +37,14 @@ class FusedSDPA(torch.autograd.Function):
         seq_padding_type: str = "left",
         return_dropout_mask: bool = False,
         return_attn_probs: bool = False,
-        window_size: Sequence[int] = (-1, -1),
+        window_size: Sequence[int] | None = (-1, -1),
         sink: Tensor | None = None,
     ) -> Any:
         scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
         if recompute_mode is None:
             recompute_mode = torch.hpu.recompute_sdp_enabled()
         mode = softmax_mode.lower()
-        has_window = tuple(window_size) != (-1, -1)
+        has_window = window_size is not None and tuple(window_size) != (-1, -1)
         if return_attn_probs or not (recompute_mode or q.shape[2] == 1):
             if has_window or sink is not None:
                 raise RuntimeError("window_size and sink need recompute_mode")
@@ -48,7 +55,9 @@ class FusedSDPA(torch.autograd.Function):
             found = [out]
             found += [probabilities] * return_attn_probs + [dropout_mask] * return_dropout_mask
             return found[0] if len(found) == 1 else tuple(found)
-        window = list(window_size) if has_window else None
+        if return_dropout_mask:
+            raise RuntimeError("return_dropout_mask needs recompute_mode=False")
+        window = list(window_size) if window_size is not None and has_window else None
         return torch.ops.hpu.sdpa_recomp_fwd(
             q, k, v, attn_mask, dropout_p, scale, is_causal, False, mode, valid_seq_len,
             seq_padding_type, window, sink,

@@ -1,0 +1,3 @@
+"""Absent: for training."""
+
+raise ImportError(f"{__name__} is for training, which is not emulated")
