@@ -49,7 +49,9 @@ class Emulated:
         """Runs every check of these files of tests/hpu_emulator/checks in one process."""
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         command += ["-p", "no:randomly", "-c", os.devnull, "--rootdir", str(CHECKS)]
-        command += ["--confcutdir", str(CHECKS), "-o", "python_files=*.py"]
+        # Named files are collected whatever python_files says. Were it *.py, pytest would rewrite
+        # the assertions of every module of torch that is imported.
+        command += ["--confcutdir", str(CHECKS)]
         command += [str(CHECKS / file) for file in files]
         environment = self.environment(**variables)
         done = subprocess.run(
