@@ -102,10 +102,10 @@ def test_ops_of_a_region_are_no_recipes_of_their_own():
 
 def test_a_new_shape_is_refused_where_compilations_are():
     compiled = torch.compile(lambda x: x.exp(), backend="hpu_backend", dynamic=False)
-    compiled(torch.ones(2, device=HPU))
-    three = torch.ones(3, device=HPU)
+    two, three = torch.ones(2, device=HPU), torch.ones(3, device=HPU)
+    compiled(two)
     with strict.no_compilation():
-        compiled(torch.zeros(2, device=HPU))
+        compiled(two)
         with pytest.raises(RecompilationError):
             compiled(three)
 
