@@ -50,6 +50,13 @@ void bind_devices(py::module_& module) {
     return exchange_stream(c10::Stream(c10::Stream::UNSAFE, device, id)).id();
   });
   module.def("synchronize", [] { finish_device(true); }, py::call_guard<py::gil_scoped_release>());
+  module.def("forget_acquired_devices", &forget_acquired_devices);
+  // By the ids that torch.Event gives for events that have been recorded.
+  module.def("elapsed_ms", [](int64_t first, int64_t second) {
+    TORCH_CHECK(first != 0 && second != 0, "both events must be recorded before elapsed_time()");
+    return reinterpret_cast<const EventState*>(second)->time_ms -
+        reinterpret_cast<const EventState*>(first)->time_ms;
+  });
   module.def("generator", [](int i) { return generator_of(c10::DeviceIndex(i)); });
   module.def("data_ptr", [](const at::Tensor& tensor) {
     return reinterpret_cast<intptr_t>(tensor.storage().data()) +

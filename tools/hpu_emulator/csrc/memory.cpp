@@ -181,6 +181,12 @@ void set_current_device(c10::DeviceIndex index) {
   current = index;
 }
 
+void forget_acquired_devices() {
+  for (Device& device : devices) {
+    device.is_acquired = false;
+  }
+}
+
 MemoryStats memory_stats(c10::DeviceIndex index) {
   Device& device = device_at(index);
   const std::lock_guard<std::mutex> lock(device.mutex);

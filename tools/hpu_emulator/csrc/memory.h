@@ -29,6 +29,9 @@ void set_device_count(int count);
 c10::DeviceIndex current_device();
 void set_current_device(c10::DeviceIndex index);
 
+// In a forked process: whatever it allocates has to acquire its device first, and cannot.
+void forget_acquired_devices();
+
 MemoryStats memory_stats(c10::DeviceIndex index);
 void set_memory_limit(c10::DeviceIndex index, int64_t bytes);
 void reset_peak_memory(c10::DeviceIndex index);

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+from hpu_emulator import _C
 from hpu_emulator.settings import Settings, visible_modules
 
 _held: dict[int, IO[str]] = {}  # by module id, until the process ends
@@ -66,6 +67,8 @@ def is_in_bad_fork() -> bool:
 def _note_fork() -> None:
     global _is_forked
     _is_forked = bool(_held)
+    if _is_forked:
+        _C.forget_acquired_devices()
 
 
 os.register_at_fork(after_in_child=_note_fork)

@@ -33,6 +33,10 @@ class Event(torch.Event):
     def __new__(cls, enable_timing: bool = False, blocking: bool = False) -> Event:
         return super().__new__(cls, torch.device("hpu"), enable_timing=enable_timing)
 
+    def elapsed_time(self, end_event: torch.Event) -> float:
+        """Milliseconds."""
+        return float(_C.elapsed_ms(self.event_id, end_event.event_id))
+
 
 class StreamContext:
     def __init__(self, stream: torch.Stream | None) -> None:
