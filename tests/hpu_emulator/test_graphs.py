@@ -82,7 +82,8 @@ def test_recipes_outlive_the_process_in_a_directory(emulated: Emulated, tmp_path
     assert counts(f"{tmp_path},false,1024") == [0, 2]
     assert counts(f"{tmp_path},false,1024", HPU_EMULATOR_GENERATION="gaudi3") == [2, 0]
     assert counts(f"{tmp_path},true,1") == [2, 0]
-    assert counts(f"{tmp_path},false,1") == [1, 1]
+    # Room for one: each recipe drives out the other.
+    assert counts(f"{tmp_path},false,1") == [2, 0]
 
 
 def test_a_recipe_cache_or_a_latency_in_error_is_named(emulated: Emulated, tmp_path: Path) -> None:
