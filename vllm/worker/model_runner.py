@@ -14,8 +14,7 @@ from vllm.core.plan import StepPlan
 from vllm.models.interfaces import ForwardInputs, Model
 from vllm.platforms.base import Device
 from vllm.sample.interface import SampleRows
-from vllm.sample.sampler import Sampler
-from vllm.sample.state import Want
+from vllm.sample.sampler import USUAL_WANTS, Sampler
 from vllm.worker.draws import Draws, draws_of, dummy_draws
 from vllm.worker.graphs import GraphRunner
 from vllm.worker.inputs import gather_inputs
@@ -82,15 +81,18 @@ class ModelRunner:
 
     @torch.inference_mode()
     def rehearse(
-        self, launch: Launch, usual_wants: Sequence[Want] = (Want(0),), captures: bool = False
+        self, launch: Launch, draws_all_ways: bool = False, captures: bool = False
     ) -> None:
-        """Run a launch of dummy rows, drawing in each of these ways; for warm-up."""
+        """Run a launch of dummy rows and draw from it, in one way or all usual ones; for warm-up.
+
+        `captures`: capture it first.
+        """
         self.observer.rehearsal_begins(launch, captures)
         inputs, metas = self._prepare(launch)
         if captures:
             self.graphs.capture(launch.key, self.model, inputs, metas)
         hidden = self._run(launch, inputs, metas)
-        for wants in usual_wants:
+        for wants in USUAL_WANTS if draws_all_ways else USUAL_WANTS[:1]:
             with self.slots.sampling.pretend(DUMMY_SLOT, wants):
                 self._draw(dummy_draws(launch), hidden).token_ids.wait()
             self.device.step_boundary()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tqdm import tqdm
 
@@ -18,9 +18,10 @@ from vllm.platforms.hpu.graphs import HpuGraphRunner, HpuRunner
 from vllm.platforms.hpu.memory import GIB, is_out_of_memory
 from vllm.platforms.hpu.planner import PhasedPlanner
 from vllm.platforms.hpu.settings import GraphSettings, HpuSettings
-from vllm.sample.sampler import USUAL_WANTS
-from vllm.worker.model_runner import ModelRunner
 from vllm.worker.planner import Launch, Phase
+
+if TYPE_CHECKING:
+    from vllm.worker.model_runner import ModelRunner
 
 logger = init_logger(__name__)
 
@@ -154,7 +155,7 @@ class WarmUp:
     def _rehearse(self, launch: Launch, captures: bool) -> None:
         is_new = launch.num_rows not in self._sampled_rows
         self._sampled_rows.add(launch.num_rows)
-        self._runner.rehearse(launch, USUAL_WANTS if is_new else USUAL_WANTS[:1], captures)
+        self._runner.rehearse(launch, is_new, captures)
 
     def _rehearse_puts(self) -> None:
         """Every size that admissions can bring; they write to the dummy slot."""
