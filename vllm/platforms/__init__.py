@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Capabilities", "Device", "HostCopy", "MemoryInfo", "Platform", "current_platform"]
 
+
 @cache
 def _named(name: str) -> Platform:
     if name == "cpu":

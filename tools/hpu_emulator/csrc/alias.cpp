@@ -1,16 +1,16 @@
 #include "alias.h"
 
-#include "memory.h"
-
 #include <ATen/core/List.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/TensorImpl.h>
 
+#include "memory.h"
+
 namespace hpu_emulator {
 
 at::Tensor tensor_on(c10::Storage storage, const at::Tensor& like, c10::DispatchKey key) {
-  auto impl = c10::make_intrusive<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(key), like.dtype());
+  auto impl = c10::make_intrusive<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(key),
+                                                   like.dtype());
   impl->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
   at::Tensor tensor(std::move(impl));
   if (like.is_conj()) {
@@ -31,9 +31,9 @@ const c10::Storage& Aliases::share(const at::Tensor& tensor) {
   }
   // A null host storage may still be resized by the op, so it has an allocator.
   void* data = storage.mutable_data();
-  c10::Storage host(
-      c10::Storage::use_byte_size_t(), storage.nbytes(),
-      c10::DataPtr(data, c10::Device(c10::kCPU)), c10::GetCPUAllocator(), /*resizable=*/true);
+  c10::Storage host(c10::Storage::use_byte_size_t(), storage.nbytes(),
+                    c10::DataPtr(data, c10::Device(c10::kCPU)), c10::GetCPUAllocator(),
+                    /*resizable=*/true);
   shared_.push_back({storage, std::move(host), data});
   return shared_.back().host;
 }
@@ -95,9 +95,8 @@ at::Tensor Aliases::to_device(const at::Tensor& tensor) {
   }
   const c10::Storage& host = tensor.storage();
   const size_t bytes = host.nbytes();
-  c10::Storage device(
-      c10::Storage::use_byte_size_t(), bytes, adopt(host, device_), allocator(),
-      /*resizable=*/true);
+  c10::Storage device(c10::Storage::use_byte_size_t(), bytes, adopt(host, device_), allocator(),
+                      /*resizable=*/true);
   shared_.push_back({device, host, host.data()});
   return tensor_on(std::move(device), tensor, c10::DispatchKey::HPU);
 }

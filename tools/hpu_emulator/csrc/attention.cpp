@@ -5,10 +5,9 @@
 namespace hpu_emulator {
 namespace {
 
-int64_t choose_backend(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const std::optional<at::Tensor>& mask, double dropout_p, bool is_causal,
-    std::optional<double> scale, bool enable_gqa) {
+int64_t choose_backend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                       const std::optional<at::Tensor>& mask, double dropout_p, bool is_causal,
+                       std::optional<double> scale, bool enable_gqa) {
   return 0;  // the backend that is composed of ops
 }
 

@@ -1,3 +1,5 @@
+#include <torch/csrc/utils/pybind.h>
+
 #include "fallback.h"
 #include "memory.h"
 #include "observer.h"
@@ -5,8 +7,6 @@
 #include "random.h"
 #include "recipes.h"
 #include "transfer.h"
-
-#include <torch/csrc/utils/pybind.h>
 
 namespace py = pybind11;
 
@@ -34,16 +34,13 @@ void bind_devices(py::module_& module) {
   module.def("current_device", [] { return int(current_device()); });
   module.def("set_current_device", [](int i) { set_current_device(c10::DeviceIndex(i)); });
   module.def("memory_stats", &stats_dict);
-  module.def("set_memory_limit", [](int i, int64_t bytes) {
-    set_memory_limit(c10::DeviceIndex(i), bytes);
-  });
+  module.def("set_memory_limit",
+             [](int i, int64_t bytes) { set_memory_limit(c10::DeviceIndex(i), bytes); });
   module.def("reset_peak_memory", [](int i) { reset_peak_memory(c10::DeviceIndex(i)); });
-  module.def("reset_accumulated_memory", [](int i) {
-    reset_accumulated_memory(c10::DeviceIndex(i));
-  });
-  module.def("charge_graph_memory", [](int i, int64_t bytes) {
-    charge_graph_memory(c10::DeviceIndex(i), bytes);
-  });
+  module.def("reset_accumulated_memory",
+             [](int i) { reset_accumulated_memory(c10::DeviceIndex(i)); });
+  module.def("charge_graph_memory",
+             [](int i, int64_t bytes) { charge_graph_memory(c10::DeviceIndex(i), bytes); });
   module.def("current_stream", [] { return current_stream(-1).id(); });
   module.def("exchange_stream", [](int64_t id) {
     const c10::Device device(kHpu, current_device());
@@ -55,12 +52,12 @@ void bind_devices(py::module_& module) {
   module.def("elapsed_ms", [](int64_t first, int64_t second) {
     TORCH_CHECK(first != 0 && second != 0, "both events must be recorded before elapsed_time()");
     return reinterpret_cast<const EventState*>(second)->time_ms -
-        reinterpret_cast<const EventState*>(first)->time_ms;
+           reinterpret_cast<const EventState*>(first)->time_ms;
   });
   module.def("generator", [](int i) { return generator_of(c10::DeviceIndex(i)); });
   module.def("data_ptr", [](const at::Tensor& tensor) {
     return reinterpret_cast<intptr_t>(tensor.storage().data()) +
-        tensor.storage_offset() * static_cast<int64_t>(tensor.itemsize());
+           tensor.storage_offset() * static_cast<int64_t>(tensor.itemsize());
   });
 }
 

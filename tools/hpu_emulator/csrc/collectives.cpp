@@ -1,19 +1,19 @@
 #include "collectives.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+#include <functional>
+#include <mutex>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <unordered_map>
+
 #include "alias.h"
 #include "memory.h"
 #include "observer.h"
 #include "recipes.h"
 #include "recorder.h"
-
-#include <ATen/ATen.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <torch/library.h>
-
-#include <functional>
-#include <mutex>
-#include <unordered_map>
 
 namespace hpu_emulator {
 namespace {
@@ -39,29 +39,17 @@ class HostWork final : public c10d::Work {
     }
   }
 
-  bool isCompleted() override {
-    return inner_->isCompleted();
-  }
-  bool isSuccess() const override {
-    return inner_->isSuccess();
-  }
-  std::exception_ptr exception() const override {
-    return inner_->exception();
-  }
-  int sourceRank() const override {
-    return inner_->sourceRank();
-  }
-  void synchronize() override {
-    inner_->synchronize();
-  }
+  bool isCompleted() override { return inner_->isCompleted(); }
+  bool isSuccess() const override { return inner_->isSuccess(); }
+  std::exception_ptr exception() const override { return inner_->exception(); }
+  int sourceRank() const override { return inner_->sourceRank(); }
+  void synchronize() override { inner_->synchronize(); }
   bool wait(std::chrono::milliseconds timeout) override {
     const bool done = inner_->wait(timeout);
     memory_.clear();
     return done;
   }
-  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    return inner_->getFuture();
-  }
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override { return inner_->getFuture(); }
 
  private:
   c10::intrusive_ptr<c10d::Work> inner_;
@@ -73,22 +61,14 @@ class DoneWork final : public c10d::Work {
  public:
   explicit DoneWork(std::vector<at::Tensor> result) : result_(std::move(result)) {}
 
-  bool isCompleted() override {
-    return true;
-  }
-  bool isSuccess() const override {
-    return true;
-  }
-  bool wait(std::chrono::milliseconds timeout) override {
-    return true;
-  }
+  bool isCompleted() override { return true; }
+  bool isSuccess() const override { return true; }
+  bool wait(std::chrono::milliseconds timeout) override { return true; }
   void synchronize() override {}
-  std::vector<at::Tensor> result() override {
-    return result_;
-  }
+  std::vector<at::Tensor> result() override { return result_; }
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    auto future = c10::make_intrusive<c10::ivalue::Future>(
-        c10::ListType::create(c10::TensorType::get()));
+    auto future =
+        c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
     future->markCompleted(c10::IValue(result_));
     return future;
   }
@@ -128,10 +108,8 @@ Group host_group(const Group& group) {
     return found->second.host;
   }
   auto host = c10::make_intrusive<c10d::ProcessGroup>(group->getRank(), group->getSize());
-  host->setBackend(
-      c10::kCPU, c10d::ProcessGroup::BackendType::GLOO, group->getBackend(kHpu));
-  known.emplace(
-      group.get(), Known{c10::weak_intrusive_ptr<c10d::ProcessGroup>(group), host});
+  host->setBackend(c10::kCPU, c10d::ProcessGroup::BackendType::GLOO, group->getBackend(kHpu));
+  known.emplace(group.get(), Known{c10::weak_intrusive_ptr<c10d::ProcessGroup>(group), host});
   return host;
 }
 
@@ -151,8 +129,8 @@ c10::DeviceIndex device_of(const c10::IValue& value) {
   return -1;
 }
 
-c10::IValue map_tensors(
-    const c10::IValue& value, const std::function<at::Tensor(const at::Tensor&)>& map) {
+c10::IValue map_tensors(const c10::IValue& value,
+                        const std::function<at::Tensor(const at::Tensor&)>& map) {
   if (value.isTensor()) {
     return map(value.toTensor());
   }
@@ -191,9 +169,8 @@ void reduce_scatter(c10d::Backend& backend, const Stack& host, at::Tensor out, a
     }
   }
   std::vector<at::Tensor> sums{in.contiguous().clone()};
-  TORCH_CHECK(
-      sums[0].numel() == out.numel() * backend.getSize(), "reduce_scatter: the input has ",
-      sums[0].numel(), " elements, not ", backend.getSize(), " times ", out.numel());
+  TORCH_CHECK(sums[0].numel() == out.numel() * backend.getSize(), "reduce_scatter: the input has ",
+              sums[0].numel(), " elements, not ", backend.getSize(), " times ", out.numel());
   backend.allreduce(sums, options)->wait();
   out.copy_(sums[0].view({backend.getSize(), -1})[backend.getRank()].view_as(out));
 }
@@ -229,8 +206,7 @@ bool run_composed(const std::string& name, c10d::Backend& backend, const Stack& 
     reduce_scatter(backend, host, host[0].toTensor(), host[1].toTensor());
   } else if (name == "c10d::reduce_scatter_") {
     const auto lists = host[1].toListRef();
-    reduce_scatter(
-        backend, host, host[0].toTensorVector()[0], at::cat(lists[0].toTensorVector()));
+    reduce_scatter(backend, host, host[0].toTensorVector()[0], at::cat(lists[0].toTensorVector()));
   } else if (name == "c10d::reduce_scatter_tensor_coalesced_") {
     const auto outs = host[0].toTensorVector();
     const auto ins = host[1].toTensorVector();
@@ -260,10 +236,9 @@ void push_done(const c10::OperatorHandle& op, const Stack& arguments, Stack* sta
 void collective(const c10::OperatorHandle& op, Stack* stack) {
   const size_t num_arguments = op.schema().arguments().size();
   const bool is_graph_op = !recipe_settings().lazy || lazy_collectives;
-  TORCH_CHECK(
-      is_graph_op || !is_capturing(),
-      "collective nonSFG is not supported during hpu graph capturing (set "
-      "PT_HPU_ENABLE_LAZY_COLLECTIVES=true)");
+  TORCH_CHECK(is_graph_op || !is_capturing(),
+              "collective nonSFG is not supported during hpu graph capturing (set "
+              "PT_HPU_ENABLE_LAZY_COLLECTIVES=true)");
   if (!is_graph_op) {
     flush();
   }
@@ -293,9 +268,7 @@ bool is_collective(const c10::OperatorHandle& op) {
   return op.schema().name().rfind("c10d::", 0) == 0;
 }
 
-void set_lazy_collectives(bool enabled) {
-  lazy_collectives = enabled;
-}
+void set_lazy_collectives(bool enabled) { lazy_collectives = enabled; }
 
 void execute_collective(const c10::OperatorHandle& op, Stack* stack) {
   const size_t num_arguments = op.schema().arguments().size();
@@ -320,11 +293,11 @@ void execute_collective(const c10::OperatorHandle& op, Stack* stack) {
   op.callBoxed(&host);
   for (const c10::IValue& result : host) {
     if (result.isObject()) {
-      stack->emplace_back(c10::intrusive_ptr<c10d::Work>(c10::make_intrusive<HostWork>(
-          result.toCustomClass<c10d::Work>(), arguments)));
+      stack->emplace_back(c10::intrusive_ptr<c10d::Work>(
+          c10::make_intrusive<HostWork>(result.toCustomClass<c10d::Work>(), arguments)));
     } else {
-      stack->push_back(map_tensors(
-          result, [&](const at::Tensor& tensor) { return aliases.to_device(tensor); }));
+      stack->push_back(
+          map_tensors(result, [&](const at::Tensor& tensor) { return aliases.to_device(tensor); }));
     }
   }
 }

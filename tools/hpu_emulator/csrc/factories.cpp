@@ -1,6 +1,4 @@
 // Tensors without values, and views that need no kernel.
-#include "memory.h"
-
 #include <ATen/EmptyTensor.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/TensorFactories.h>
@@ -10,6 +8,8 @@
 #include <ATen/ops/view_native.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
+
+#include "memory.h"
 
 namespace hpu_emulator {
 namespace {
@@ -31,9 +31,7 @@ class DeviceScope {
   explicit DeviceScope(std::optional<c10::Device> device) : before_(current_device()) {
     set_current_device(index_of(device));
   }
-  ~DeviceScope() {
-    set_current_device(before_);
-  }
+  ~DeviceScope() { set_current_device(before_); }
   DeviceScope(const DeviceScope&) = delete;
   DeviceScope& operator=(const DeviceScope&) = delete;
 
@@ -41,29 +39,28 @@ class DeviceScope {
   c10::DeviceIndex before_;
 };
 
-at::Tensor empty(
-    c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
-    std::optional<c10::Device> device, std::optional<bool> pin_memory,
-    std::optional<at::MemoryFormat> format) {
+at::Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype,
+                 std::optional<at::Layout>, std::optional<c10::Device> device,
+                 std::optional<bool> pin_memory, std::optional<at::MemoryFormat> format) {
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   const DeviceScope scope(device);
-  return at::detail::empty_generic(
-      C10_AS_INTARRAYREF_SLOW(size), allocator(), kKeys, scalar_type(dtype), format);
+  return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), allocator(), kKeys,
+                                   scalar_type(dtype), format);
 }
 
-at::Tensor empty_strided(
-    c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
-    std::optional<at::Layout>, std::optional<c10::Device> device, std::optional<bool> pin_memory) {
+at::Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
+                         std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+                         std::optional<c10::Device> device, std::optional<bool> pin_memory) {
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
   const DeviceScope scope(device);
-  return at::detail::empty_strided_generic(
-      C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), allocator(), kKeys,
-      scalar_type(dtype));
+  return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size),
+                                           C10_AS_INTARRAYREF_SLOW(stride), allocator(), kKeys,
+                                           scalar_type(dtype));
 }
 
 // Grows the storage, keeping its values, when the new shape does not fit.
-const at::Tensor& resize_(
-    const at::Tensor& self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat> format) {
+const at::Tensor& resize_(const at::Tensor& self, c10::SymIntArrayRef size,
+                          std::optional<at::MemoryFormat> format) {
   const c10::IntArrayRef sizes = C10_AS_INTARRAYREF_SLOW(size);
   c10::TensorImpl* impl = self.unsafeGetTensorImpl();
   impl->generic_set_sizes_contiguous(sizes);
@@ -87,14 +84,13 @@ const at::Tensor& resize_(
 at::Tensor& set_source_storage(at::Tensor& self, at::Storage source) {
   const auto size = static_cast<int64_t>(source.nbytes() / self.itemsize());
   self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(source));
-  self.unsafeGetTensorImpl()->set_sizes_and_strides(
-      c10::IntArrayRef(size), c10::IntArrayRef(kOne), 0);
+  self.unsafeGetTensorImpl()->set_sizes_and_strides(c10::IntArrayRef(size), c10::IntArrayRef(kOne),
+                                                    0);
   return self;
 }
 
-at::Tensor& set_source_storage_offset(
-    at::Tensor& self, at::Storage source, c10::SymInt offset, c10::SymIntArrayRef size,
-    c10::SymIntArrayRef stride) {
+at::Tensor& set_source_storage_offset(at::Tensor& self, at::Storage source, c10::SymInt offset,
+                                      c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
   const c10::IntArrayRef sizes = C10_AS_INTARRAYREF_SLOW(size);
   TORCH_CHECK(source.device().type() == kHpu, "set_() needs an HPU storage, not ", source.device());
   self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(source));
@@ -111,20 +107,18 @@ at::Tensor& set_source_storage_offset(
 }
 
 at::Tensor& set_source_tensor(at::Tensor& self, const at::Tensor& source) {
-  return set_source_storage_offset(
-      self, source.storage(), source.storage_offset(), source.sym_sizes(), source.sym_strides());
+  return set_source_storage_offset(self, source.storage(), source.storage_offset(),
+                                   source.sym_sizes(), source.sym_strides());
 }
 
 at::Tensor& set_nothing(at::Tensor& self) {
   const DeviceScope scope(self.device());
-  c10::Storage empty(
-      c10::Storage::use_byte_size_t(), 0, allocator()->allocate(0), allocator(), true);
+  c10::Storage empty(c10::Storage::use_byte_size_t(), 0, allocator()->allocate(0), allocator(),
+                     true);
   return set_source_storage(self, std::move(empty));
 }
 
-bool is_pinned(const at::Tensor&, std::optional<c10::Device>) {
-  return false;
-}
+bool is_pinned(const at::Tensor&, std::optional<c10::Device>) { return false; }
 
 }  // namespace
 }  // namespace hpu_emulator

@@ -1,5 +1,10 @@
 #include "fallback.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+#include <atomic>
+
 #include "alias.h"
 #include "handlers.h"
 #include "indexing.h"
@@ -9,11 +14,6 @@
 #include "random.h"
 #include "recipes.h"
 #include "transfer.h"
-
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <torch/library.h>
-
-#include <atomic>
 
 namespace hpu_emulator {
 namespace {
@@ -65,9 +65,9 @@ class DeviceCheck {
   }
 
   void mismatch(c10::Device first, c10::Device second) const {
-    TORCH_CHECK(
-        false, "Expected all tensors to be on the same device, but found at least two devices, ",
-        first, " and ", second, "! (while running ", info_.name, ")");
+    TORCH_CHECK(false,
+                "Expected all tensors to be on the same device, but found at least two devices, ",
+                first, " and ", second, "! (while running ", info_.name, ")");
   }
 
   const OpInfo& info_;
@@ -81,9 +81,8 @@ void set_generator(const OpInfo& info, c10::ArrayRef<c10::IValue> given, c10::IV
     argument = generator_of(device);
     return;
   }
-  TORCH_CHECK(
-      false, "Expected a 'hpu' device type for generator but found '",
-      given[info.generator].toGenerator().device().type(), "'");
+  TORCH_CHECK(false, "Expected a 'hpu' device type for generator but found '",
+              given[info.generator].toGenerator().device().type(), "'");
 }
 
 bool has_complex(c10::ArrayRef<c10::IValue> arguments) {
@@ -97,7 +96,7 @@ bool has_complex(c10::ArrayRef<c10::IValue> arguments) {
 
 bool runs_on_host(const OpInfo& info, c10::ArrayRef<c10::IValue> arguments) {
   return !info.is_view && !info.is_allocation &&
-      (info.is_linear_algebra || is_placed_on_cpu(info) || has_complex(arguments));
+         (info.is_linear_algebra || is_placed_on_cpu(info) || has_complex(arguments));
 }
 
 void fall_back(const c10::OperatorHandle& op, const OpInfo& info) {
@@ -123,7 +122,8 @@ void round_trip(const at::Tensor& tensor, at::ScalarType narrow) {
   }
 }
 
-void narrow_all(const OpInfo& info, const Stack& host_arguments, c10::ArrayRef<c10::IValue> results) {
+void narrow_all(const OpInfo& info, const Stack& host_arguments,
+                c10::ArrayRef<c10::IValue> results) {
   for (size_t i = 0; i < info.written.size(); ++i) {
     if (info.written[i] && host_arguments[i].isTensor()) {
       narrow(info, host_arguments[i].toTensor());
@@ -144,8 +144,8 @@ void run_on_host(const c10::OperatorHandle& op, const OpInfo& info, Stack* host)
     convolution.redispatchBoxed(c10::DispatchKeySet(kCpu), host);
     return;
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      op.hasComputedKernelForDispatchKey(kCpu), info.name, " is not implemented for the HPU");
+  TORCH_CHECK_NOT_IMPLEMENTED(op.hasComputedKernelForDispatchKey(kCpu), info.name,
+                              " is not implemented for the HPU");
   op.redispatchBoxed(c10::DispatchKeySet(kCpu), host);
 }
 
@@ -159,13 +159,9 @@ c10::DeviceIndex check_devices(const OpInfo& info, c10::ArrayRef<c10::IValue> ar
   return check.finish();
 }
 
-FallbackSettings& fallback_settings() {
-  return settings;
-}
+FallbackSettings& fallback_settings() { return settings; }
 
-int64_t num_fallbacks() {
-  return fallbacks;
-}
+int64_t num_fallbacks() { return fallbacks; }
 
 void narrow(const OpInfo& info, const at::Tensor& host) {
   if (!host.defined() || host.numel() == 0) {
@@ -195,8 +191,8 @@ void execute(const c10::OperatorHandle& op, Stack* stack) {
   if (info.is_gelu && settings.tanh_gelu) {
     host[1] = c10::IValue("tanh");
   }
-  const bool narrows = (settings.narrow_int64 || settings.narrow_float64) && !info.is_view &&
-      !info.is_allocation;
+  const bool narrows =
+      (settings.narrow_int64 || settings.narrow_float64) && !info.is_view && !info.is_allocation;
   const Stack writable = narrows ? host : Stack();
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -253,7 +249,6 @@ TORCH_LIBRARY_IMPL(_, HPU, library) {
 
 TORCH_LIBRARY_IMPL(aten, HPU, library) {
   // Its default kernel refuses, which would come before the fallback.
-  library.impl(
-      "convolution_overrideable",
-      torch::CppFunction::makeFromBoxedFunction<&hpu_emulator::fallback>());
+  library.impl("convolution_overrideable",
+               torch::CppFunction::makeFromBoxedFunction<&hpu_emulator::fallback>());
 }

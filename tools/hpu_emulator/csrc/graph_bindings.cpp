@@ -1,9 +1,9 @@
+#include <torch/csrc/utils/pybind.h>
+
 #include "collectives.h"
 #include "python_handlers.h"
 #include "recorder.h"
 #include "timeline.h"
-
-#include <torch/csrc/utils/pybind.h>
 
 namespace py = pybind11;
 
@@ -33,9 +33,8 @@ void bind_graphs(py::module_& module) {
   module.def("take_timeline", [] {
     py::list events;
     for (const TimelineEvent& event : take_timeline()) {
-      events.append(py::make_tuple(
-          event.recipe, event.mode, event.num_ops, event.is_new, event.begin_ns,
-          event.end_ns));
+      events.append(py::make_tuple(event.recipe, event.mode, event.num_ops, event.is_new,
+                                   event.begin_ns, event.end_ns));
     }
     return events;
   });

@@ -1,19 +1,17 @@
 // The HPU as torch's generic code sees it: current device, streams, events, hooks.
-#include "memory.h"
-#include "random.h"
-#include "transfer.h"
-
 #include <ATen/detail/HPUHooksInterface.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include "memory.h"
+#include "random.h"
+#include "transfer.h"
 
 namespace hpu_emulator {
 namespace {
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
-  c10::DeviceType type() const override {
-    return kHpu;
-  }
+  c10::DeviceType type() const override { return kHpu; }
 
   c10::Device exchangeDevice(c10::Device device) const override {
     const c10::Device before = getDevice();
@@ -21,9 +19,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return before;
   }
 
-  c10::Device getDevice() const override {
-    return {kHpu, current_device()};
-  }
+  c10::Device getDevice() const override { return {kHpu, current_device()}; }
 
   void setDevice(c10::Device device) const override {
     if (device.has_index()) {
@@ -42,8 +38,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
 
   c10::Stream getDefaultStream(c10::Device device) const override {
-    return c10::Stream(
-        c10::Stream::DEFAULT, c10::Device(kHpu, device.has_index() ? device.index() : 0));
+    return c10::Stream(c10::Stream::DEFAULT,
+                       c10::Device(kHpu, device.has_index() ? device.index() : 0));
   }
 
   c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override {
@@ -54,17 +50,12 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return new_stream(device.index());
   }
 
-  c10::Stream exchangeStream(c10::Stream stream) const override {
-    return exchange_stream(stream);
-  }
+  c10::Stream exchangeStream(c10::Stream stream) const override { return exchange_stream(stream); }
 
-  c10::DeviceIndex deviceCount() const noexcept override {
-    return device_count();
-  }
+  c10::DeviceIndex deviceCount() const noexcept override { return device_count(); }
 
-  void record(
-      void** event, const c10::Stream& stream, const c10::DeviceIndex,
-      const c10::EventFlag) const override {
+  void record(void** event, const c10::Stream& stream, const c10::DeviceIndex,
+              const c10::EventFlag) const override {
     destroyEvent(*event, 0);
     *event = new EventState(record_event(stream));
   }
@@ -89,8 +80,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
 
   double elapsedTime(void* first, void* second, const c10::DeviceIndex) const override {
-    TORCH_CHECK(
-        first != nullptr && second != nullptr, "both events must be recorded before elapsed_time()");
+    TORCH_CHECK(first != nullptr && second != nullptr,
+                "both events must be recorded before elapsed_time()");
     return static_cast<EventState*>(second)->time_ms - static_cast<EventState*>(first)->time_ms;
   }
 
@@ -99,13 +90,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return true;
   }
 
-  void synchronizeStream(const c10::Stream& stream) const override {
-    finish_stream(stream, true);
-  }
+  void synchronizeStream(const c10::Stream& stream) const override { finish_stream(stream, true); }
 
-  void synchronizeDevice(const c10::DeviceIndex) const override {
-    finish_device(true);
-  }
+  void synchronizeDevice(const c10::DeviceIndex) const override { finish_device(true); }
 };
 
 C10_REGISTER_GUARD_IMPL(HPU, Guard);
@@ -114,35 +101,21 @@ C10_REGISTER_GUARD_IMPL(HPU, Guard);
 struct HPUHooks final : at::HPUHooksInterface {
   explicit HPUHooks(at::HPUHooksArgs) {}
 
-  bool hasHPU() const override {
-    return device_count() > 0;
-  }
+  bool hasHPU() const override { return device_count() > 0; }
 
   void init() const override {}
 
-  bool hasPrimaryContext(c10::DeviceIndex) const override {
-    return true;
-  }
+  bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
 
-  bool isBuilt() const override {
-    return true;
-  }
+  bool isBuilt() const override { return true; }
 
-  bool isAvailable() const override {
-    return device_count() > 0;
-  }
+  bool isAvailable() const override { return device_count() > 0; }
 
-  c10::DeviceIndex deviceCount() const override {
-    return device_count();
-  }
+  c10::DeviceIndex deviceCount() const override { return device_count(); }
 
-  void setCurrentDevice(c10::DeviceIndex device) const override {
-    set_current_device(device);
-  }
+  void setCurrentDevice(c10::DeviceIndex device) const override { set_current_device(device); }
 
-  c10::DeviceIndex getCurrentDevice() const override {
-    return current_device();
-  }
+  c10::DeviceIndex getCurrentDevice() const override { return current_device(); }
 
   c10::DeviceIndex exchangeDevice(c10::DeviceIndex device) const override {
     const c10::DeviceIndex before = current_device();
@@ -151,9 +124,7 @@ struct HPUHooks final : at::HPUHooksInterface {
   }
 
   // There is no useful pinned memory: what asks for it gets ordinary memory.
-  c10::Allocator* getPinnedMemoryAllocator() const override {
-    return c10::GetCPUAllocator();
-  }
+  c10::Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
 
   at::Generator getNewGenerator(c10::DeviceIndex) const override {
     TORCH_CHECK(false, "Device type HPU is not supported for torch.Generator() api.");
@@ -168,10 +139,10 @@ struct HPUHooks final : at::HPUHooksInterface {
   }
 };
 
-using at::HPUHooksInterface;
 using at::HPUHooksArgs;
-using at::RegistererHPUHooksRegistry;
+using at::HPUHooksInterface;
 using at::HPUHooksRegistry;
+using at::RegistererHPUHooksRegistry;
 REGISTER_HPU_HOOKS(HPUHooks);
 
 }  // namespace

@@ -1,13 +1,12 @@
 #include "indexing.h"
 
-#include "fallback.h"
-#include "handlers.h"
-
+#include <ATen/Functions.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include "fallback.h"
+#include "handlers.h"
 
 namespace hpu_emulator {
 namespace {
@@ -170,8 +169,8 @@ Indices check(const OpInfo& info, const at::Tensor& table, const c10::IValue& gi
   const bool wraps = fallback_settings().negative_indices;
   int64_t dim = 0;
   for (const std::optional<at::Tensor>& index : given.toOptionalTensorVector()) {
-    const bool is_mask = index && (index->scalar_type() == at::kBool ||
-                                   index->scalar_type() == at::kByte);
+    const bool is_mask =
+        index && (index->scalar_type() == at::kBool || index->scalar_type() == at::kByte);
     if (!index || !index->defined() || is_mask) {
       out.safe.push_back(index);
       dim += is_mask ? index->dim() : 1;
@@ -242,9 +241,8 @@ bool index_put(const OpInfo& info, const c10::OperatorHandle& op, Stack* stack) 
   if (!indices.valid.defined()) {
     return false;
   }
-  TORCH_CHECK(
-      broadcast_rank(indices.safe) == indices.valid.dim(),
-      "index_put with out-of-range indices needs indices of one rank");
+  TORCH_CHECK(broadcast_rank(indices.safe) == indices.valid.dim(),
+              "index_put with out-of-range indices needs indices of one rank");
   const at::Tensor before = table.index(indices.safe);
   const at::Tensor mask = mask_for(before, indices).expand_as(before);
   // A vector of the elements that are written, as a mask over numbered elements finds them.
@@ -298,6 +296,4 @@ bool run_tolerantly(const OpInfo& info, const c10::OperatorHandle& op, Stack* st
 
 }  // namespace hpu_emulator
 
-TORCH_LIBRARY_IMPL(aten, HPU, library) {
-  library.impl("one_hot", &hpu_emulator::one_hot);
-}
+TORCH_LIBRARY_IMPL(aten, HPU, library) { library.impl("one_hot", &hpu_emulator::one_hot); }

@@ -1,16 +1,15 @@
 #include "memory.h"
 
-#include "handlers.h"
-
 #include <c10/core/impl/alloc_cpu.h>
 #include <c10/util/Exception.h>
-
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <mutex>
+
+#include "handlers.h"
 
 namespace hpu_emulator {
 namespace {
@@ -44,9 +43,8 @@ struct Block {
 };
 
 Device& device_at(c10::DeviceIndex index) {
-  TORCH_CHECK(
-      index >= 0 && index < num_devices, "HPU device index ", int(index), " is out of range: ",
-      num_devices, " visible device(s)");
+  TORCH_CHECK(index >= 0 && index < num_devices, "HPU device index ", int(index),
+              " is out of range: ", num_devices, " visible device(s)");
   return devices[index];
 }
 
@@ -60,15 +58,14 @@ void note_usage(Device& device) {
 }
 
 void check_room(const Device& device, int64_t bytes) {
-  const int64_t grows = tracks_workspace
-      ? device.persistent + std::max(device.open + bytes, device.stats.workspace)
-      : in_use(device) + bytes;
+  const int64_t grows =
+      tracks_workspace ? device.persistent + std::max(device.open + bytes, device.stats.workspace)
+                       : in_use(device) + bytes;
   if (grows <= device.stats.limit) {
     return;
   }
-  TORCH_CHECK(
-      false, "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::", bytes, " (",
-      bytes >> 20, ")MB");
+  TORCH_CHECK(false, "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::", bytes,
+              " (", bytes >> 20, ")MB");
 }
 
 // Accounts for a new block and says which graph it belongs to.
@@ -134,9 +131,8 @@ struct Allocator final : c10::Allocator {
     const uint64_t epoch = take(current, static_cast<int64_t>(bytes));
     auto* block = new Block{nullptr, bytes, bytes >= kMappedBytes, current, epoch, {}};
     if (block->is_mapped) {
-      block->data = mmap(
-          nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-          0);
+      block->data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       block->data = block->data == MAP_FAILED ? nullptr : block->data;
     } else if (posix_memalign(&block->data, 64, bytes) != 0) {
       block->data = nullptr;
@@ -149,9 +145,7 @@ struct Allocator final : c10::Allocator {
     return {block->data, block, &release, device};
   }
 
-  c10::DeleterFnPtr raw_deleter() const override {
-    return &release;
-  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
 
   void copy_data(void* dest, const void* src, std::size_t count) const override {
     default_copy_data(dest, src, count);
@@ -163,18 +157,14 @@ REGISTER_ALLOCATOR(kHpu, &the_allocator);
 
 }  // namespace
 
-c10::DeviceIndex device_count() {
-  return static_cast<c10::DeviceIndex>(num_devices);
-}
+c10::DeviceIndex device_count() { return static_cast<c10::DeviceIndex>(num_devices); }
 
 void set_device_count(int count) {
   TORCH_CHECK(count >= 0 && count <= kMaxDevices, "at most ", kMaxDevices, " devices: ", count);
   num_devices = count;
 }
 
-c10::DeviceIndex current_device() {
-  return current;
-}
+c10::DeviceIndex current_device() { return current; }
 
 void set_current_device(c10::DeviceIndex index) {
   device_at(index);
@@ -259,31 +249,24 @@ void exclude_from_workspace(const c10::StorageImpl& storage) {
   }
 }
 
-void set_workspace_tracking(bool enabled) {
-  tracks_workspace = enabled;
-}
+void set_workspace_tracking(bool enabled) { tracks_workspace = enabled; }
 
-bool is_workspace_tracked() {
-  return tracks_workspace;
-}
+bool is_workspace_tracked() { return tracks_workspace; }
 
-c10::Allocator* allocator() {
-  return &the_allocator;
-}
+c10::Allocator* allocator() { return &the_allocator; }
 
 c10::DataPtr adopt(c10::Storage host, c10::DeviceIndex index) {
   const size_t bytes = host.nbytes();
   void* data = host.mutable_data();
   const uint64_t epoch = take(index, static_cast<int64_t>(bytes));
-  return {
-      data, new Block{data, bytes, false, index, epoch, std::move(host)}, &release,
-      c10::Device(kHpu, index)};
+  return {data, new Block{data, bytes, false, index, epoch, std::move(host)}, &release,
+          c10::Device(kHpu, index)};
 }
 
 bool zero_untouched(const c10::StorageImpl& storage) {
   const Block* block = block_of(storage);
   return block != nullptr && block->is_mapped &&
-      madvise(block->data, block->bytes, MADV_DONTNEED) == 0;
+         madvise(block->data, block->bytes, MADV_DONTNEED) == 0;
 }
 
 }  // namespace hpu_emulator

@@ -10,22 +10,17 @@ std::vector<Observer*> observers;
 
 }  // namespace
 
-void add_observer(Observer* observer) {
-  observers.push_back(observer);
-}
+void add_observer(Observer* observer) { observers.push_back(observer); }
 
 void remove_observer(Observer* observer) {
   observers.erase(std::remove(observers.begin(), observers.end(), observer), observers.end());
 }
 
-bool is_observed() {
-  return !observers.empty();
-}
+bool is_observed() { return !observers.empty(); }
 
 // By index: an observer may remove itself.
-void report_op(
-    const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
-    c10::ArrayRef<c10::IValue> results) {
+void report_op(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
+               c10::ArrayRef<c10::IValue> results) {
   for (size_t i = 0; i < observers.size(); ++i) {
     observers[i]->on_op(op, arguments, results);
   }

@@ -18,9 +18,8 @@ struct Observer {
   virtual ~Observer() = default;
   // An op has run. Arguments and results are the caller's, on the device. Views that compute
   // nothing and allocations are not reported; copies within the device are.
-  virtual void on_op(
-      const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
-      c10::ArrayRef<c10::IValue> results) = 0;
+  virtual void on_op(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
+                     c10::ArrayRef<c10::IValue> results) = 0;
   // Host memory was copied to the device.
   virtual void on_upload(const at::Tensor& device, const at::Tensor& host) {}
   // Device memory is about to be read by the host; `waits` unless the copy is asynchronous.
@@ -37,9 +36,8 @@ void add_observer(Observer* observer);
 void remove_observer(Observer* observer);
 bool is_observed();
 
-void report_op(
-    const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
-    c10::ArrayRef<c10::IValue> results);
+void report_op(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
+               c10::ArrayRef<c10::IValue> results);
 void report_upload(const at::Tensor& device, const at::Tensor& host);
 void report_download(const at::Tensor& device, bool waits);
 void report_wait(const char* kind);

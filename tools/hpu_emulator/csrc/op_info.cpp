@@ -11,37 +11,34 @@
 namespace hpu_emulator {
 namespace {
 
-const std::set<std::string> kWaiting = {
-    "aten::_local_scalar_dense", "aten::_unique", "aten::_unique2", "aten::bincount",
-    "aten::equal", "aten::masked_select", "aten::nonzero", "aten::unique_consecutive",
-    "aten::unique_dim", "aten::unique_dim_consecutive"};
+const std::set<std::string> kWaiting = {"aten::_local_scalar_dense",
+                                        "aten::_unique",
+                                        "aten::_unique2",
+                                        "aten::bincount",
+                                        "aten::equal",
+                                        "aten::masked_select",
+                                        "aten::nonzero",
+                                        "aten::unique_consecutive",
+                                        "aten::unique_dim",
+                                        "aten::unique_dim_consecutive"};
 const std::set<std::string> kAllocating = {
-    "aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty",
-    "aten::new_empty_strided", "aten::resize_", "aten::set_"};
-const std::set<std::string> kTakingHostIndices = {
-    "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_",
-    "aten::_unsafe_index", "aten::_unsafe_index_put"};
+    "aten::empty",     "aten::empty_strided",     "aten::empty_like",
+    "aten::new_empty", "aten::new_empty_strided", "aten::resize_",
+    "aten::set_"};
+const std::set<std::string> kTakingHostIndices = {"aten::index",         "aten::index_put",
+                                                  "aten::index_put_",    "aten::_index_put_impl_",
+                                                  "aten::_unsafe_index", "aten::_unsafe_index_put"};
 const std::unordered_map<std::string, Indexing> kIndexing = {
-    {"aten::index_select", Indexing::kSelect},
-    {"aten::embedding", Indexing::kSelect},
-    {"aten::gather", Indexing::kGather},
-    {"aten::index", Indexing::kIndex},
-    {"aten::_unsafe_index", Indexing::kIndex},
-    {"aten::index_put", Indexing::kIndexPut},
-    {"aten::index_put_", Indexing::kIndexPut},
-    {"aten::_index_put_impl_", Indexing::kIndexPut},
-    {"aten::index_copy", Indexing::kWriteRows},
-    {"aten::index_copy_", Indexing::kWriteRows},
-    {"aten::index_add", Indexing::kWriteRows},
-    {"aten::index_add_", Indexing::kWriteRows},
-    {"aten::index_reduce", Indexing::kWriteRows},
-    {"aten::index_reduce_", Indexing::kWriteRows},
-    {"aten::index_fill_", Indexing::kWriteRows},
-    {"aten::scatter", Indexing::kScatter},
-    {"aten::scatter_", Indexing::kScatter},
-    {"aten::scatter_add", Indexing::kScatter},
-    {"aten::scatter_add_", Indexing::kScatter},
-    {"aten::scatter_reduce", Indexing::kScatter},
+    {"aten::index_select", Indexing::kSelect},     {"aten::embedding", Indexing::kSelect},
+    {"aten::gather", Indexing::kGather},           {"aten::index", Indexing::kIndex},
+    {"aten::_unsafe_index", Indexing::kIndex},     {"aten::index_put", Indexing::kIndexPut},
+    {"aten::index_put_", Indexing::kIndexPut},     {"aten::_index_put_impl_", Indexing::kIndexPut},
+    {"aten::index_copy", Indexing::kWriteRows},    {"aten::index_copy_", Indexing::kWriteRows},
+    {"aten::index_add", Indexing::kWriteRows},     {"aten::index_add_", Indexing::kWriteRows},
+    {"aten::index_reduce", Indexing::kWriteRows},  {"aten::index_reduce_", Indexing::kWriteRows},
+    {"aten::index_fill_", Indexing::kWriteRows},   {"aten::scatter", Indexing::kScatter},
+    {"aten::scatter_", Indexing::kScatter},        {"aten::scatter_add", Indexing::kScatter},
+    {"aten::scatter_add_", Indexing::kScatter},    {"aten::scatter_reduce", Indexing::kScatter},
     {"aten::scatter_reduce_", Indexing::kScatter},
 };
 
@@ -54,9 +51,7 @@ auto& texts() {
   return table;
 }
 
-bool starts_with(const std::string& text, const char* prefix) {
-  return text.rfind(prefix, 0) == 0;
-}
+bool starts_with(const std::string& text, const char* prefix) { return text.rfind(prefix, 0) == 0; }
 
 bool is_number(const c10::TypePtr& type) {
   if (type->kind() == c10::TypeKind::OptionalType) {
@@ -92,10 +87,9 @@ std::unique_ptr<OpInfo> make_info(const c10::FunctionSchema& schema) {
       info->generator = static_cast<int>(info->arguments.size());
     }
     const bool ignored = is_generator(argument.type());
-    info->arguments.push_back(
-        ignored                          ? Argument::kIgnored
-            : is_number(argument.type()) ? Argument::kNumber
-                                         : Argument::kValue);
+    info->arguments.push_back(ignored                      ? Argument::kIgnored
+                              : is_number(argument.type()) ? Argument::kNumber
+                                                           : Argument::kValue);
     info->written.push_back(argument.alias_info() != nullptr && argument.alias_info()->isWrite());
   }
   info->is_view = returns_views(schema);
@@ -103,7 +97,7 @@ std::unique_ptr<OpInfo> make_info(const c10::FunctionSchema& schema) {
   info->waits = kWaiting.count(name) > 0 || info->name == "aten::repeat_interleave.Tensor";
   info->reads_host = name == "aten::_local_scalar_dense";
   info->is_linear_algebra = starts_with(name, "aten::linalg_") ||
-      starts_with(name, "aten::_linalg_") || starts_with(name, "aten::_fft_");
+                            starts_with(name, "aten::_linalg_") || starts_with(name, "aten::_fft_");
   info->accepts_host_indices = kTakingHostIndices.count(name) > 0;
   info->is_gelu = name == "aten::gelu" || name == "aten::gelu_";
   const auto indexing = kIndexing.find(name);
@@ -152,11 +146,9 @@ void set_place_on_cpu(const std::string& value) {
 
 bool is_placed_on_cpu(const OpInfo& info) {
   return !placed_on_cpu.empty() &&
-      placed_on_cpu.count(info.name.substr(0, info.name.find('.'))) > 0;
+         placed_on_cpu.count(info.name.substr(0, info.name.find('.'))) > 0;
 }
 
-bool is_fallback_allowed() {
-  return fallback_allowed;
-}
+bool is_fallback_allowed() { return fallback_allowed; }
 
 }  // namespace hpu_emulator

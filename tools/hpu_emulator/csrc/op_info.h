@@ -11,9 +11,7 @@ namespace hpu_emulator {
 
 enum class Argument : uint8_t { kValue, kNumber, kIgnored };
 // Ops whose indices the device tolerates where the CPU raises.
-enum class Indexing : uint8_t {
-  kNone, kSelect, kGather, kIndex, kIndexPut, kWriteRows, kScatter
-};
+enum class Indexing : uint8_t { kNone, kSelect, kGather, kIndex, kIndexPut, kWriteRows, kScatter };
 
 struct OpInfo {
   uint64_t id = 0;  // hash of the name, the same in every process

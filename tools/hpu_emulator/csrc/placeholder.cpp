@@ -1,9 +1,5 @@
 #include "placeholder.h"
 
-#include "alias.h"
-#include "fallback.h"
-#include "memory.h"
-
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
@@ -11,6 +7,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+
+#include "alias.h"
+#include "fallback.h"
+#include "memory.h"
 
 namespace hpu_emulator {
 namespace {
@@ -31,9 +31,9 @@ at::Tensor to_meta(const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.device().type() != kHpu) {
     return tensor;
   }
-  c10::Storage storage(
-      c10::Storage::use_byte_size_t(), tensor.storage().nbytes(),
-      c10::DataPtr(nullptr, c10::Device(c10::kMeta)), c10::GetAllocator(c10::kMeta), true);
+  c10::Storage storage(c10::Storage::use_byte_size_t(), tensor.storage().nbytes(),
+                       c10::DataPtr(nullptr, c10::Device(c10::kMeta)),
+                       c10::GetAllocator(c10::kMeta), true);
   return tensor_on(std::move(storage), tensor, c10::DispatchKey::Meta);
 }
 
@@ -100,8 +100,8 @@ bool is_read(c10::ArrayRef<c10::IValue> given, size_t written) {
 }
 
 // Gives what `out=` names the shape of the result, as running the op would.
-void resize_outputs(
-    const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> given, const std::vector<int>& order) {
+void resize_outputs(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> given,
+                    const std::vector<int>& order) {
   if (!op.hasKernelForDispatchKey(c10::DispatchKey::Meta)) {
     return;
   }

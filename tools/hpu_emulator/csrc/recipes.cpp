@@ -1,29 +1,25 @@
 #include "recipes.h"
 
-#include "handlers.h"
-#include "memory.h"
-#include "observer.h"
-
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
 
+#include "handlers.h"
+#include "memory.h"
+#include "observer.h"
+
 namespace hpu_emulator {
 namespace {
 
 struct Key {
   uint64_t high, low;
-  bool operator==(const Key& other) const {
-    return high == other.high && low == other.low;
-  }
+  bool operator==(const Key& other) const { return high == other.high && low == other.low; }
 };
 
 struct KeyHash {
-  size_t operator()(const Key& key) const {
-    return key.high ^ key.low;
-  }
+  size_t operator()(const Key& key) const { return key.high ^ key.low; }
 };
 
 struct Recipe {
@@ -109,9 +105,8 @@ class Encoder {
  public:
   Encoder(Words& words, Graph* graph) : words_(words), graph_(graph) {}
 
-  void op(
-      const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
-      c10::ArrayRef<c10::IValue> results) {
+  void op(const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
+          c10::ArrayRef<c10::IValue> results) {
     add(kOp, static_cast<int64_t>(info.id), static_cast<int64_t>(arguments.size()));
     for (size_t i = 0; i < arguments.size(); ++i) {
       const Argument kind = i < info.arguments.size() ? info.arguments[i] : Argument::kValue;
@@ -185,7 +180,7 @@ class Encoder {
     c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
     const auto bytes = static_cast<int64_t>(storage->nbytes());
     const bool is_whole = tensor.storage_offset() == 0 &&
-        tensor.numel() * static_cast<int64_t>(tensor.itemsize()) == bytes;
+                          tensor.numel() * static_cast<int64_t>(tensor.itemsize()) == bytes;
     add(kTensor, place(tensor, storage), dtype, constant_of(storage), is_whole ? 0 : bytes,
         tensor.storage_offset(), tensor.dim());
     const auto sizes = tensor.sizes();
@@ -215,8 +210,7 @@ void launch(const char* mode, Words&& words, int64_t num_ops, int64_t workspace)
   Launch event{-1, mode, num_ops, false};
   {
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto [found, is_new] =
-        recipes().emplace(key, Recipe{next_number, 0});
+    const auto [found, is_new] = recipes().emplace(key, Recipe{next_number, 0});
     next_number += is_new;
     last = found->second.number;
     if (!settings.compile_only) {
@@ -242,9 +236,8 @@ void launch(const char* mode, Words&& words, int64_t num_ops, int64_t workspace)
   report_launch(event);
 }
 
-void record_eager(
-    const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
-    c10::ArrayRef<c10::IValue> results) {
+void record_eager(const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
+                  c10::ArrayRef<c10::IValue> results) {
   thread_local Words words;
   words.clear();
   Encoder(words, nullptr).op(info, arguments, results);
@@ -253,9 +246,7 @@ void record_eager(
 
 }  // namespace
 
-RecipeSettings& recipe_settings() {
-  return settings;
-}
+RecipeSettings& recipe_settings() { return settings; }
 
 RecipeCounts recipe_counts() {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -273,9 +264,8 @@ int64_t num_recipes() {
   return static_cast<int64_t>(recipes().size());
 }
 
-void record(
-    const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
-    c10::ArrayRef<c10::IValue> results) {
+void record(const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
+            c10::ArrayRef<c10::IValue> results) {
   if (region_depth > 0) {
     counts.ops++;
     return;
@@ -363,15 +353,12 @@ void count_launch(int64_t recipe) {
   report_launch({recipe, "replay", 0, false});
 }
 
-int64_t last_recipe() {
-  return last;
-}
+int64_t last_recipe() { return last; }
 
 void mark_constant(const at::Tensor& tensor) {
   const std::lock_guard<std::mutex> lock(mutex);
-  constants().insert_or_assign(
-      tensor.storage().unsafeGetStorageImpl(),
-      Constant{tensor.storage().getWeakStorageImpl(), value_of(tensor)});
+  constants().insert_or_assign(tensor.storage().unsafeGetStorageImpl(),
+                               Constant{tensor.storage().getWeakStorageImpl(), value_of(tensor)});
 }
 
 void unmark_constants() {

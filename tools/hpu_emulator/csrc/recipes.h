@@ -11,19 +11,32 @@
 // Eager keys know only dtypes and ranks of tensors.
 #pragma once
 
-#include "op_info.h"
-
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "op_info.h"
+
 namespace hpu_emulator {
 
 enum Word : int64_t {
-  kOp = -1000001, kTensor, kHostScalar, kNumber, kNone, kInt, kBool, kFloat, kText, kInts, kList,
-  kOther, kResults, kAlive, kRank,
+  kOp = -1000001,
+  kTensor,
+  kHostScalar,
+  kNumber,
+  kNone,
+  kInt,
+  kBool,
+  kFloat,
+  kText,
+  kInts,
+  kList,
+  kOther,
+  kResults,
+  kAlive,
+  kRank,
 };
 
 struct RecipeCounts {
@@ -44,8 +57,8 @@ void reset_recipes();
 int64_t num_recipes();
 
 // An op has run: it joins the lazy graph, or is a recipe of its own.
-void record(
-    const OpInfo& info, c10::ArrayRef<c10::IValue> arguments, c10::ArrayRef<c10::IValue> results);
+void record(const OpInfo& info, c10::ArrayRef<c10::IValue> arguments,
+            c10::ArrayRef<c10::IValue> results);
 // Ends the lazy graph and launches it. Does nothing outside of lazy mode, or without ops.
 void flush();
 int64_t num_pending_ops();

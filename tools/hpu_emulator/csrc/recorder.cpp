@@ -1,16 +1,16 @@
 #include "recorder.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/List.h>
+
+#include <algorithm>
+
 #include "alias.h"
 #include "collectives.h"
 #include "fallback.h"
 #include "memory.h"
 #include "recipes.h"
 #include "timeline.h"
-
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/List.h>
-
-#include <algorithm>
 
 namespace hpu_emulator {
 namespace {
@@ -48,9 +48,7 @@ c10::IValue frozen(const c10::IValue& value) {
 
 }  // namespace
 
-bool is_capturing() {
-  return captures > 0;
-}
+bool is_capturing() { return captures > 0; }
 
 int64_t TensorSpec::extent_bytes() const {
   int64_t last = offset;
@@ -132,23 +130,19 @@ void Recorder::reset() {
   is_captured_ = false;
 }
 
-bool Recorder::is_mine() const {
-  return is_capturing_ && std::this_thread::get_id() == thread_;
-}
+bool Recorder::is_mine() const { return is_capturing_ && std::this_thread::get_id() == thread_; }
 
 void Recorder::refuse(const std::string& what) const {
-  TORCH_CHECK(
-      !is_mine(), what, " is not supported during hpu graph capturing: a replay issues device ops "
-      "only, so it would not be done again");
+  TORCH_CHECK(!is_mine(), what,
+              " is not supported during hpu graph capturing: a replay issues device ops "
+              "only, so it would not be done again");
 }
 
 void Recorder::on_upload(const at::Tensor& device, const at::Tensor& host) {
   refuse("a copy from the host to the device (a new constant, or an input built in place)");
 }
 
-void Recorder::on_download(const at::Tensor& device, bool waits) {
-  refuse("a copy to the host");
-}
+void Recorder::on_download(const at::Tensor& device, bool waits) { refuse("a copy to the host"); }
 
 void Recorder::on_wait(const char* kind) {
   refuse(std::string("a host read or wait (") + kind + ")");
@@ -182,12 +176,15 @@ int64_t Recorder::slot_of(const c10::Storage& storage, bool is_result) {
 }
 
 TensorSpec Recorder::spec_of(const at::Tensor& tensor, int64_t slot) {
-  TORCH_CHECK(
-      tensor.device().index() == device_, "a graph of hpu:", int(device_),
-      " cannot use a tensor of ", tensor.device());
-  TensorSpec spec{
-      slot, tensor.dtype(), tensor.sizes().vec(), tensor.strides().vec(), tensor.storage_offset(),
-      tensor.is_conj(), tensor.is_neg()};
+  TORCH_CHECK(tensor.device().index() == device_, "a graph of hpu:", int(device_),
+              " cannot use a tensor of ", tensor.device());
+  TensorSpec spec{slot,
+                  tensor.dtype(),
+                  tensor.sizes().vec(),
+                  tensor.strides().vec(),
+                  tensor.storage_offset(),
+                  tensor.is_conj(),
+                  tensor.is_neg()};
   Slot& memory = slots_[slot];
   memory.bytes = std::max(memory.bytes, static_cast<int64_t>(tensor.storage().nbytes()));
   memory.extent_bytes = std::max(memory.extent_bytes, spec.extent_bytes());
@@ -204,9 +201,9 @@ Recorded Recorder::record_argument(const c10::IValue& value) {
   }
   const bool is_tensors = value.isTensorList();
   if (is_tensors || value.isOptionalTensorList() || is_list_of_tensor_lists(value)) {
-    recorded.kind = is_tensors            ? Kind::kTensors
-        : value.isOptionalTensorList() ? Kind::kOptionalTensors
-                                       : Kind::kTensorLists;
+    recorded.kind = is_tensors                     ? Kind::kTensors
+                    : value.isOptionalTensorList() ? Kind::kOptionalTensors
+                                                   : Kind::kTensorLists;
     for (const c10::IValue& item : value.toListRef()) {
       recorded.items.push_back(record_argument(item));
     }
@@ -238,9 +235,8 @@ Recorded Recorder::record_result(const c10::IValue& value, std::vector<int64_t>&
   return recorded;
 }
 
-void Recorder::on_op(
-    const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
-    c10::ArrayRef<c10::IValue> results) {
+void Recorder::on_op(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
+                     c10::ArrayRef<c10::IValue> results) {
   if (!is_mine()) {
     return;
   }
@@ -333,9 +329,8 @@ void Recorder::set_inputs(std::vector<at::Tensor> inputs) {
 }
 
 void Recorder::bind(const std::vector<at::Tensor>& inputs) {
-  TORCH_CHECK(
-      inputs.size() == inputs_.size(), "the graph was captured with ", inputs_.size(),
-      " inputs, not ", inputs.size());
+  TORCH_CHECK(inputs.size() == inputs_.size(), "the graph was captured with ", inputs_.size(),
+              " inputs, not ", inputs.size());
   std::unordered_map<int64_t, c10::Storage> bound;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Input& input = inputs_[i];
@@ -344,13 +339,13 @@ void Recorder::bind(const std::vector<at::Tensor>& inputs) {
     }
     TORCH_CHECK(is_on_device(inputs[i]), "input ", i, " of the graph must be on the device");
     const c10::Storage& storage = inputs[i].storage();
-    TORCH_CHECK(
-        inputs[i].storage_offset() == input.spec.offset, "input ", i, " of the graph has offset ",
-        inputs[i].storage_offset(), ", captured was ", input.spec.offset);
-    TORCH_CHECK(
-        static_cast<int64_t>(storage.nbytes()) >= slots_[input.spec.slot].extent_bytes, "input ", i,
-        " of the graph has ", storage.nbytes(), " bytes where the captured graph reads ",
-        slots_[input.spec.slot].extent_bytes, ": its dtype is not the one that was captured");
+    TORCH_CHECK(inputs[i].storage_offset() == input.spec.offset, "input ", i,
+                " of the graph has offset ", inputs[i].storage_offset(), ", captured was ",
+                input.spec.offset);
+    TORCH_CHECK(static_cast<int64_t>(storage.nbytes()) >= slots_[input.spec.slot].extent_bytes,
+                "input ", i, " of the graph has ", storage.nbytes(),
+                " bytes where the captured graph reads ", slots_[input.spec.slot].extent_bytes,
+                ": its dtype is not the one that was captured");
     const auto [found, is_new] = bound.emplace(input.spec.slot, storage);
     TORCH_CHECK(
         is_new || found->second.unsafeGetStorageImpl() == storage.unsafeGetStorageImpl(), "input ",
@@ -442,16 +437,15 @@ void Recorder::store(const Recorded& recorded, const c10::IValue& result) {
   const TensorSpec& spec = recorded.tensor;
   Slot& slot = slots_[spec.slot];
   at::Tensor made = result.toTensor();
-  TORCH_CHECK(
-      made.sizes() == spec.sizes && made.dtype() == spec.dtype,
-      "a replayed op gave another shape than at the capture");
+  TORCH_CHECK(made.sizes() == spec.sizes && made.dtype() == spec.dtype,
+              "a replayed op gave another shape than at the capture");
   if (made.strides() != spec.strides || made.storage_offset() != spec.offset ||
       static_cast<int64_t>(made.storage().nbytes()) < slot.extent_bytes) {
     // What a dry run foresees may be laid out in another way than what an op gives.
     if (!slot.storage) {
-      slot.storage = c10::Storage(
-          c10::Storage::use_byte_size_t(), slot.bytes, allocator()->allocate(slot.bytes),
-          allocator(), /*resizable=*/true);
+      slot.storage =
+          c10::Storage(c10::Storage::use_byte_size_t(), slot.bytes,
+                       allocator()->allocate(slot.bytes), allocator(), /*resizable=*/true);
     }
     Aliases aliases(device_);
     const at::AutoDispatchBelowADInplaceOrView guard;
@@ -472,9 +466,9 @@ void Recorder::run(RecordedOp& op, Stack& stack) {
   for (const int64_t i : op.allocates) {
     Slot& slot = slots_[i];
     if (slot.kind == Slot::Kind::kInside) {
-      slot.storage = c10::Storage(
-          c10::Storage::use_byte_size_t(), slot.bytes, allocator()->allocate(slot.bytes),
-          allocator(), /*resizable=*/true);
+      slot.storage =
+          c10::Storage(c10::Storage::use_byte_size_t(), slot.bytes,
+                       allocator()->allocate(slot.bytes), allocator(), /*resizable=*/true);
     }
   }
   stack.clear();

@@ -1,14 +1,14 @@
 // HPU graphs: the device ops of a capture, issued again on the same memory without the program.
 #pragma once
 
-#include "observer.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 
 #include <thread>
 #include <unordered_map>
 #include <vector>
+
+#include "observer.h"
 
 namespace hpu_emulator {
 
@@ -43,7 +43,7 @@ struct Slot {
   };
   Kind kind = Kind::kOutside;
   c10::weak_intrusive_ptr<c10::StorageImpl> captured;
-  c10::Storage storage;  // now; null for kInside between replays
+  c10::Storage storage;                 // now; null for kInside between replays
   bool is_allocated_by_replay = false;  // by no op: its first use finds it uninitialised
   int64_t bytes = 0;
   int64_t extent_bytes = 0;  // that the ops reach
@@ -85,22 +85,13 @@ class Recorder final : public Observer {
   // Indices of the inputs that the graph uses.
   std::vector<int64_t> used_inputs() const;
 
-  bool is_captured() const {
-    return is_captured_;
-  }
-  int64_t num_ops() const {
-    return static_cast<int64_t>(ops_.size());
-  }
-  int64_t charged_bytes() const {
-    return charged_bytes_;
-  }
-  const std::vector<int64_t>& recipes() const {
-    return recipes_;
-  }
+  bool is_captured() const { return is_captured_; }
+  int64_t num_ops() const { return static_cast<int64_t>(ops_.size()); }
+  int64_t charged_bytes() const { return charged_bytes_; }
+  const std::vector<int64_t>& recipes() const { return recipes_; }
 
-  void on_op(
-      const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
-      c10::ArrayRef<c10::IValue> results) override;
+  void on_op(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> arguments,
+             c10::ArrayRef<c10::IValue> results) override;
   void on_upload(const at::Tensor& device, const at::Tensor& host) override;
   void on_download(const at::Tensor& device, bool waits) override;
   void on_wait(const char* kind) override;

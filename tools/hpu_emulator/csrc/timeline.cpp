@@ -1,10 +1,10 @@
 #include "timeline.h"
 
-#include "observer.h"
-
 #include <chrono>
 #include <mutex>
 #include <thread>
+
+#include "observer.h"
 
 namespace hpu_emulator {
 namespace {
@@ -16,13 +16,10 @@ int64_t now_ns() {
 
 class Latency final : public Observer {
  public:
-  void set(double launch_us) {
-    launch_us_ = launch_us;
-  }
+  void set(double launch_us) { launch_us_ = launch_us; }
 
-  void on_op(
-      const c10::OperatorHandle&, c10::ArrayRef<c10::IValue>, c10::ArrayRef<c10::IValue>) override {
-  }
+  void on_op(const c10::OperatorHandle&, c10::ArrayRef<c10::IValue>,
+             c10::ArrayRef<c10::IValue>) override {}
 
   void on_launch(const Launch& launch) override {
     using namespace std::chrono;
@@ -35,8 +32,8 @@ class Latency final : public Observer {
 
 class Timeline final : public Observer {
  public:
-  void on_op(
-      const c10::OperatorHandle&, c10::ArrayRef<c10::IValue>, c10::ArrayRef<c10::IValue>) override {
+  void on_op(const c10::OperatorHandle&, c10::ArrayRef<c10::IValue>,
+             c10::ArrayRef<c10::IValue>) override {
     start();
   }
 
@@ -44,8 +41,7 @@ class Timeline final : public Observer {
     const std::lock_guard<std::mutex> lock(mutex_);
     const int64_t end = now_ns();
     const int64_t begin = begin_ns_ == 0 ? end : begin_ns_;
-    events_.push_back(
-        {launch.recipe, launch.mode, launch.num_ops, launch.is_new, begin, end});
+    events_.push_back({launch.recipe, launch.mode, launch.num_ops, launch.is_new, begin, end});
     begin_ns_ = 0;
   }
 
@@ -94,9 +90,7 @@ void set_timeline_enabled(bool enabled) {
   }
 }
 
-std::vector<TimelineEvent> take_timeline() {
-  return timeline.take();
-}
+std::vector<TimelineEvent> take_timeline() { return timeline.take(); }
 
 void note_start() {
   if (is_enabled) {

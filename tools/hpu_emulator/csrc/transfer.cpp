@@ -1,12 +1,5 @@
 #include "transfer.h"
 
-#include "alias.h"
-#include "fallback.h"
-#include "handlers.h"
-#include "memory.h"
-#include "observer.h"
-#include "recipes.h"
-
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -15,6 +8,13 @@
 #include <cstring>
 #include <list>
 #include <mutex>
+
+#include "alias.h"
+#include "fallback.h"
+#include "handlers.h"
+#include "memory.h"
+#include "observer.h"
+#include "recipes.h"
 
 namespace hpu_emulator {
 namespace {
@@ -68,7 +68,7 @@ void poison(const at::Tensor& host) {
 
 bool is_whole(const at::Tensor& tensor) {
   return tensor.is_contiguous() && tensor.storage_offset() == 0 &&
-      tensor.nbytes() == tensor.storage().nbytes();
+         tensor.nbytes() == tensor.storage().nbytes();
 }
 
 // The op that makes one piece of a view.
@@ -167,7 +167,8 @@ at::Tensor copy_from_and_resize(const at::Tensor& self, const at::Tensor& dst) {
 
 at::Tensor& zero_(at::Tensor& self) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::zero_", "");
-  if (!recipe_settings().compile_only && !(is_whole(self) && zero_untouched(*self.storage().unsafeGetStorageImpl()))) {
+  if (!recipe_settings().compile_only &&
+      !(is_whole(self) && zero_untouched(*self.storage().unsafeGetStorageImpl()))) {
     Aliases aliases(self.device().index());
     const at::AutoDispatchBelowADInplaceOrView guard;
     aliases.to_host(self).zero_();

@@ -1,10 +1,10 @@
 // Copies between host and devices, streams and events.
 #pragma once
 
-#include "op_info.h"
-
 #include <ATen/core/stack.h>
 #include <c10/core/Stream.h>
+
+#include "op_info.h"
 
 namespace hpu_emulator {
 
