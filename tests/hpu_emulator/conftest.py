@@ -63,4 +63,7 @@ class Emulated:
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     """The emulator, built first if it is missing or older than its sources."""
-    return Emulated(install(), tmp_path_factory.mktemp("modules"))
+    try:
+        return Emulated(install(), tmp_path_factory.mktemp("modules"))
+    except SystemExit as error:  # which would end the test process without a word
+        pytest.fail(str(error))

@@ -20,7 +20,7 @@ def test_auto_is_the_cpu_and_always_the_same_object():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("hpu", "not supported by this version"), ("tpu", "no such device")]
+    ("name", "message"), [("cuda", "not supported by this version"), ("tpu", "no such device")]
 )
 def test_other_devices_are_refused_with_the_remedy(name, message):
     with pytest.raises(ConfigError, match=rf"--device {name}: {message}.*cpu"):
