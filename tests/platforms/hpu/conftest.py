@@ -1,0 +1,3 @@
+from tests.hpu_emulator.conftest import emulated
+
+__all__ = ["emulated"]
