@@ -159,9 +159,13 @@ def test_blocks_are_cast_by_their_own_largest(block, lead, dtype):
 def test_scales_for_casts_are_maxima_over_the_full_scale(dtype, is_power):
     x = (torch.randn(5, 7) * 6).to(dtype)
     wide = x.double().abs()
-    cases = [(1, {}, wide.max()), (2, {}, wide.amax(-1)),
-             (2, {"reduceAxis": 0}, wide.amax(0)),
-             (2, {"reduceAxis": -1, "reduceKeepdim": True}, wide.amax(-1, keepdim=True))]  # fmt: skip
+    last = {"reduceAxis": -1, "reduceKeepdim": True}
+    cases = [
+        (1, {}, wide.max()),
+        (2, {}, wide.amax(-1)),
+        (2, {"reduceAxis": 0}, wide.amax(0)),
+        (2, last, wide.amax(-1, keepdim=True)),
+    ]
     for mode, options, largest in cases:
         wanted = largest / (240.0 * 0.5)
         wanted = torch.exp2(torch.ceil(torch.log2(wanted))) if is_power else wanted

@@ -172,8 +172,8 @@ def _softmax(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(probabilities, row maxima, inverse row sums); a row that sees nothing has zeros."""
     if scores.shape[-1] == 0:
-        empty = scores.new_zeros((*scores.shape[:-1], 1))
-        return scores, empty, empty
+        shape = (*scores.shape[:-1], 1)
+        return scores, scores.new_zeros(shape), scores.new_zeros(shape)
     peak = scores.amax(dim=-1, keepdim=True)
     if sink is not None:
         if sink.numel() != scores.shape[1]:

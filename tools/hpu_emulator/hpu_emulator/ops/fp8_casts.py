@@ -167,7 +167,8 @@ def calculate_scale_for_cast(
         raise RuntimeError(f"maxMode {max_mode}: 0 (none), 1 (tensor) or 2 (channel)")
     if scale_mode not in (NO_ROUNDING, POWER_OF_TWO):
         raise RuntimeError(f"scaleMode {scale_mode}: 0 (none) or 1 (power of two)")
-    scale = tensor.float()
+    # A result never shares memory with the input.
+    scale = tensor.to(torch.float32, copy=True)
     if max_mode == MAX_OF_TENSOR:
         scale = scale.abs().amax() / (full * backoff)
     elif max_mode == MAX_OF_CHANNEL:
