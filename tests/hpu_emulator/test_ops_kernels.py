@@ -18,7 +18,8 @@ def test_kernels_match_references_in_eager_mode_and_compiled(emulated: Emulated)
 
 
 def test_kernels_match_references_in_lazy_mode(emulated: Emulated) -> None:
-    emulated.check(*KERNELS, PT_HPU_LAZY_MODE="1")
+    # No kernel knows the mode: those suffice whose arguments lazy mode treats in its own way.
+    emulated.check("ops_blocks.py", "ops_layers.py", PT_HPU_LAZY_MODE="1")
 
 
 def test_fp8_is_that_of_the_generation(emulated: Emulated) -> None:
