@@ -68,13 +68,11 @@ def block_softmax(
     weights = torch.exp(scores - peak)
     total = weights.sum(dim=-1, keepdim=True)
     is_nobody = _of_nobody(groups, 5)
+    weights = _cast(weights.masked_fill(is_nobody, 0.0), output_scale, output_dtype or attn.dtype)
     # Nobody may rely on what is undefined.
-    statistics = (
-        tensor.masked_fill(is_nobody, torch.nan).flatten(1).to(attn.dtype)
-        for tensor in (peak, total)
-    )
-    weights = weights.masked_fill(is_nobody, 0.0)
-    return _cast(weights, output_scale, output_dtype or attn.dtype), *statistics
+    peak = peak.masked_fill(is_nobody, torch.nan).flatten(1).to(attn.dtype)
+    total = total.masked_fill(is_nobody, torch.nan).flatten(1).to(attn.dtype)
+    return weights, peak, total
 
 
 @kernel(
@@ -144,11 +142,10 @@ def block_softmax_staged_sum_max(
     peaks = peak.new_full((batch_size + 1, peak.shape[1]), -torch.inf)
     highest = peaks.scatter_reduce(0, index, peak, "amax").gather(0, index)
     _, totals = _shares(block_max, block_sum, groups, batch_size)
-    statistics = (
-        tensor.masked_fill(is_nobody, torch.nan).to(block_max.dtype).view(block_max.shape)
-        for tensor in (highest, totals)
-    )
-    return next(statistics), next(statistics)
+    dtype, shape = block_max.dtype, block_max.shape
+    highest = highest.masked_fill(is_nobody, torch.nan).to(dtype).view(shape)
+    totals = totals.masked_fill(is_nobody, torch.nan).to(dtype).view(shape)
+    return highest, totals
 
 
 @kernel(
