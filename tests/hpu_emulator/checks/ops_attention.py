@@ -76,11 +76,18 @@ def recompute(q, k, v, mask=None, scale=None, causal=False, stats=True, mode="no
 
 
 @pytest.mark.parametrize("shape", SHAPES + EMPTY)
-@pytest.mark.parametrize("mode", ["none", "None", "fast", "fp32"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        ("none", torch.float32),
+        ("fast", torch.float32),
+        ("None", torch.bfloat16),
+        ("fast", torch.bfloat16),
+        ("fp32", torch.bfloat16),
+        ("none", torch.float16),
+    ],
+)
 def test_plain_attention_matches_float64(shape, mode, dtype):
-    if mode == "fp32" and dtype == torch.float32:
-        pytest.skip("refused, see below")
     q, k, v = operands(shape, dtype)
     out, peak, inverse, seed = recompute(q, k, v, mode=mode)
     wanted, _ = attention(q, k, v, 1 / math.sqrt(shape[-1]))
@@ -147,15 +154,18 @@ def test_sinks_take_their_share(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pieces_merge_by_their_statistics(mode, dtype):
     """With maxima in bfloat16 too: sums belong to the maxima as they are given."""
-    q, k, v = operands((1, 4, 2, 5, 12, 16), dtype)
-    q = q * 12
+    q, k, v = operands((1, 4, 2, 5, 12, 16))
+    # Scores near 190, which bfloat16 knows to the next integer, and of about the same size.
+    q, k, v = ((q * 0.1 + 1) * 6).to(dtype), (k * 0.05 + 2).to(dtype), v.to(dtype)
     pieces = [recompute(q, k[:, :, cut], v[:, :, cut], mode=mode, scale=1.0)
               for cut in (slice(0, 5), slice(5, 12))]  # fmt: skip
     peak = torch.maximum(pieces[0][1].double(), pieces[1][1].double())
     sums = [torch.exp(m.double() - peak) / linv.double() for _, m, linv, _ in pieces]
     merged = sum(out.double() * s for (out, *_), s in zip(pieces, sums, strict=True))
     wanted, _ = attention(q, k, v, 1.0)
-    assert_near((merged / (sums[0] + sums[1])).to(dtype), wanted, 3.0)
+    assert_near(
+        (merged / (sums[0] + sums[1])).to(dtype), wanted, 3.0 if dtype.itemsize < 4 else 30.0
+    )
 
 
 @pytest.mark.parametrize("mask_heads", [None, 1, 4])
@@ -254,8 +264,9 @@ def to_fp8(x, scale=1.0):
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, EMPTY[0]])
-@pytest.mark.parametrize("kind", ["tensors", "floats"])
-@pytest.mark.parametrize("has_output_scale", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "has_output_scale"), [("tensors", False), ("tensors", True), ("floats", True)]
+)
 def test_fp8_attention_is_near_that_of_the_real_values(shape, kind, has_output_scale):
     q, k, v = operands(shape)
     codes = [to_fp8(x, s) for x, s in zip((q, k, v), (4.0, 8.0, 16.0), strict=True)]
@@ -263,8 +274,6 @@ def test_fp8_attention_is_near_that_of_the_real_values(shape, kind, has_output_s
     given = [1 / 4, 1 / 8, 1 / 16, 128.0, 32.0 if has_output_scale else None, 1 / 128]
     if kind == "tensors":
         given = [None if s is None else torch.tensor(s) for s in given]
-    elif not has_output_scale:
-        pytest.skip("floats are given all or none")
     scale = 1 / math.sqrt(shape[-1])
     args = (*codes, None, 0.0, scale, False, True, "none", *given, True, True, None, "right")
     out, peak, inverse, seed, amax_s, amax_o = everywhere(hpu.fp8_sdpa_recomp_fwd, *args)
