@@ -220,6 +220,7 @@ def test_attention_composed_of_single_ops_is_the_same():
         ({"mode": "quick"}, "softmax_mode 'quick'"),
         ({"mode": "fp32"}, "is for bfloat16"),
         ({"causal": True, "mask": torch.zeros(5, 7)}, "together with a mask"),
+        ({"mask": torch.zeros(5, 7, dtype=torch.int32)}, "mask is torch.int32"),
         ({"mask": torch.zeros(5, 6)}, "does not fit"),
         ({"mask": torch.zeros(3, 1, 5, 7)}, "does not fit"),
         ({"mask": torch.zeros(2, 5, 7)}, "does not fit"),

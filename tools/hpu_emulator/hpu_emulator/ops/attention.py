@@ -96,6 +96,8 @@ def ungroup(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mask(mask: Tensor, q: Tensor, k: Tensor, is_grouped: bool) -> Tensor:
+    if mask.dtype not in (torch.bool, *_WIDE):
+        raise RuntimeError(f"mask is {mask.dtype}: bool (True keeps) or floating point is needed")
     if mask.dim() == 5 and is_grouped:
         if mask.shape[1:3] != (1, 1):
             mask = mask.expand(-1, k.shape[1], q.shape[1] // k.shape[1], -1, -1)
