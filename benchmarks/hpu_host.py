@@ -239,12 +239,14 @@ def decoding(llm: LLM, batch: int, args: argparse.Namespace) -> Iterator[Callabl
     """-> a decode step of `batch` rows, as often as wanted up to args.steps times."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
+    from vllm.sampling_params import RequestOutputKind
 
     engine = llm.llm_engine
     params = SamplingParams(
         temperature=args.temperature,
         seed=1,
         ignore_eos=True,
+        output_kind=RequestOutputKind.DELTA,  # as the server streams
         max_tokens=SETTLING_STEPS + args.steps + 16,
     )
     for i in range(batch):

@@ -231,7 +231,8 @@ class Scheduler:
                 enough = False
                 continue
             self._count_partial(request, count, builder)
-            builder.add_blocks(request.slot, deltas)
+            if deltas:
+                builder.add_blocks(request.slot, deltas)
             builder.add_row(request, count)
         return enough
 
@@ -300,8 +301,9 @@ class Scheduler:
 
     def _count_partial(self, request: Request, count: int, builder: PlanBuilder) -> None:
         behind = request.num_tokens - request.num_planned
-        builder.num_partial += count < behind
-        builder.num_long_partial += self._is_long(behind)
+        if behind > 1:
+            builder.num_partial += count < behind
+            builder.num_long_partial += self._is_long(behind)
 
     def _admit(self, request: Request, builder: PlanBuilder) -> None:
         request.status = Status.RUNNING
@@ -344,13 +346,14 @@ class Scheduler:
             if row.sample:
                 request.num_pending -= 1
                 token_id = token_ids[drawn]
-            if not request.is_finished and request.slot in result.failures:
+            is_open = not request.is_finished
+            if is_open and request.slot in result.failures:
                 updates.append(self._fail(request, result.failures[request.slot]))
-            elif token_id == NO_TOKEN and not request.is_finished:
+            elif is_open and token_id == NO_TOKEN:
                 updates.append(self._fail(request, NO_TOKEN_ERROR))
-            elif not request.is_finished and (update := self._refused(request, token_id)):
+            elif is_open and (update := self._refused(request, token_id)):
                 updates.append(update)
-            elif not request.is_finished:
+            elif is_open:
                 update = self._advance(request, token_id)
                 if index in prompt_logprobs:
                     update.prompt_logprobs = _unseen(prompt_logprobs[index], request)
@@ -451,7 +454,8 @@ class Scheduler:
         stats.num_steps += 1
         for request, start, count, sample in inflight.rows:
             stats.num_generation_tokens += sample
-            stats.num_prompt_tokens += max(0, min(count, request.num_prompt_tokens - start))
+            if start < request.num_prompt_tokens:
+                stats.num_prompt_tokens += min(count, request.num_prompt_tokens - start)
         stats.step_s = time.monotonic() - inflight.submitted_s
 
     def snapshot(self) -> EngineStats:

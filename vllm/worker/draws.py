@@ -35,12 +35,13 @@ def draws_of(plan: StepPlan, launch: Launch) -> Draws | None:
     if not len(drawing):
         return None
     plan_rows = launch.plan_rows_np[drawing]
+    rows: Int32Array | slice
     if launch.is_padded:
         slots = np.full(launch.num_rows, DUMMY_SLOT, np.int32)
         slots[drawing] = launch.slots_np[drawing]
         positions = np.zeros(launch.num_rows, np.int32)
         positions[drawing] = launch.starts_np[drawing] + launch.counts_np[drawing]
-        rows = np.arange(launch.num_rows, dtype=np.int32)
+        rows = slice(None)
         picked = drawing
     else:
         slots = launch.slots_np[drawing]

@@ -53,6 +53,7 @@ class ModelRunner:
         self.graphs = parts.graphs
         self.sampler = parts.sampler
         self.observer = parts.observer
+        self._no_masks = parts.device.upload(np.empty((0, 0), np.int32))
         self._piece_rows = max(1, _LOGITS_PER_PIECE // parts.slots.shape.vocab_size)
 
     @torch.inference_mode()
@@ -127,7 +128,7 @@ class ModelRunner:
                 tokens=self.slots.tokens,
                 state=self.slots.sampling,
                 masks_np=draws.masks_np,
-                masks=upload(draws.masks),
+                masks=upload(draws.masks) if len(draws.masks) else self._no_masks,
             ),
         )
         self.slots.write_drawn(draws.slots_np, draws.positions_np, sampled.token_ids)

@@ -121,6 +121,7 @@ class KVCacheManager:
         self.step_tokens = step_tokens
         self.pool = BlockPool(layout.num_blocks, len(layout.groups))
         self.rules = [rule_of(group, i) for i, group in enumerate(layout.groups)]
+        self._sliding = [rule for rule in self.rules if isinstance(rule, SlidingRule)]
 
     def match(self, request: Request) -> PrefixMatch:
         """The longest cached prefix this request can start from. Changes no block.
@@ -173,7 +174,10 @@ class KVCacheManager:
     def reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:
         """Blocks for the positions below `upto`: the new ones, or None (none taken) if too few."""
         num_blocks = ceil_div(upto, self.block_size)
-        missing = sum(max(0, num_blocks - len(blocks)) for blocks in request.blocks)
+        missing = 0
+        for blocks in request.blocks:
+            if len(blocks) < num_blocks:
+                missing += num_blocks - len(blocks)
         if missing == 0:
             return []
         if missing > self.pool.num_free:
@@ -213,7 +217,8 @@ class KVCacheManager:
     def _release_passed(self, request: Request) -> None:
         # Steps in flight start at num_computed or later, so they do not read what lies before the
         # window of that position either.
-        for rule, blocks in zip(self.rules, request.blocks, strict=True):
+        for rule in self._sliding:
+            blocks = request.blocks[rule.index]
             first = rule.first_needed(request.num_computed)
             passed = range(request.num_released[rule.index], min(first, len(blocks)))
             if passed:
