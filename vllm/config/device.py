@@ -19,3 +19,9 @@ class DeviceConfig:
         help="Neither compile the model nor capture graphs of it: quicker to start, slower to run. "
         "Makes no difference on the CPU.",
     )
+    recipe_cache: str = option(
+        "",
+        help="Directory on a local disk where compiled recipes are kept, so that the next start "
+        "compiles only what is new. PT_HPU_RECIPE_CACHE_CONFIG, if set, wins. Makes no difference "
+        "on the CPU.",
+    )

@@ -62,7 +62,7 @@ def resolve(
 
 def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Draft:
     """Everything the user said, checked one by one, and the platform it is for."""
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform, keep_recipes
 
     env.check()
     unavailable_variables.check_all(env)
@@ -72,6 +72,8 @@ def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Dra
     arguments = args.values()
     values = {s.name: s.check(arguments[s.name]) for s in all_settings()}
     unavailable.check_all(arguments)
+    if values["recipe_cache"]:
+        keep_recipes(values["recipe_cache"])
     if platform is None:
         asked = values["device"]
         platform = current_platform(env.VLLM_TARGET_DEVICE if asked == "auto" else asked)

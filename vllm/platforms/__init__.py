@@ -12,7 +12,15 @@ from vllm.platforms.base import Capabilities, Device, HostCopy, MemoryInfo, Plat
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
 
-__all__ = ["Capabilities", "Device", "HostCopy", "MemoryInfo", "Platform", "current_platform"]
+__all__ = [
+    "Capabilities",
+    "Device",
+    "HostCopy",
+    "MemoryInfo",
+    "Platform",
+    "current_platform",
+    "keep_recipes",
+]
 
 
 @cache
@@ -28,6 +36,17 @@ def _named(name: str) -> Platform:
     if name == "cuda":
         raise ConfigError("--device cuda: not supported by this version yet; use hpu or cpu")
     raise ConfigError(f"--device {name}: no such device; choose auto, hpu or cpu")
+
+
+def keep_recipes(directory: str) -> None:
+    """Keep what devices compile. Before any is looked for, which may load its plugin already.
+
+    Raises ConfigError.
+    """
+    from vllm.platforms.hpu import bridge
+
+    if bridge.is_installed():
+        bridge.keep_recipes(directory)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,6 +59,10 @@ class Device(ABC):
     def zeros(self, num_bytes: int, dtype: torch.dtype) -> Tensor:
         """Zeroed memory, in one dimension."""
         return torch.zeros(num_bytes // dtype.itemsize, dtype=dtype, device=self.torch_device)
+
+    def needing(self, what: str) -> AbstractContextManager[None]:
+        """Raises ConfigError where the body runs out of memory, if the device can tell that."""
+        return nullcontext()
 
     @abstractmethod
     def upload(self, array: np.ndarray) -> Tensor:

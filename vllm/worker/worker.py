@@ -61,14 +61,16 @@ class Worker:
     def load(self) -> None:
         """Build the model and read its weights. Raises LoadError."""
         started = time.monotonic()
-        self.model: Model = load_model(self.config, self.platform, self.device.torch_device)
+        with self.device.needing("the weights"):
+            self.model: Model = load_model(self.config, self.platform, self.device.torch_device)
         self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started
 
     def facts(self) -> WorkerFacts:
         """Measure memory; runs the model on a few tokens."""
         specs = {name: layer.kv_spec() for name, layer in self.layers.items()}
-        activation_bytes = self._measure_activations(specs)
+        with self.device.needing("the largest step"):
+            activation_bytes = self._measure_activations(specs)
         device_memory = self.device.memory()
         return WorkerFacts(
             kv_specs=specs,
@@ -81,7 +83,8 @@ class Worker:
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
         """Allocate the cache, build the runner, warm up."""
-        self._bind_caches(layout)
+        with self.device.needing("the KV cache"):
+            self._bind_caches(layout)
         self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs, self.observer)
         self.platform.warm_up(self.config, self.runner)
         self._closing.callback(self.runner.planner.close)

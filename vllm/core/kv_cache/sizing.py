@@ -61,28 +61,32 @@ def plan_kv_cache(config: VllmConfig, facts: Sequence[WorkerFacts]) -> KVCacheLa
             reason = f"{PREFIX_RESERVE} x max_num_seqs x max_model_len; memory would allow more"
     if num_blocks - 1 < per_sequence:
         raise _too_small(config, groups, num_blocks, bytes_per_block, step_tokens)
-    _check_free(num_blocks * bytes_per_block, min(f.free_bytes for f in facts), reason)
+    _check_free(config, num_blocks * bytes_per_block, min(f.free_bytes for f in facts), reason)
     _explain(config, groups, num_blocks, bytes_per_block, reason)
     return KVCacheLayout(num_blocks, groups)
 
 
 def _budget(config: VllmConfig, facts: WorkerFacts) -> tuple[int, str]:
     if config.cache.kv_cache_memory_bytes:
-        return (
-            config.cache.kv_cache_memory_bytes,
-            "VLLM_CPU_KVCACHE_SPACE or --kv-cache-memory-bytes",
-        )
+        return config.cache.kv_cache_memory_bytes, " or ".join(_ways_to_say_bytes(config))
     budget = current_platform(config).kv_cache_budget(config, facts)
     return budget, f"gpu_memory_utilization {config.cache.gpu_memory_utilization:g}"
 
 
-def _check_free(wanted_bytes: int, free_bytes: int, reason: str) -> None:
+def _ways_to_say_bytes(config: VllmConfig) -> list[str]:
+    """Settings of the size of the cache that count on this device."""
+    by_variable = ["VLLM_CPU_KVCACHE_SPACE"] if config.device.device == "cpu" else []
+    return [*by_variable, "--kv-cache-memory-bytes"]
+
+
+def _check_free(config: VllmConfig, wanted_bytes: int, free_bytes: int, reason: str) -> None:
     """Devices that hand out memory on first use would fail only later, amid requests."""
     if wanted_bytes > free_bytes:
+        ways = ", ".join(_ways_to_say_bytes(config))
         raise ConfigError(
             f"the KV cache of {wanted_bytes / GIB:.2f} GiB ({reason}) is more than the "
-            f"{free_bytes / GIB:.2f} GiB that are free. Ask for less (VLLM_CPU_KVCACHE_SPACE, "
-            "--kv-cache-memory-bytes or --num-gpu-blocks-override), or leave them out."
+            f"{free_bytes / GIB:.2f} GiB that are free. Ask for less ({ways} or "
+            "--num-gpu-blocks-override), or leave them out."
         )
 
 
@@ -103,13 +107,14 @@ def _too_small(
         else:
             high = middle - 1
     needed = 1 + blocks_per_sequence(groups, config.model.max_model_len, step_tokens)
+    ways = ", ".join(_ways_to_say_bytes(config))
     shorter = f", or set --max-model-len to at most {low}" if low >= block_size else ""
     return ConfigError(
         f"the KV cache has room for {num_blocks} blocks "
         f"({num_blocks * bytes_per_block / GIB:.3f} GiB), but one sequence of --max-model-len "
         f"{config.model.max_model_len} needs {needed} "
-        f"({needed * bytes_per_block / GIB:.3f} GiB). Give it more memory (VLLM_CPU_KVCACHE_SPACE, "
-        f"--kv-cache-memory-bytes, --gpu-memory-utilization or --num-gpu-blocks-override){shorter}."
+        f"({needed * bytes_per_block / GIB:.3f} GiB). Give it more memory ({ways}, "
+        f"--gpu-memory-utilization or --num-gpu-blocks-override){shorter}."
     )
 
 

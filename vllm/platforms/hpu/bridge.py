@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 from vllm import envs
@@ -20,6 +21,8 @@ logger = init_logger(__name__)
 
 _PLUGIN: Final = "habana_frameworks"
 _DISTRIBUTION: Final = "habana-torch-plugin"
+_RECIPES: Final = "PT_HPU_RECIPE_CACHE_CONFIG"
+_RECIPES_MB: Final = 8192  # the oldest are deleted when they are more
 
 
 def is_installed() -> bool:
@@ -66,6 +69,32 @@ def version() -> str:
         return importlib.metadata.version(_DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return "of unknown version"
+
+
+def keep_recipes(directory: str) -> None:
+    """Have the plugin keep compiled recipes there, unless the user has set where. Before `load`.
+
+    Raises ConfigError.
+    """
+    if envs.inherited(_RECIPES) is not None:
+        return
+    path = Path(directory).expanduser().absolute()
+    if "," in str(path):
+        raise ConfigError(f"--recipe-cache {directory}: the plugin takes no path with a comma.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--recipe-cache {directory}: the directory cannot be made: {error.strerror}. Name one "
+            "on a local disk that this user may write to."
+        ) from error
+    if load.cache_info().currsize:
+        logger.warning_once(
+            "--recipe-cache %s: the Gaudi plugin is loaded in this process already and keeps no "
+            "recipes; only processes started from now on do.",
+            directory,
+        )
+    envs.pass_on(_RECIPES, f"{path},false,{_RECIPES_MB}")
 
 
 def num_devices() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vllm.platforms.base import Device, MemoryInfo
 from vllm.platforms.hpu import bridge
+from vllm.platforms.hpu.memory import needing
 
 # Rows of one write to a device tensor: all powers of two between are compiled at warm-up.
 LEAST_PUT: Final = 8
@@ -43,6 +45,9 @@ class HpuDevice(Device):
     def memory(self) -> MemoryInfo:
         free, total = self._hpu.mem_get_info()
         return MemoryInfo(total_bytes=total, free_bytes=free, reserved_bytes=total - free)
+
+    def needing(self, what: str) -> AbstractContextManager[None]:
+        return needing(what)
 
     def upload(self, array: np.ndarray) -> Tensor:
         host = torch.from_numpy(array if array.flags.writeable else array.copy())

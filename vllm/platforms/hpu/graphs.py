@@ -40,6 +40,10 @@ class HpuRunner(GraphRunner):
         """End of warm-up: from now on, other keys are worth a warning."""
         self._is_sealed = True
 
+    def forget(self, key: ShapeKey) -> None:
+        """Its preparation failed: the next launch of it is unforeseen."""
+        self.prepared.discard(key)
+
     def capture(
         self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
     ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.platforms.hpu.settings import HpuSettings
 
@@ -49,6 +52,21 @@ def log_split(config: VllmConfig, settings: HpuSettings, parts: MemorySplit) -> 
         config.cache.gpu_memory_utilization,
         settings.graphs.reserved,
     )
+
+
+@contextmanager
+def needing(what: str) -> Iterator[None]:
+    """Raises ConfigError where the device has too little memory for what the body allocates."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"--device hpu: the device has too little memory for {what}: {error}. Take a smaller "
+            "model or data type, or end other processes on the device (hl-smi shows them); for a "
+            "step, also lower --max-num-batched-tokens or --max-num-seqs."
+        ) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

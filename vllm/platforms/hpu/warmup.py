@@ -55,6 +55,7 @@ class WarmUp:
         self._settings = settings
         self._utilization = utilization
         self._sampled_rows: set[int] = set()
+        self._failed: dict[Phase, list[Bucket]] = {Phase.PREFILL: [], Phase.DECODE: []}
 
     def run(self) -> None:
         if self._settings.skip_warmup:
@@ -71,6 +72,11 @@ class WarmUp:
             self._planner.placement.rehearse()
             for phase, some in phases:
                 self._compile(phase, some, bar)
+        self._tell_of_failed()
+        phases = tuple(
+            (phase, [bucket for bucket in some if bucket not in self._failed[phase]])
+            for phase, some in phases
+        )
         if isinstance(self._graphs, HpuGraphRunner):
             self._capture_all(phases, self._settings.graphs)
         self._runner.device.synchronize()
@@ -84,8 +90,31 @@ class WarmUp:
     def _compile(self, phase: Phase, buckets: Sequence[Bucket], bar: tqdm) -> None:
         for number, bucket in enumerate(buckets, start=1):
             self._log("", phase, number, len(buckets), bucket)
-            self._rehearse(self._planner.rehearsal_of(phase, bucket), captures=False)
+            launch = self._planner.rehearsal_of(phase, bucket)
+            try:
+                self._rehearse(launch, captures=False)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._graphs.forget(launch.key)
+                self._failed[phase].append(bucket)
             bar.update()
+
+    def _tell_of_failed(self) -> None:
+        """Smaller shapes may have fitted: only those that did not are left to requests."""
+        failed = [
+            f"{_NAMES[phase].lower()} {tuple(bucket)}"
+            for phase, some in self._failed.items()
+            for bucket in some
+        ]
+        if failed:
+            logger.warning(
+                "Out of memory while compiling %d shapes, which are not prepared: %s. A request "
+                "that needs one compiles it, or fails. Lower --gpu-memory-utilization, "
+                "--max-num-batched-tokens or --max-num-seqs.",
+                len(failed),
+                ", ".join(failed),
+            )
 
     def _capture_all(
         self, phases: Sequence[tuple[Phase, Sequence[Bucket]]], settings: GraphSettings
@@ -154,8 +183,8 @@ class WarmUp:
 
     def _rehearse(self, launch: Launch, captures: bool) -> None:
         is_new = launch.num_rows not in self._sampled_rows
-        self._sampled_rows.add(launch.num_rows)
         self._runner.rehearse(launch, is_new, captures)
+        self._sampled_rows.add(launch.num_rows)
 
     def _rehearse_puts(self) -> None:
         """Every size that admissions can bring; they write to the dummy slot."""
