@@ -21,6 +21,7 @@ class DeviceConfig:
     )
     recipe_cache: str = option(
         "",
+        folded=True,
         help="Directory on a local disk where compiled recipes are kept, so that the next start "
         "compiles only what is new. PT_HPU_RECIPE_CACHE_CONFIG, if set, wins. Makes no difference "
         "on the CPU.",

@@ -36,8 +36,8 @@ class HpuRunner(GraphRunner):
         self.prepared: set[ShapeKey] = set()  # compiled for; with or without a graph
         self._is_sealed = False
 
-    def seal(self) -> None:
-        """End of warm-up: from now on, other keys are worth a warning."""
+    def seal(self, is_warm: bool = True) -> None:
+        """Requests come: from now on, keys that were not prepared are worth a warning."""
         self._is_sealed = True
 
     def forget(self, key: ShapeKey) -> None:
@@ -154,9 +154,9 @@ class CompiledRunner(HpuRunner):
         self._compiled: Model | None = None
         self._call: Any = None
 
-    def seal(self) -> None:
-        super().seal()
-        if self._settings.skip_guards:
+    def seal(self, is_warm: bool = True) -> None:
+        super().seal(is_warm)
+        if is_warm and self._settings.skip_guards:
             torch.compiler.set_stance(skip_guard_eval_unsafe=True)
 
     def run(

@@ -63,6 +63,7 @@ class WarmUp:
                 "Skipping warm-up (VLLM_SKIP_WARMUP): the first request of every shape will wait "
                 "while it is compiled."
             )
+            self._graphs.seal(is_warm=False)
             return
         started, free_before = time.monotonic(), self._free_bytes()
         buckets = self._planner.buckets
