@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.sample.bench import Bench
 from vllm.core.plan import NO_TOKEN
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 V = 300
 KINDS: dict[str, dict[str, Any]] = {
@@ -69,6 +69,17 @@ def test_a_row_without_a_token_to_draw_fails_alone() -> None:
     logits[1] = torch.nan
     drawn = static.sample(logits, slots).token_ids.tolist()
     assert drawn[1] == NO_TOKEN and NO_TOKEN not in (drawn[0], drawn[2])
+
+
+def test_a_grammar_that_does_not_restrict_yet_needs_no_mask() -> None:
+    exact, static = Bench(V), Bench(V, static_shapes=True)
+    params = SamplingParams(temperature=0.0, structured_outputs=StructuredOutputsParams(regex="a+"))
+    slots = [
+        [bench.add(params), bench.add(SamplingParams(temperature=0.0))] for bench in (exact, static)
+    ]
+    logits = torch.randn(2, V)
+    given, expected = static.sample(logits, slots[1]), exact.sample(logits, slots[0])
+    assert given.token_ids.tolist() == expected.token_ids.tolist()
 
 
 class _Shapes(TorchDispatchMode):

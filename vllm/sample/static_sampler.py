@@ -47,6 +47,10 @@ class StaticSampler(Sampler):
         live_np = wants_np.copy()
         for stage in stages:
             live_np[~stage.wanted(rows)] &= ~np.int32(stage.want)
+        # Rows that asked for a stage may all do without it for this token: a grammar that does not
+        # restrict yet has no mask to compute with. Stages that come for free with others stay.
+        idle = int(np.bitwise_or.reduce(wants_np)) & ~int(np.bitwise_or.reduce(live_np))
+        stages = [stage for stage in stages if not idle & stage.want]
         live = self._upload(live_np)
         for stage in stages:
             if stage.on_host:

@@ -79,7 +79,9 @@ def _masks(
     of_plan = np.full(plan.num_rows, NO_MASK, np.int32)
     of_plan[plan.masked_rows] = np.arange(len(plan.masked_rows))
     masks_np[picked] = of_plan[plan_rows]
-    if not is_padded or not (masks_np != NO_MASK).any():
+    if not (masks_np != NO_MASK).any():
+        return masks_np, plan.masks[:0]
+    if not is_padded:
         return masks_np, plan.masks
     masks = np.full((num_rows, plan.masks.shape[1]), -1, np.int32)
     masked = np.flatnonzero(masks_np != NO_MASK)

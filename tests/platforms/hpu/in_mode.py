@@ -1,6 +1,8 @@
 """Engines on the HPU of this process, each beside the CPU's: run by test_modes, once per mode.
 
-python -m tests.platforms.hpu.in_mode architectures|combinations [NAME ...]   prints JSON lines
+python -m tests.platforms.hpu.in_mode architectures|combinations|bfloat16 [NAME ...]
+
+prints JSON lines.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
@@ -123,9 +127,45 @@ def compare(name: str, path: Path, how: dict[str, Any], options: dict[str, Any])
     print(json.dumps(line), flush=True)
 
 
+def bfloat16(names: Sequence[str], **options: Any) -> None:
+    """Log-probabilities of a fixed text: as near to float32 as the CPU's in bfloat16 are."""
+    for name in names or ("llama", "gemma2", "mixtral", "deepseek_v3"):
+        with tempfile.TemporaryDirectory() as folder:
+            path = random_checkpoint.make(name, Path(folder), seed=3)
+            exact = scores_of(path, device="cpu", dtype="float32")
+            cpu = scores_of(path, device="cpu", dtype="bfloat16")
+            hpu = scores_of(path, device="hpu", dtype="bfloat16", **options)
+        cpu_error, hpu_error = (abs(some - exact).mean() for some in (cpu, hpu))
+        problem = "" if hpu_error < 2 * cpu_error + 1e-3 else "further off than the CPU"
+        line = {"name": name, "problem": problem, "hpu": hpu_error, "cpu": cpu_error}
+        print(json.dumps(line), flush=True)
+
+
+def scores_of(path: Path, **options: Any) -> Any:
+    llm = LLM(
+        str(path),
+        block_size=16,
+        max_model_len=64,
+        max_num_seqs=2,
+        disable_log_stats=True,
+        **options,
+    )
+    try:
+        text = TokensPrompt(prompt_token_ids=prompts()[-1])
+        asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        (output,) = llm.generate([text], asked, use_tqdm=False)
+        assert output.prompt_logprobs is not None
+        rows = [row for row in output.prompt_logprobs if row is not None]
+        return np.array([next(iter(row.values())).logprob for row in rows])
+    finally:
+        llm.llm_engine.shutdown()
+        gc.collect()
+
+
 CHECKS: dict[str, Callable[..., None]] = {
     "architectures": architectures,
     "combinations": combinations,
+    "bfloat16": bfloat16,
 }
 
 if __name__ == "__main__":

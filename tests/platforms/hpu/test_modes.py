@@ -46,6 +46,20 @@ def test_tokens_are_those_of_the_cpu(emulated: Emulated, what: str, mode: str) -
     assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
 
 
+def test_bfloat16_is_as_near_to_float32_as_on_the_cpu(emulated: Emulated) -> None:
+    lines = run(emulated, "0", "in_mode", "bfloat16", "--enforce-eager")
+    assert len(lines) == 4
+    assert {line["name"]: line for line in lines if line["problem"]} == {}
+
+
+@pytest.mark.parametrize("mode", ["eager", "graphs"])
+def test_whatever_a_request_wants_it_gets_as_on_the_cpu(emulated: Emulated, mode: str) -> None:
+    lazy, is_eager = MODES[mode]
+    lines = run(emulated, lazy, "features", *["--enforce-eager"] * is_eager)
+    assert len(lines) > 50
+    assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
+
+
 @pytest.mark.parametrize("mode", ["compile", "graphs"])
 def test_traffic_after_warm_up_compiles_nothing_and_never_waits(
     emulated: Emulated, mode: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -37,6 +37,7 @@ class CaptureReport:
     num_wanted: int
     captured: list[Bucket]
     used_bytes: int = 0
+    lacks_memory: bool = False  # the device had none left, whatever the budget said
 
     @property
     def share(self) -> float:
@@ -138,9 +139,12 @@ class WarmUp:
                 left[phase] = self._capture(phase, ordered, budgets[phase], reports[phase], bar)
             unused = reserved - sum(report.used_bytes for report in reports.values())
             for phase, rest in left.items():
+                if reports[phase].lacks_memory:
+                    continue
                 used = reports[phase].used_bytes
                 left[phase] = self._capture(phase, rest, unused, reports[phase], bar)
                 unused -= reports[phase].used_bytes - used
+        self._tell_of_uncaptured(reports)
         for phase, report in reports.items():
             self._report(phase, report, left[phase])
 
@@ -166,14 +170,7 @@ class WarmUp:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                logger.warning(
-                    "Out of memory while capturing %s graphs: %d of %d are captured, the others "
-                    "will run without. Lower --gpu-memory-utilization or raise "
-                    "VLLM_GRAPH_RESERVED_MEM to capture more.",
-                    _NAMES[phase].lower(),
-                    len(report.captured),
-                    report.num_wanted,
-                )
+                report.lacks_memory = True
                 return list(buckets[number:])
             used = max(0, free - self._free_bytes())
             report.used_bytes += used
@@ -181,6 +178,19 @@ class WarmUp:
             dearest = max(dearest, used / tokens)
             bar.update()
         return []
+
+    def _tell_of_uncaptured(self, reports: Mapping[Phase, CaptureReport]) -> None:
+        short = [
+            f"{_NAMES[phase].lower()} graphs: {len(report.captured)} of {report.num_wanted}"
+            for phase, report in reports.items()
+            if report.lacks_memory
+        ]
+        if short:
+            logger.warning(
+                "Out of memory while capturing %s are captured, the others will run without. Lower "
+                "--gpu-memory-utilization or raise VLLM_GRAPH_RESERVED_MEM to capture more.",
+                ", ".join(short),
+            )
 
     def _rehearse(self, launch: Launch, captures: bool) -> None:
         is_new = launch.num_rows not in self._sampled_rows

@@ -10,6 +10,7 @@ import torch
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.platforms.hpu import bridge
+from vllm.platforms.hpu.bucketing.make import chosen_strategy
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -113,7 +114,7 @@ def _kernel_slice(env: Environment) -> int:
 
 def _slices(config: VllmConfig, env: Environment) -> SliceSettings | None:
     enabled = env.VLLM_HPU_FSDPA_SLICE_ENABLED
-    pads = env.VLLM_BUCKETING_STRATEGY == "pad"
+    pads = chosen_strategy(env) == "padding-aware"
     if not (pads if enabled is None else enabled):
         return None
     batched = config.scheduler.max_num_batched_tokens
