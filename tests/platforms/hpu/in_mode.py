@@ -1,13 +1,14 @@
 """Engines on the HPU of this process, each beside the CPU's: run by test_modes, once per mode.
 
-python -m tests.platforms.hpu.in_mode architectures|combinations|bfloat16 [NAME ...]
+python -m tests.platforms.hpu.in_mode CHECK [NAME ...]
 
-prints JSON lines.
+prints JSON lines. CHECK is one of CHECKS, NAME what to check instead of everything.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import sys
 import tempfile
@@ -115,6 +116,27 @@ def traces(options: dict[str, Any]) -> bool:
     return not bridge.is_lazy() and not options["enforce_eager"]
 
 
+def equivalence(names: Sequence[str], **options: Any) -> None:
+    """All combinations of tests/engine_e2e/test_equivalence.py. Takes minutes: run by hand."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = random_checkpoint.make("llama", Path(folder), seed=3)
+        expected = with_engine(path, "cpu")
+        for depth, chunk, caching, blocks, executor in itertools.product(
+            (1, 2, 4), (64, 16), (False, True), (64, 9), names or ("uni", "mp")
+        ):
+            how = {
+                "pipeline_depth": depth,
+                "max_num_batched_tokens": chunk,
+                "enable_chunked_prefill": chunk < MAX_MODEL_LEN,
+                "enable_prefix_caching": caching,
+                "num_gpu_blocks_override": blocks,
+                "distributed_executor_backend": executor,
+            }
+            given = with_engine(path, "hpu", **how, **options)
+            problem = "" if given == expected else f"HPU {given}, CPU {expected}"
+            print(json.dumps({"name": str(how), "problem": problem, "seconds": 0}), flush=True)
+
+
 def compare(name: str, path: Path, how: dict[str, Any], options: dict[str, Any]) -> None:
     started = time.monotonic()
     try:
@@ -166,6 +188,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "architectures": architectures,
     "combinations": combinations,
     "bfloat16": bfloat16,
+    "equivalence": equivalence,
 }
 
 if __name__ == "__main__":
