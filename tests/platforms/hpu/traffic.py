@@ -23,7 +23,6 @@ import torch
 
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
-from vllm.platforms.hpu.graphs import HpuRunner
 from vllm.sample.static_sampler import StaticSampler
 
 MODEL = Path(__file__).resolve().parents[3] / "examples" / "models" / "tiny-story"
@@ -104,13 +103,13 @@ def provoke_compile(llm: LLM) -> None:
 
 
 def provoke_fallback(llm: LLM) -> None:
-    notice = HpuRunner.notice
+    sample = StaticSampler.sample
 
-    def falling(self: Any, key: Any) -> None:
+    def falling(self: Any, logits: torch.Tensor, rows: Any) -> Any:
         torch.linalg.inv(torch.eye(2, device="hpu"))
-        notice(self, key)
+        return sample(self, logits, rows)
 
-    HpuRunner.notice = falling  # type: ignore[method-assign]
+    StaticSampler.sample = falling  # type: ignore[method-assign]
 
 
 # One provoked thing at a time must be found for itself, not for what follows from it.
