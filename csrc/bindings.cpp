@@ -18,6 +18,9 @@ TORCH_LIBRARY(vllm, m) {
   m.def("silu_and_mul(Tensor x) -> Tensor");
   m.def("gelu_tanh_and_mul(Tensor x) -> Tensor");
   m.def("rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, str style) -> (Tensor, Tensor)");
+  m.def("pack_weight(Tensor weight) -> Tensor");
+  m.def("packed_rows(Tensor packed, Tensor ids, int outputs, int inputs) -> Tensor");
+  m.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs, bool wide) -> Tensor");
   m.def("write_kv(Tensor k, Tensor v, Tensor(a!) cache, Tensor slot_mapping) -> ()");
   m.def("write_latent(Tensor latent, Tensor(a!) cache, Tensor slot_mapping) -> ()");
   m.def(
@@ -27,8 +30,8 @@ TORCH_LIBRARY(vllm, m) {
       "mla_attention(Tensor q, Tensor cache, Tensor query_start, Tensor seq_lens, "
       "Tensor block_table, int latent_dim, float scale, int window, float softcap) -> Tensor");
   m.def(
-      "moe(Tensor x, Tensor w13, Tensor w2, Tensor topk_ids, Tensor topk_weights, str act) -> "
-      "Tensor");
+      "packed_moe(Tensor x, Tensor w13, Tensor w2, Tensor topk_ids, Tensor topk_weights, "
+      "int intermediate, str act) -> Tensor");
   m.def("exponential_noise(Tensor seeds, Tensor positions, int vocab_size) -> Tensor");
   m.def("apply_token_bitmask(Tensor(a!) logits, Tensor masks) -> ()");
 }
@@ -40,11 +43,14 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("silu_and_mul", &vllm::cpu::silu_and_mul);
   m.impl("gelu_tanh_and_mul", &vllm::cpu::gelu_tanh_and_mul);
   m.impl("rotary", &vllm::cpu::rotary);
+  m.impl("pack_weight", &vllm::cpu::pack_weight);
+  m.impl("packed_rows", &vllm::cpu::packed_rows);
+  m.impl("packed_linear", &vllm::cpu::packed_linear);
   m.impl("write_kv", &vllm::cpu::write_kv);
   m.impl("write_latent", &vllm::cpu::write_latent);
   m.impl("paged_attention", &vllm::cpu::paged_attention);
   m.impl("mla_attention", &vllm::cpu::mla_attention);
-  m.impl("moe", &vllm::cpu::moe);
+  m.impl("packed_moe", &vllm::cpu::packed_moe);
   m.impl("exponential_noise", &vllm::cpu::exponential_noise);
   m.impl("apply_token_bitmask", &vllm::cpu::apply_token_bitmask);
 }

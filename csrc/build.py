@@ -25,7 +25,9 @@ HOST_SOURCES = (
     "csrc/cpu/attention.cpp",
     "csrc/cpu/cache.cpp",
     "csrc/cpu/elementwise.cpp",
+    "csrc/cpu/gemm.cpp",
     "csrc/cpu/moe.cpp",
+    "csrc/cpu/pool.cpp",
     "csrc/cpu/sampling.cpp",
     "csrc/cpu/select.cpp",
 )
@@ -33,11 +35,14 @@ HOST_SOURCES = (
 KERNEL_SOURCES = (
     "csrc/cpu/isa/attention.cpp",
     "csrc/cpu/isa/elementwise.cpp",
+    "csrc/cpu/isa/gemm.cpp",
     "csrc/cpu/isa/noise.cpp",
 )
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 X86_ISAS = {
     "avx2": ("-mavx2", "-mfma"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+    "avx512": AVX512,
+    "avx512bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
 }
 # No -ffast-math: results must not depend on how a compiler reorders sums. These two only say that
 # nobody reads errno or floating-point exception flags.

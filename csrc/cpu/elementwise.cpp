@@ -1,12 +1,12 @@
 // Norms, gated activations, rotary embedding and noise: rows divided over threads.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include "common/check.h"
 #include "cpu/dtype.h"
 #include "cpu/ops.h"
+#include "cpu/pool.h"
 
 namespace vllm::cpu {
 namespace {
@@ -62,7 +62,7 @@ at::Tensor norm(const at::Tensor& x, const at::Tensor& weight, double eps, NormK
   const at::Tensor out = dense_like(x);
   const Rows rows(source);
   const int64_t row_bytes = rows.width * x.element_size();
-  at::parallel_for(0, rows.count, rows_per_thread(rows.width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows.count, rows_per_thread(rows.width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       kernel({rows.at(r), nullptr, bytes(weight), mutable_bytes(out) + r * row_bytes, nullptr},
              rows.width, static_cast<float>(eps));
@@ -82,7 +82,7 @@ at::Tensor gate(const at::Tensor& x, GateKernel kernel) {
   const at::Tensor out = at::empty(shape, x.options());
   const Rows rows(source);
   const int64_t width = shape.back(), row_bytes = width * x.element_size();
-  at::parallel_for(0, rows.count, rows_per_thread(width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows.count, rows_per_thread(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       kernel(rows.at(r), mutable_bytes(out) + r * row_bytes, width);
     }
@@ -112,7 +112,7 @@ std::tuple<at::Tensor, at::Tensor> fused_add_rms_norm(const at::Tensor& x,
   const at::Tensor out = dense_like(x), added = dense_like(x);
   const Rows xs(left), residuals(right);
   const int64_t row_bytes = xs.width * x.element_size();
-  at::parallel_for(0, xs.count, rows_per_thread(xs.width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, xs.count, rows_per_thread(xs.width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       kernel({xs.at(r), residuals.at(r), bytes(weight), mutable_bytes(out) + r * row_bytes,
               mutable_bytes(added) + r * row_bytes},
@@ -163,7 +163,7 @@ std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor&
     }
   };
   const int64_t width = (q.size(1) + k.size(1)) * head_dim;
-  at::parallel_for(0, num_tokens, rows_per_thread(width), [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_tokens, rows_per_thread(width), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       rotate(from_q, out_q, t);
       rotate(from_k, out_k, t);
@@ -186,7 +186,7 @@ at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& position
   const at::Tensor out = at::empty({seeds.size(0), vocab_size}, seeds.options().dtype(at::kFloat));
   float* values = out.mutable_data_ptr<float>();
   const auto kernel = kernels().noise;
-  at::parallel_for(0, seeds.size(0), rows_per_thread(vocab_size), [&](int64_t begin, int64_t end) {
+  parallel_for(0, seeds.size(0), rows_per_thread(vocab_size), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       kernel(static_cast<uint32_t>(seed[2 * r]), static_cast<uint32_t>(seed[2 * r + 1]),
              static_cast<uint32_t>(position[r]), 0, vocab_size, values + r * vocab_size);

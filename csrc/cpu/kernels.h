@@ -69,6 +69,23 @@ struct RotaryHead {
   bool interleaved;
 };
 
+inline constexpr int kPanelOutputs = 64;  // outputs of a weight that are packed together
+
+// Some rows of x times one panel of a packed weight.
+struct PanelProduct {
+  const void* x;        // [num_rows, depth]
+  const float* wide_x;  // the same in float32, dense: what is read without has_dot_products
+  int64_t x_stride;     // elements
+  int num_rows;
+  int64_t depth;      // inputs, padded to whole pairs
+  const void* panel;  // [depth, 64], bfloat16 [depth / 2, 64, 2]
+  const void* bias;   // of the panel's outputs, or null
+  void* out;
+  int64_t out_stride;  // elements
+  int num_outputs;     // of the panel's 64, those that exist
+  bool wide;           // out is float32
+};
+
 struct KernelTable {
   // Folds the tile into its state, which the caller has reset or passed to an earlier call.
   void (*attend[kNumDTypes])(const AttentionShape& shape, const AttentionTile& tile);
@@ -85,6 +102,15 @@ struct KernelTable {
   void (*gelu_tanh_and_mul[kNumDTypes])(const void* in, void* out, int64_t width);
   // Indexed by the dtype of the head and by whether cos and sin are float32.
   void (*rotary[kNumDTypes][2])(const RotaryHead& head);
+
+  void (*multiply[kNumDTypes])(const PanelProduct& product);
+  // Rows [num_rows <= 64, inputs] of a weight into a panel.
+  void (*pack_panel[kNumDTypes])(const void* rows, int64_t row_stride, int num_rows, int64_t inputs,
+                                 void* panel);
+  // One of them out again.
+  void (*unpack_row[kNumDTypes])(const void* panel, int row, int64_t inputs, void* out);
+  // Whether bfloat16 is multiplied in pairs, without widening.
+  bool has_dot_products;
 
   // Minus the uniform variates of tokens [begin, end) for one row.
   void (*noise)(uint32_t seed_low, uint32_t seed_high, uint32_t position, int64_t begin,

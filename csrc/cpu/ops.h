@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -23,6 +24,15 @@ std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor&
                                           const at::Tensor& cos, const at::Tensor& sin,
                                           const std::string& style);
 
+// A weight [outputs, inputs] in the layout that products with it read: [panels, depth, 64].
+at::Tensor pack_weight(const at::Tensor& weight);
+// Rows `ids` [T] of a packed weight -> [T, inputs].
+at::Tensor packed_rows(const at::Tensor& packed, const at::Tensor& ids, int64_t outputs,
+                       int64_t inputs);
+// x [T, inputs] W^T + b -> [T, outputs], of x's dtype or, if `wide`, float32.
+at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
+                         const std::optional<at::Tensor>& bias, int64_t outputs, bool wide);
+
 void write_kv(const at::Tensor& k, const at::Tensor& v, at::Tensor cache,
               const at::Tensor& slot_mapping);
 void write_latent(const at::Tensor& latent, at::Tensor cache, const at::Tensor& slot_mapping);
@@ -36,8 +46,10 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                          const at::Tensor& block_table, int64_t latent_dim, double scale,
                          int64_t window, double softcap);
 
-at::Tensor moe(const at::Tensor& x, const at::Tensor& w13, const at::Tensor& w2,
-               const at::Tensor& topk_ids, const at::Tensor& topk_weights, const std::string& act);
+// Mixture of experts; w13 and w2 are stacked, of each expert what pack_weight makes.
+at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tensor& w2,
+                      const at::Tensor& topk_ids, const at::Tensor& topk_weights,
+                      int64_t intermediate, const std::string& act);
 
 at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& positions,
                              int64_t vocab_size);

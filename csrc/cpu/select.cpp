@@ -12,6 +12,7 @@
   namespace vllm::cpu::isa {                \
   void add_attention(KernelTable& table);   \
   void add_elementwise(KernelTable& table); \
+  void add_gemm(KernelTable& table);        \
   void add_noise(KernelTable& table);       \
   }
 
@@ -19,6 +20,7 @@ VLLM_DECLARE_ISA(baseline)
 #ifdef VLLM_CPU_WITH_X86
 VLLM_DECLARE_ISA(avx2)
 VLLM_DECLARE_ISA(avx512)
+VLLM_DECLARE_ISA(avx512bf16)
 #endif
 
 namespace vllm::cpu {
@@ -30,28 +32,32 @@ struct Isa {
   KernelTable table;
 };
 
-using Add = void (*)(KernelTable& table);
+// The table of an instruction set: what each of its object files contributes.
+#define VLLM_MAKE_ISA(isa, is_supported) \
+  [] {                                   \
+    Isa made{#isa, is_supported, {}};    \
+    isa::add_attention(made.table);      \
+    isa::add_elementwise(made.table);    \
+    isa::add_gemm(made.table);           \
+    isa::add_noise(made.table);          \
+    return made;                         \
+  }()
 
-Isa make_isa(const char* name, bool supported, Add attention, Add elementwise, Add noise) {
-  Isa isa{name, supported, {}};
-  attention(isa.table);
-  elementwise(isa.table);
-  noise(isa.table);
-  return isa;
+#ifdef VLLM_CPU_WITH_X86
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+#endif
 
 // Portable first, best last.
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
-      make_isa("baseline", true, baseline::add_attention, baseline::add_elementwise,
-               baseline::add_noise),
+      VLLM_MAKE_ISA(baseline, true),
 #ifdef VLLM_CPU_WITH_X86
-      make_isa("avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-               avx2::add_attention, avx2::add_elementwise, avx2::add_noise),
-      make_isa("avx512",
-               __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
-               avx512::add_attention, avx512::add_elementwise, avx512::add_noise),
+      VLLM_MAKE_ISA(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+      VLLM_MAKE_ISA(avx512, has_avx512()),
+      VLLM_MAKE_ISA(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512bf16")),
 #endif
   };
   return all;

@@ -45,6 +45,7 @@ CONTRACTS = frozenset(
         "vllm.core.plan",
         "vllm.engine.messages",
         "vllm.executor.base",
+        "vllm.layers.methods",
         "vllm.metrics.stats",
         "vllm.platforms.base",
         "vllm.sample.interface",

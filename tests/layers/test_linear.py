@@ -14,6 +14,7 @@ def fill(layer, tensors, rules=RULES):
     for name, tensor in tensors.items():
         filler.add(name, tensor)
     filler.finish()
+    layer.finish()
 
 
 def test_parts_of_a_fused_projection_are_stacked_in_order(make_context):

@@ -102,6 +102,7 @@ def test_shards_of_experts_sum_to_the_whole(make_context):
         for name, tensor in whole.items():
             filler.add(name, tensor)
         filler.finish()
+        experts.finish()
         return experts(x, weights, ids)
 
     torch.testing.assert_close(run(0, 2) + run(1, 2), run(0, 1))

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.overrides import overrides_of
+from tests.ops.overrides import Override, isas
 from vllm.ops import REFERENCES, resolve
 from vllm.ops.moe import GATED_ACTIVATIONS
+
+
+def packed_moe(x, w13, w2, ids, weights, act):
+    pack, inner = torch.ops.vllm.pack_weight, w2.shape[2]
+    w13, w2 = (torch.stack([pack(one) for one in stacked]) for stacked in (w13, w2))
+    return torch.ops.vllm.packed_moe(x, w13, w2, ids, weights, inner, act)
+
+
+PACKED = [Override(isa, packed_moe) for isa in isas()]
 
 
 @pytest.mark.parametrize("act", GATED_ACTIVATIONS)
@@ -26,12 +35,12 @@ def test_every_token_gets_the_weighted_sum_of_its_experts(num_tokens, experts, t
             expert = int(ids[t, j])
             mlp = GATED_ACTIVATIONS[act](w13[expert] @ x[t])
             expected[t] += weights[t, j] * (w2[expert] @ mlp)
-    for moe in (REFERENCES["moe"], *overrides_of("moe")):
+    for moe in (REFERENCES["moe"], *PACKED):
         got = moe(x, w13, w2, ids.int(), weights, act)
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("override", overrides_of("moe"), ids=str)
+@pytest.mark.parametrize("override", PACKED, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_matches_reference(override, dtype):
     generator = torch.Generator().manual_seed(1)
@@ -39,7 +48,7 @@ def test_half_precision_matches_reference(override, dtype):
     def rand(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    x, w13, w2 = rand(9, 16), rand(4, 24, 16), rand(4, 16, 12)
+    x, w13, w2 = rand(9, 17), rand(4, 26, 17), rand(4, 17, 13)
     ids = torch.randint(0, 4, (9, 2), generator=generator)
     weights = torch.rand(9, 2, generator=generator)
     expected = REFERENCES["moe"](x, w13, w2, ids, weights, "silu")
@@ -50,7 +59,7 @@ def test_half_precision_matches_reference(override, dtype):
 def test_wrong_routing_is_refused():
     x, w13, w2 = torch.zeros(1, 4), torch.zeros(2, 6, 4), torch.zeros(2, 4, 3)
     weights = torch.ones(1, 1)
-    for override in overrides_of("moe"):
+    for override in PACKED:
         with pytest.raises(RuntimeError, match="topk_ids has 2, there are 2 experts"):
             override(x, w13, w2, torch.tensor([[2]]), weights, "silu")
         with pytest.raises(RuntimeError, match="act must be"):

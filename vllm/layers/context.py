@@ -11,12 +11,13 @@ from torch import nn
 from vllm.attention.interface import AttentionBackend, AttentionSpec
 from vllm.attention.layer import Attention
 from vllm.errors import ConfigError
-from vllm.layers.linear import LinearMethod, ShardInfo, Unquantized
+from vllm.layers.linear import ShardInfo
 from vllm.logger import init_logger
 from vllm.ops.registry import Ops, resolve
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+    from vllm.layers.methods import ExpertsMethod, LinearMethod
     from vllm.platforms.base import Platform
 
 logger = init_logger(__name__)
@@ -52,7 +53,11 @@ class ModelContext:
 
     @property
     def linear_method(self) -> LinearMethod:
-        return Unquantized()
+        return self.platform.linear_method()
+
+    @property
+    def experts_method(self) -> ExpertsMethod:
+        return self.platform.experts_method(self.ops)
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """An uninitialised parameter on the device; the loader fills it."""

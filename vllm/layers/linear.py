@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from vllm.layers.weights import Loadable, Slot
 
 if TYPE_CHECKING:
     from vllm.layers.context import ModelContext
+    from vllm.layers.methods import LinearMethod
 
 
 class Shard(Enum):
@@ -79,36 +78,24 @@ def single(inputs: int, out: int, shard: Shard = Shard.NONE, bias: bool = False)
     return LinearShape(inputs, (Part("", out),), shard, bias)
 
 
-class LinearMethod(ABC):
-    """How the weights of a projection are stored and multiplied: the place of quantization."""
-
-    @abstractmethod
-    def create(self, layer: Linear, context: ModelContext) -> None:
-        """Give `layer` its parameters."""
-
-    @abstractmethod
-    def slots(self, layer: Linear) -> Iterator[Slot]:
-        """Where the checkpoint tensors of `layer` go."""
-
-    def finish(self, layer: Linear) -> None:
-        """Called once, after loading."""
-
-    @abstractmethod
-    def apply(self, layer: Linear, x: Tensor) -> Tensor: ...
-
-
-class Linear(Loadable):
-    """y = x W^T + b over this rank's shard.   x: [T, in_local] -> [T, out_local], dtype of x"""
+class Weighted(Loadable):
+    """A layer whose weight [num_outputs, num_inputs] a LinearMethod stores and multiplies."""
 
     weight: Tensor
     bias: Tensor | None
+    num_outputs: int
+    num_inputs: int
+
+
+class Linear(Weighted):
+    """y = x W^T + b over this rank's shard.   x: [T, in_local] -> [T, out_local], dtype of x"""
 
     def __init__(self, shape: LinearShape, context: ModelContext) -> None:
         super().__init__()
         self.shape = shape
         self.shard = context.shard
         self.widths = shape.widths(context.shard)
-        self.method = context.linear_method
+        self.method: LinearMethod = context.linear_method
         self.method.create(self, context)
 
     def slots(self) -> Iterator[Slot]:
@@ -119,33 +106,3 @@ class Linear(Loadable):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.method.apply(self, x)
-
-
-class Unquantized(LinearMethod):
-    """Parts stacked, in the model's dtype: weight [out_local, in_local], bias [out_local]."""
-
-    def create(self, layer: Linear, context: ModelContext) -> None:
-        out = sum(layer.widths)
-        layer.weight = context.parameter(out, layer.shape.local_inputs(layer.shard))
-        layer.bias = context.parameter(out) if layer.shape.bias else None
-
-    def slots(self, layer: Linear) -> Iterator[Slot]:
-        shape, info = layer.shape, layer.shard
-        first = 0
-        for part, width in zip(shape.parts, layer.widths, strict=True):
-            dim, start = -1, 0
-            if info.size > 1 and shape.shard is Shard.COLUMN:
-                dim, start = 0, info.span(part.out, part.unit)[0]
-            elif info.size > 1 and shape.shard is Shard.ROW:
-                dim, start = 1, info.span(shape.inputs)[0]
-            rows = slice(first, first + width)
-            full = (part.out, shape.inputs)
-            yield Slot("weight", layer.weight.data[rows], full, part.name, dim=dim, start=start)
-            if layer.bias is not None:
-                bias_dim = dim if shape.shard is Shard.COLUMN else -1
-                target = layer.bias.data[rows]
-                yield Slot("bias", target, full[:1], part.name, dim=bias_dim, start=start)
-            first += width
-
-    def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        return F.linear(x, layer.weight, layer.bias)

@@ -16,8 +16,8 @@ class LogitsTransform:
     softcap: float = 0.0
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """[S, V] in the model's dtype -> [S, V] float32."""
-        logits = scores.float()
+        """[S, V] float32 -> [S, V] float32."""
+        logits = scores
         if self.divisor != 1.0:
             logits = logits / self.divisor
         if self.softcap > 0.0:

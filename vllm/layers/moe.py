@@ -89,7 +89,7 @@ class Experts(Loadable):
         self.w13 = context.parameter(num_experts, 2 * width, hidden)
         self.w2 = context.parameter(num_experts, hidden, width)
         self.act = gated_name(act)
-        self.run = context.ops.moe
+        self.method = context.experts_method
 
     def slots(self) -> Iterator[Slot]:
         wide = (self.intermediate, self.hidden)
@@ -100,7 +100,10 @@ class Experts(Loadable):
             yield Slot("w2", w2, wide[::-1], "", expert, dim=1, start=self.start)
 
     def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        return self.run(x, self.w13, self.w2, ids, weights, self.act)
+        return self.method.apply(self, x, weights, ids)
+
+    def finish(self) -> None:
+        self.method.finish(self)
 
 
 class MoE(nn.Module):

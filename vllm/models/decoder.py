@@ -154,7 +154,7 @@ class Decoder(Model):
 
     def make_head(self) -> Head | TiedHead:
         if self.hf_config.tie_word_embeddings:
-            return TiedHead(self.embed)
+            return TiedHead(self.embed, self.context)
         return Head(self.hf_config.vocab_size, self.hidden, self.context)
 
     def ignored_weights(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from vllm.attention.interface import AttentionBackend
     from vllm.config.vllm import VllmConfig
+    from vllm.layers.methods import ExpertsMethod, LinearMethod
+    from vllm.ops.registry import Ops
     from vllm.worker.facts import WorkerFacts
     from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
@@ -126,6 +128,18 @@ class Platform(ABC):
     @abstractmethod
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Overrides of reference ops (see vllm.ops.registry)."""
+
+    def linear_method(self) -> LinearMethod:
+        """How weights that are not quantized are stored and multiplied."""
+        from vllm.layers.methods import Unquantized
+
+        return Unquantized()
+
+    def experts_method(self, ops: Ops) -> ExpertsMethod:
+        """The same for the experts of a mixture."""
+        from vllm.layers.methods import ExpertsMethod
+
+        return ExpertsMethod(ops)
 
     def profiler_activities(self) -> Sequence[torch.profiler.ProfilerActivity]:
         """What the torch profiler is to record, of the host and of the device."""

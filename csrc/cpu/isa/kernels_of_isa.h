@@ -8,6 +8,7 @@ namespace VLLM_ISA {
 
 void add_attention(KernelTable& table);
 void add_elementwise(KernelTable& table);
+void add_gemm(KernelTable& table);
 void add_noise(KernelTable& table);
 
 }  // namespace VLLM_ISA

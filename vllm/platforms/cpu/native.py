@@ -28,11 +28,12 @@ _PLAIN = (
     "rotary",
     "write_kv",
     "write_latent",
-    "moe",
     "exponential_noise",
     "apply_token_bitmask",
 )
 _WRAPPED = ("paged_attention", "mla_attention")
+# Called by name, by what holds packed weights.
+_PACKED = ("pack_weight", "packed_rows", "packed_linear", "packed_moe")
 
 
 @cache
@@ -47,7 +48,7 @@ def is_available() -> bool:
             error,
         )
         return False
-    missing = [name for name in (*_PLAIN, *_WRAPPED) if not _is_registered(name)]
+    missing = [name for name in (*_PLAIN, *_WRAPPED, *_PACKED) if not _is_registered(name)]
     if missing:
         logger.warning(
             "native CPU kernels are older than this source (no %s): running on the slower "

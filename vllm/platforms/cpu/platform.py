@@ -20,6 +20,8 @@ from vllm.platforms.cpu.threads import plan_threads
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+    from vllm.layers.methods import ExpertsMethod, LinearMethod
+    from vllm.ops.registry import Ops
     from vllm.worker.facts import WorkerFacts
     from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
@@ -102,6 +104,16 @@ class CpuPlatform(Platform):
 
     def attention_backends(self) -> Sequence[type[AttentionBackend]]:
         return NativeAttention, TorchAttention
+
+    def linear_method(self) -> LinearMethod:
+        from vllm.platforms.cpu.weights import PackedLinear
+
+        return PackedLinear() if native.is_available() else super().linear_method()
+
+    def experts_method(self, ops: Ops) -> ExpertsMethod:
+        from vllm.platforms.cpu.weights import PackedExperts
+
+        return PackedExperts(ops) if native.is_available() else super().experts_method(ops)
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return native.native_ops()

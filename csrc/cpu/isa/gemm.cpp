@@ -1,0 +1,249 @@
+// Products with a packed weight: some rows of x against one panel of 64 outputs.
+//
+// Every output is one running sum over the inputs in order, so a row's result depends on nothing
+// but the row: not on how many rows there are, nor on who computes them.
+
+#include "cpu/isa/kernels_of_isa.h"
+#include "cpu/isa/vec.h"
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace vllm::cpu::VLLM_ISA {
+namespace {
+
+// Rows computed together: their sums and one input's weights must fit the registers, of which there
+// are 32 with AVX-512 and on Arm, else 16.
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 6;
+constexpr int kStripVecs = 4;
+#elif defined(__aarch64__)
+constexpr int kMaxRows = 6;
+constexpr int kStripVecs = 4;
+#else
+constexpr int kMaxRows = 4;
+constexpr int kStripVecs = 2;
+#endif
+constexpr int kStrip = kStripVecs * kWidth;
+static_assert(kPanelOutputs % kStrip == 0);
+
+// bfloat16 is packed in pairs of inputs, which is what dot-product instructions take.
+template <typename T>
+constexpr int kPair = 1;
+template <>
+constexpr int kPair<BFloat16> = 2;
+
+constexpr int kLinesPerPair = 4;    // cache lines of a panel that a pair of inputs takes
+constexpr int kStreamAhead = 8192;  // bytes: memory answers in the time these take to use
+
+// Two bfloat16 of neighbouring inputs, as float32 each.
+inline Vec low_half(UintVec pair) { return bit_cast<Vec>(pair << 16); }
+inline Vec high_half(UintVec pair) { return bit_cast<Vec>(pair & 0xffff0000u); }
+
+inline UintVec load_pairs(const BFloat16* p) {
+  UintVec v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+// sums[m][i] += x[m][k] * weight[k][i] for one strip of outputs; x is float32 here.
+template <typename T, int kRows>
+inline void add_products(const float* x, int64_t x_stride, const T* weights, int64_t depth,
+                         Vec (&sums)[kRows][kStripVecs]) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const T* row = weights + k * kPanelOutputs;
+    for (int i = 0; i < kStripVecs; ++i) {
+      const Vec weight = load(row + i * kWidth);
+      for (int m = 0; m < kRows; ++m) sums[m][i] += x[m * x_stride + k] * weight;
+    }
+  }
+}
+
+template <int kRows>
+inline void add_products(const float* x, int64_t x_stride, const BFloat16* weights, int64_t depth,
+                         Vec (&sums)[kRows][kStripVecs]) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    const BFloat16* row = weights + k * kPanelOutputs;
+    for (int i = 0; i < kStripVecs; ++i) {
+      const UintVec pairs = load_pairs(row + 2 * i * kWidth);
+      const Vec low = low_half(pairs), high = high_half(pairs);
+      for (int m = 0; m < kRows; ++m) {
+        sums[m][i] += x[m * x_stride + k] * low;
+        sums[m][i] += x[m * x_stride + k + 1] * high;
+      }
+    }
+  }
+}
+
+// Reads memory ahead of use: `kLines` cache lines with every pair of inputs.
+struct Ahead {
+  const char* next;
+
+  template <int kLines>
+  inline void step() {
+    if constexpr (kLines > 0) {
+      for (int i = 0; i < kLines; ++i) __builtin_prefetch(next + 64 * i, 0, 2);
+      next += 64 * kLines;
+    }
+  }
+};
+
+#if defined(__AVX512BF16__)
+// The same by dot products of pairs.
+template <int kRows, int kLines>
+inline void add_dot_products(const BFloat16* x, int64_t x_stride, const BFloat16* weights,
+                             int64_t depth, Ahead ahead, Vec (&sums)[kRows][kStripVecs]) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    const BFloat16* row = weights + k * kPanelOutputs;
+    __m512bh weight[kStripVecs];
+    for (int i = 0; i < kStripVecs; ++i) {
+      weight[i] = (__m512bh)_mm512_loadu_si512(row + 2 * i * kWidth);
+    }
+    ahead.step<kLines>();
+    for (int m = 0; m < kRows; ++m) {
+      int32_t pair;
+      __builtin_memcpy(&pair, x + m * x_stride + k, sizeof(pair));
+      const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+      for (int i = 0; i < kStripVecs; ++i) {
+        sums[m][i] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][i], weight[i], both);
+      }
+    }
+  }
+}
+#endif
+
+template <typename T, int kRows>
+inline void finish_strip(const PanelProduct& product, int row, int column,
+                         const Vec (&sums)[kRows][kStripVecs]) {
+  const int count = product.num_outputs - column < kStrip ? product.num_outputs - column : kStrip;
+  const T* bias = static_cast<const T*>(product.bias);
+  for (int m = 0; m < kRows; ++m) {
+    const int64_t start = (row + m) * product.out_stride + column;
+    for (int i = 0; i * kWidth < count; ++i) {
+      const int n = count - i * kWidth < kWidth ? count - i * kWidth : kWidth;
+      Vec value = sums[m][i];
+      if (bias != nullptr) value += load_n(bias + column + i * kWidth, n);
+      if (product.wide) {
+        store_n(static_cast<float*>(product.out) + start + i * kWidth, value, n);
+      } else {
+        store_n(static_cast<T*>(product.out) + start + i * kWidth, value, n);
+      }
+    }
+  }
+}
+
+// What group `index` of `count` groups of rows reads ahead: the first few share the next panel, a
+// single one its own stream.
+template <typename T>
+inline Ahead ahead_of(const PanelProduct& product, int index, int lines) {
+  const int64_t panel_bytes = product.depth * kPanelOutputs * int64_t{sizeof(T)};
+  const char* panel = static_cast<const char*>(product.panel);
+  if (lines == kLinesPerPair) return {panel + kStreamAhead};
+  return {panel + panel_bytes + index * (panel_bytes * lines / kLinesPerPair)};
+}
+
+template <typename T, int kRows, int kLines>
+void multiply_rows(const PanelProduct& product, int row, Ahead ahead) {
+  const T* panel = static_cast<const T*>(product.panel);
+  for (int column = 0; column < product.num_outputs; column += kStrip) {
+    Vec sums[kRows][kStripVecs] = {};
+    const T* weights = panel + kPair<T> * column;
+#if defined(__AVX512BF16__)
+    if constexpr (kPair<T> == 2) {
+      const T* x = static_cast<const T*>(product.x) + row * product.x_stride;
+      add_dot_products<kRows, kLines>(x, product.x_stride, weights, product.depth, ahead, sums);
+      finish_strip<T, kRows>(product, row, column, sums);
+      continue;
+    }
+#endif
+    add_products(product.wide_x + row * product.depth, product.depth, weights, product.depth, sums);
+    finish_strip<T, kRows>(product, row, column, sums);
+  }
+}
+
+template <typename T, int kRows>
+void multiply_group(const PanelProduct& product, int row, int index, int count) {
+  // Of the lines of a panel a pair of inputs takes four.
+  if (count == 1) {
+    multiply_rows<T, kRows, 4>(product, row, ahead_of<T>(product, 0, 4));
+  } else if (count < 4 && index < 2) {
+    multiply_rows<T, kRows, 2>(product, row, ahead_of<T>(product, index, 2));
+  } else if (count >= 4 && index < 4) {
+    multiply_rows<T, kRows, 1>(product, row, ahead_of<T>(product, index, 1));
+  } else {
+    multiply_rows<T, kRows, 0>(product, row, {nullptr});
+  }
+}
+
+template <typename T, int kRows>
+void choose_group(const PanelProduct& product, int row, int rows, int index, int count) {
+  if (rows == kRows) return multiply_group<T, kRows>(product, row, index, count);
+  if constexpr (kRows > 1) choose_group<T, kRows - 1>(product, row, rows, index, count);
+}
+
+template <typename T>
+void multiply(const PanelProduct& product) {
+  // Groups of nearly equal size: 7 rows are 4 + 3, not 6 + 1.
+  const int count = (product.num_rows + kMaxRows - 1) / kMaxRows;
+  for (int index = 0, row = 0; index < count; ++index) {
+    const int rows = product.num_rows / count + (index < product.num_rows % count);
+    choose_group<T, kMaxRows>(product, row, rows, index, count);
+    row += rows;
+  }
+}
+
+// Index of input k and output n in a panel.
+template <typename T>
+inline int64_t place(int64_t k, int n) {
+  return k / kPair<T> * kPair<T> * kPanelOutputs + n * kPair<T> + k % kPair<T>;
+}
+
+// Rows of a weight, 64 of them, become a panel: input by input, all outputs; bfloat16 in pairs of
+// inputs. Missing rows and inputs are zero.
+template <typename T>
+void pack_panel(const void* rows, int64_t row_stride, int num_rows, int64_t inputs, void* panel) {
+  const T* in = static_cast<const T*>(rows);
+  T* out = static_cast<T*>(panel);
+  constexpr int64_t kBlock = 64;  // inputs at a time: reads whole cache lines, writes stay in L1
+  const int64_t depth = (inputs + kPair<T> - 1) / kPair<T> * kPair<T>;
+  for (int64_t begin = 0; begin < depth; begin += kBlock) {
+    const int64_t end = begin + kBlock < depth ? begin + kBlock : depth;
+    for (int n = 0; n < kPanelOutputs; ++n) {
+      for (int64_t k = begin; k < end; ++k) {
+        const T value = n < num_rows && k < inputs ? in[n * row_stride + k] : T{};
+        out[place<T>(k, n)] = value;
+      }
+    }
+  }
+}
+
+// One row of a weight back out of its panel.
+template <typename T>
+void unpack_row(const void* panel, int row, int64_t inputs, void* out) {
+  const T* in = static_cast<const T*>(panel);
+  T* to = static_cast<T*>(out);
+  for (int64_t k = 0; k < inputs; ++k) {
+    to[k] = in[place<T>(k, row)];
+  }
+}
+
+template <typename T>
+void add(KernelTable& table, DType dtype) {
+  table.multiply[dtype] = multiply<T>;
+  table.pack_panel[dtype] = pack_panel<T>;
+  table.unpack_row[dtype] = unpack_row<T>;
+}
+
+}  // namespace
+
+void add_gemm(KernelTable& table) {
+  add<float>(table, kFloat32);
+  add<BFloat16>(table, kBFloat16);
+  add<Float16>(table, kFloat16);
+#if defined(__AVX512BF16__)
+  table.has_dot_products = true;
+#endif
+}
+
+}  // namespace vllm::cpu::VLLM_ISA

@@ -1,0 +1,81 @@
+"""Products with packed weights against float64, and packing against itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.overrides import Override, isas
+
+DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+# Rows, inputs, outputs: below, at and above the sizes of tiles, panels and blocks.
+SHAPES = [(1, 64, 192), (2, 1, 1), (5, 33, 70), (7, 128, 64), (32, 100, 130), (131, 514, 257)]
+
+
+def packed_linear(x, weight, bias, wide):
+    packed = torch.ops.vllm.pack_weight(weight)
+    return torch.ops.vllm.packed_linear(x, packed, bias, len(weight), wide)
+
+
+PACKED_LINEAR = [Override(isa, packed_linear) for isa in isas()]
+
+
+@pytest.mark.parametrize("override", PACKED_LINEAR, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_products_match_float64(override, dtype, rows, inputs, outputs):
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, inputs, generator=generator).to(dtype)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    bias = torch.randn(outputs, generator=generator).to(dtype)
+    exact = x.double() @ weight.double().T
+    got = override(x, weight, bias, False)
+    assert got.dtype == dtype
+    tolerance = DTYPES[dtype]
+    torch.testing.assert_close(
+        got.double(), exact + bias.double(), rtol=tolerance, atol=tolerance * 4
+    )
+    wide = override(x, weight, None, True)
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(wide.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("override", PACKED_LINEAR, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_the_other_rows(override, dtype):
+    x, weight = torch.randn(67, 96).to(dtype), torch.randn(130, 96).to(dtype)
+    together = override(x, weight, None, False)
+    for rows in (1, 2, 3, 6, 7, 64):
+        assert torch.equal(override(x[:rows], weight, None, False), together[:rows])
+
+
+@pytest.mark.parametrize("override", PACKED_LINEAR, ids=str)
+def test_rows_may_be_part_of_a_wider_tensor(override):
+    x, weight = torch.randn(4, 96).bfloat16(), torch.randn(10, 31).bfloat16()
+    torch.testing.assert_close(
+        override(x[:, 7:38], weight, None, False), x[:, 7:38] @ weight.T, rtol=1e-2, atol=4e-2
+    )
+    assert override(x[:0, :31], weight, None, False).shape == (0, 10)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (64, 64), (130, 67), (200, 130)])
+def test_packed_rows_are_those_of_the_weight(dtype, outputs, inputs):
+    if not isas():
+        pytest.skip("native kernels are not built")
+    weight = torch.randn(outputs, inputs).to(dtype)
+    packed = torch.ops.vllm.pack_weight(weight)
+    ids = torch.randint(0, outputs, (50,), dtype=torch.int32)
+    assert torch.equal(torch.ops.vllm.packed_rows(packed, ids, outputs, inputs), weight[ids])
+    with pytest.raises(RuntimeError, match=f"outside of the table's {outputs} rows"):
+        torch.ops.vllm.packed_rows(packed, torch.tensor([outputs]), outputs, inputs)
+
+
+def test_a_weight_of_another_shape_is_refused():
+    if not isas():
+        pytest.skip("native kernels are not built")
+    packed = torch.ops.vllm.pack_weight(torch.zeros(70, 8))
+    with pytest.raises(RuntimeError, match="packed must have size 9 in dimension 1"):
+        torch.ops.vllm.packed_linear(torch.zeros(1, 9), packed, None, 70, False)
+    with pytest.raises(RuntimeError, match="packed must have size 3 in dimension 0"):
+        torch.ops.vllm.packed_linear(torch.zeros(1, 8), packed, None, 150, False)
