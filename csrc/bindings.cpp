@@ -18,9 +18,10 @@ TORCH_LIBRARY(vllm, m) {
   m.def("silu_and_mul(Tensor x) -> Tensor");
   m.def("gelu_tanh_and_mul(Tensor x) -> Tensor");
   m.def("rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, str style) -> (Tensor, Tensor)");
-  m.def("pack_weight(Tensor weight) -> Tensor");
+  m.def("pack_weight(Tensor weight, bool gated=False) -> Tensor");
   m.def("packed_rows(Tensor packed, Tensor ids, int outputs, int inputs) -> Tensor");
   m.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs, bool wide) -> Tensor");
+  m.def("packed_gated(Tensor x, Tensor packed, Tensor? bias, int outputs, str act) -> Tensor");
   m.def("write_kv(Tensor k, Tensor v, Tensor(a!) cache, Tensor slot_mapping) -> ()");
   m.def("write_latent(Tensor latent, Tensor(a!) cache, Tensor slot_mapping) -> ()");
   m.def(
@@ -46,6 +47,7 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("pack_weight", &vllm::cpu::pack_weight);
   m.impl("packed_rows", &vllm::cpu::packed_rows);
   m.impl("packed_linear", &vllm::cpu::packed_linear);
+  m.impl("packed_gated", &vllm::cpu::packed_gated);
   m.impl("write_kv", &vllm::cpu::write_kv);
   m.impl("write_latent", &vllm::cpu::write_latent);
   m.impl("paged_attention", &vllm::cpu::paged_attention);

@@ -17,6 +17,9 @@ constexpr int64_t kMinTaskWork = 64 * 1024;
 constexpr int64_t kBlockBytes = 256 * 1024;
 constexpr int64_t kMinBlockRows = 48;
 
+// Outputs that a panel makes.
+int64_t panel_width(Gate gate) { return gate == Gate::kNone ? kPanelOutputs : kPanelOutputs / 2; }
+
 // Groups cut so that the rows of each stay in the cache while the panels pass.
 std::vector<WeightedRows> cut_to_blocks(const std::vector<WeightedRows>& groups,
                                         int64_t row_bytes) {
@@ -34,7 +37,17 @@ std::vector<WeightedRows> cut_to_blocks(const std::vector<WeightedRows>& groups,
 
 }  // namespace
 
-int64_t num_panels(int64_t outputs) { return (outputs + kPanelOutputs - 1) / kPanelOutputs; }
+int64_t num_panels(int64_t outputs, Gate gate) {
+  const int64_t width = panel_width(gate);
+  return (outputs + width - 1) / width;
+}
+
+Gate gate_named(const std::string& act) {
+  if (act == "silu") return Gate::kSilu;
+  if (act == "gelu") return Gate::kGelu;
+  if (act == "gelu_tanh") return Gate::kGeluTanh;
+  TORCH_CHECK(false, "act must be silu, gelu or gelu_tanh, is ", act);
+}
 
 int64_t packed_depth(int64_t inputs, DType dtype) {
   return dtype == kBFloat16 ? (inputs + 1) / 2 * 2 : inputs;
@@ -50,18 +63,19 @@ at::Tensor rows_to_multiply(const at::Tensor& x) {
 }
 
 void multiply_groups(const at::Tensor& x, const std::vector<WeightedRows>& groups, const char* bias,
-                     int64_t outputs, const at::Tensor& out) {
+                     Gate gate, const at::Tensor& out) {
   const DType dtype = dtype_of(x, "x");
   const KernelTable& table = kernels();
   const bool in_pairs = dtype == kBFloat16 && table.has_dot_products;
   const at::Tensor wide_x = in_pairs ? at::Tensor() : x.to(at::kFloat).contiguous();
-  const int64_t depth = x.size(1), element = x.element_size(), panels = num_panels(outputs);
+  const int64_t depth = x.size(1), element = x.element_size(), outputs = out.size(1);
+  const int64_t width = panel_width(gate), panels = num_panels(outputs, gate);
   const int64_t panel_bytes = depth * kPanelOutputs * element;
   const std::vector<WeightedRows> blocks = cut_to_blocks(groups, depth * element);
   const auto multiply = table.multiply[dtype];
   const auto run = [&](int64_t task) {
     const WeightedRows& block = blocks[task / panels];
-    const int64_t panel = task % panels, first = panel * kPanelOutputs;
+    const int64_t panel = task % panels, first = panel * width;
     PanelProduct product;
     product.x = bytes(x) + block.first_row * x.stride(0) * element;
     product.wide_x = in_pairs ? nullptr : wide_x.const_data_ptr<float>() + block.first_row * depth;
@@ -69,12 +83,13 @@ void multiply_groups(const at::Tensor& x, const std::vector<WeightedRows>& group
     product.num_rows = static_cast<int>(block.num_rows);
     product.depth = depth;
     product.panel = block.packed + panel * panel_bytes;
-    product.bias = bias == nullptr ? nullptr : bias + first * element;
+    product.bias = bias == nullptr ? nullptr : bias + panel * kPanelOutputs * element;
     product.out =
         mutable_bytes(out) + (block.first_row * out.stride(0) + first) * out.element_size();
     product.out_stride = out.stride(0);
-    product.num_outputs = static_cast<int>(std::min<int64_t>(kPanelOutputs, outputs - first));
-    product.wide = out.scalar_type() == at::kFloat;
+    product.num_outputs = static_cast<int>(std::min(width, outputs - first));
+    product.wide = gate == Gate::kNone && out.scalar_type() == at::kFloat;
+    product.gate = gate;
     multiply(product);
   };
   int64_t rows = 1;
@@ -87,21 +102,23 @@ void multiply_groups(const at::Tensor& x, const std::vector<WeightedRows>& group
                });
 }
 
-at::Tensor pack_weight(const at::Tensor& weight) {
+at::Tensor pack_weight(const at::Tensor& weight, bool gated) {
   VLLM_CHECK_RANK(weight, 2);
   VLLM_CHECK_DENSE_ROWS(weight);
   const DType dtype = dtype_of(weight, "weight");
-  const int64_t outputs = weight.size(0), inputs = weight.size(1);
-  const int64_t depth = packed_depth(inputs, dtype), panels = num_panels(outputs);
+  const int parts = gated ? 2 : 1, width = kPanelOutputs / parts;
+  TORCH_CHECK(weight.size(0) % parts == 0, "weight must have a gate for every output, has shape ",
+              weight.sizes());
+  const int64_t outputs = weight.size(0) / parts, inputs = weight.size(1);
+  const int64_t depth = packed_depth(inputs, dtype), panels = (outputs + width - 1) / width;
   at::Tensor packed = at::empty({panels, depth, kPanelOutputs}, weight.options());
   const int64_t row_bytes = weight.stride(0) * weight.element_size();
   const int64_t panel_bytes = depth * kPanelOutputs * weight.element_size();
   const auto pack = kernels().pack_panel[dtype];
-  parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const int64_t first = p * kPanelOutputs;
-      pack(bytes(weight) + first * row_bytes, weight.stride(0),
-           static_cast<int>(std::min<int64_t>(kPanelOutputs, outputs - first)), inputs,
+  for_each_task(panels, [&](int64_t p) {
+    for (int part = 0; part < parts; ++part) {
+      const char* rows = bytes(weight) + (part * outputs + p * width) * row_bytes;
+      pack({rows, weight.stride(0), outputs - p * width, inputs}, part * width, width,
            mutable_bytes(packed) + p * panel_bytes);
     }
   });
@@ -135,25 +152,45 @@ at::Tensor packed_rows(const at::Tensor& packed, const at::Tensor& ids, int64_t 
   return out;
 }
 
-at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
-                         const std::optional<at::Tensor>& bias, int64_t outputs, bool wide) {
+namespace {
+
+void check_packed(const at::Tensor& x, const at::Tensor& packed,
+                  const std::optional<at::Tensor>& bias, int64_t panels, int64_t bias_size) {
   VLLM_CHECK_RANK(x, 2);
   VLLM_CHECK_RANK(packed, 3);
   VLLM_CHECK_DTYPE(packed, x.scalar_type());
   VLLM_CHECK_CONTIGUOUS(packed);
-  VLLM_CHECK_SIZE(packed, 0, num_panels(outputs));
+  VLLM_CHECK_SIZE(packed, 0, panels);
   VLLM_CHECK_SIZE(packed, 1, packed_depth(x.size(1), dtype_of(x, "x")));
   VLLM_CHECK_SIZE(packed, 2, kPanelOutputs);
-  if (bias) {
-    VLLM_CHECK_RANK(*bias, 1);
-    VLLM_CHECK_SIZE(*bias, 0, outputs);
-    VLLM_CHECK_DTYPE(*bias, x.scalar_type());
-    VLLM_CHECK_CONTIGUOUS(*bias);
-  }
+  if (!bias) return;
+  VLLM_CHECK_RANK(*bias, 1);
+  VLLM_CHECK_SIZE(*bias, 0, bias_size);
+  VLLM_CHECK_DTYPE(*bias, x.scalar_type());
+  VLLM_CHECK_CONTIGUOUS(*bias);
+}
+
+}  // namespace
+
+at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
+                         const std::optional<at::Tensor>& bias, int64_t outputs, bool wide) {
+  check_packed(x, packed, bias, num_panels(outputs), outputs);
   const auto options = wide ? x.options().dtype(at::kFloat) : x.options();
   const at::Tensor out = at::empty({x.size(0), outputs}, options);
   multiply_groups(rows_to_multiply(x), {{0, x.size(0), bytes(packed)}},
-                  bias ? bytes(*bias) : nullptr, outputs, out);
+                  bias ? bytes(*bias) : nullptr, Gate::kNone, out);
+  return out;
+}
+
+at::Tensor packed_gated(const at::Tensor& x, const at::Tensor& packed,
+                        const std::optional<at::Tensor>& bias, int64_t outputs,
+                        const std::string& act) {
+  const Gate gate = gate_named(act);
+  const int64_t panels = num_panels(outputs, gate);
+  check_packed(x, packed, bias, panels, panels * kPanelOutputs);
+  const at::Tensor out = at::empty({x.size(0), outputs}, x.options());
+  multiply_groups(rows_to_multiply(x), {{0, x.size(0), bytes(packed)}},
+                  bias ? bytes(*bias) : nullptr, gate, out);
   return out;
 }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <vector>
 
 #include "cpu/dtype.h"
@@ -16,16 +17,20 @@ struct WeightedRows {
   const char* packed;
 };
 
-// Panels of a weight with `outputs` rows.
-int64_t num_panels(int64_t outputs);
+// Panels of a weight with `outputs` rows; of a gated one, `outputs` gates and as many others.
+int64_t num_panels(int64_t outputs, Gate gate = Gate::kNone);
 
 // Inputs as packed: bfloat16 has whole pairs.
 int64_t packed_depth(int64_t inputs, DType dtype);
 
-// out[r] = x[r] W^T + bias for the rows of each group. x [T, depth] of packed_depth inputs and
-// dense in a row; out [T, outputs], of x's dtype or float32; bias is of x's dtype or null.
+// out[r] = x[r] W^T + bias for the rows of each group, or with a gate what that makes of it.
+// x [T, depth] of packed_depth inputs and dense in a row; out [T, outputs], of x's dtype or,
+// without a gate, float32; bias is of x's dtype and in order of panels, or null.
 void multiply_groups(const at::Tensor& x, const std::vector<WeightedRows>& groups, const char* bias,
-                     int64_t outputs, const at::Tensor& out);
+                     Gate gate, const at::Tensor& out);
+
+// The gate named silu, gelu or gelu_tanh.
+Gate gate_named(const std::string& act);
 
 // x with packed_depth inputs, dense in a row: itself where that is so already.
 at::Tensor rows_to_multiply(const at::Tensor& x);

@@ -71,6 +71,17 @@ struct RotaryHead {
 
 inline constexpr int kPanelOutputs = 64;  // outputs of a weight that are packed together
 
+// What becomes of a panel: its outputs, or act(gate) * up of its first and its second half.
+enum class Gate : int { kNone, kSilu, kGelu, kGeluTanh };
+
+// Some rows of a weight.
+struct PanelRows {
+  const void* rows;
+  int64_t row_stride;  // elements
+  int64_t num_rows;
+  int64_t inputs;
+};
+
 // Some rows of x times one panel of a packed weight.
 struct PanelProduct {
   const void* x;        // [num_rows, depth]
@@ -79,11 +90,12 @@ struct PanelProduct {
   int num_rows;
   int64_t depth;      // inputs, padded to whole pairs
   const void* panel;  // [depth, 64], bfloat16 [depth / 2, 64, 2]
-  const void* bias;   // of the panel's outputs, or null
+  const void* bias;   // of the panel's 64 outputs, or null
   void* out;
   int64_t out_stride;  // elements
-  int num_outputs;     // of the panel's 64, those that exist
-  bool wide;           // out is float32
+  int num_outputs;     // those that exist, of 64 or, with a gate, of 32
+  bool wide;           // out is float32; not with a gate
+  Gate gate;
 };
 
 struct KernelTable {
@@ -104,9 +116,8 @@ struct KernelTable {
   void (*rotary[kNumDTypes][2])(const RotaryHead& head);
 
   void (*multiply[kNumDTypes])(const PanelProduct& product);
-  // Rows [num_rows <= 64, inputs] of a weight into a panel.
-  void (*pack_panel[kNumDTypes])(const void* rows, int64_t row_stride, int num_rows, int64_t inputs,
-                                 void* panel);
+  // Rows of a weight into outputs [first, first + count) of a panel; missing ones are zero.
+  void (*pack_panel[kNumDTypes])(const PanelRows& source, int first, int count, void* panel);
   // One of them out again.
   void (*unpack_row[kNumDTypes])(const void* panel, int row, int64_t inputs, void* out);
   // Whether bfloat16 is multiplied in pairs, without widening.

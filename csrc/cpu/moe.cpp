@@ -1,7 +1,6 @@
 // Mixture of experts: tokens sorted by expert, each expert run once over exactly its tokens.
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/gelu.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -18,14 +17,6 @@ namespace {
 
 // Elements a thread should at least have: below, waking it costs more than the work.
 constexpr int64_t kGrain = 16 * 1024;
-
-at::Tensor gated(const at::Tensor& x, const std::string& act) {
-  if (act == "silu") return silu_and_mul(x);
-  if (act == "gelu_tanh") return gelu_tanh_and_mul(x);
-  TORCH_CHECK(act == "gelu", "act must be silu, gelu or gelu_tanh, is ", act);
-  const int64_t half = x.size(-1) / 2;
-  return at::gelu(x.narrow(-1, 0, half)).mul_(x.narrow(-1, half, half));
-}
 
 // Choices (token * top_k + rank) in order of expert, stable, and where each expert's begin.
 struct Routing {
@@ -101,7 +92,8 @@ at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tens
   TORCH_CHECK(topk_weights.sizes() == topk_ids.sizes(), "topk_weights must have topk_ids' shape ",
               topk_ids.sizes(), ", has ", topk_weights.sizes());
   const Routing routing = route(topk_ids, num_experts);
-  VLLM_CHECK_SIZE(w13, 1, num_panels(2 * intermediate));
+  const Gate gate = gate_named(act);
+  VLLM_CHECK_SIZE(w13, 1, num_panels(intermediate, gate));
   VLLM_CHECK_SIZE(w2, 2, packed_depth(intermediate, dtype));
   const int64_t count = topk_ids.numel();
   const auto groups_of = [&](const at::Tensor& packed) {
@@ -114,10 +106,10 @@ at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tens
     return groups;
   };
   const at::Tensor own = x.index_select(0, routing.choices.floor_divide(top_k));
-  const at::Tensor inner = at::empty({count, 2 * intermediate}, x.options());
-  multiply_groups(rows_to_multiply(own), groups_of(w13), nullptr, 2 * intermediate, inner);
+  const at::Tensor inner = at::empty({count, intermediate}, x.options());
+  multiply_groups(rows_to_multiply(own), groups_of(w13), nullptr, gate, inner);
   const at::Tensor results = at::empty({count, hidden}, x.options().dtype(at::kFloat));
-  multiply_groups(rows_to_multiply(gated(inner, act)), groups_of(w2), nullptr, hidden, results);
+  multiply_groups(rows_to_multiply(inner), groups_of(w2), nullptr, Gate::kNone, results);
   return combine(results, routing, topk_weights).to(x.scalar_type());
 }
 

@@ -24,14 +24,19 @@ std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor&
                                           const at::Tensor& cos, const at::Tensor& sin,
                                           const std::string& style);
 
-// A weight [outputs, inputs] in the layout that products with it read: [panels, depth, 64].
-at::Tensor pack_weight(const at::Tensor& weight);
+// A weight [outputs, inputs] in the layout that products with it read: [panels, depth, 64]. Of a
+// gated one, which has gates in its first half, panels hold 32 of either half.
+at::Tensor pack_weight(const at::Tensor& weight, bool gated);
 // Rows `ids` [T] of a packed weight -> [T, inputs].
 at::Tensor packed_rows(const at::Tensor& packed, const at::Tensor& ids, int64_t outputs,
                        int64_t inputs);
 // x [T, inputs] W^T + b -> [T, outputs], of x's dtype or, if `wide`, float32.
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
                          const std::optional<at::Tensor>& bias, int64_t outputs, bool wide);
+// act(x G^T + a) * (x U^T + b) -> [T, outputs]; the bias is in order of panels, 64 each.
+at::Tensor packed_gated(const at::Tensor& x, const at::Tensor& packed,
+                        const std::optional<at::Tensor>& bias, int64_t outputs,
+                        const std::string& act);
 
 void write_kv(const at::Tensor& k, const at::Tensor& v, at::Tensor cache,
               const at::Tensor& slot_mapping);
@@ -46,7 +51,7 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                          const at::Tensor& block_table, int64_t latent_dim, double scale,
                          int64_t window, double softcap);
 
-// Mixture of experts; w13 and w2 are stacked, of each expert what pack_weight makes.
+// Mixture of experts; w13 and w2 are stacked, of each expert what pack_weight makes, w13 gated.
 at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tensor& w2,
                       const at::Tensor& topk_ids, const at::Tensor& topk_weights,
                       int64_t intermediate, const std::string& act);

@@ -12,7 +12,8 @@ from vllm.ops.moe import GATED_ACTIVATIONS
 
 def packed_moe(x, w13, w2, ids, weights, act):
     pack, inner = torch.ops.vllm.pack_weight, w2.shape[2]
-    w13, w2 = (torch.stack([pack(one) for one in stacked]) for stacked in (w13, w2))
+    w13 = torch.stack([pack(one, True) for one in w13])
+    w2 = torch.stack([pack(one) for one in w2])
     return torch.ops.vllm.packed_moe(x, w13, w2, ids, weights, inner, act)
 
 

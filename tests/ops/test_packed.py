@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.ops.overrides import Override, isas
+from vllm.ops.moe import GATED_ACTIVATIONS
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 # Rows, inputs, outputs: below, at and above the sizes of tiles, panels and blocks.
@@ -38,6 +39,28 @@ def test_products_match_float64(override, dtype, rows, inputs, outputs):
     wide = override(x, weight, None, True)
     assert wide.dtype == torch.float32
     torch.testing.assert_close(wide.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def packed_gated(x, weight, bias, act):
+    pack, outputs = torch.ops.vllm.pack_weight, len(weight) // 2
+    biases = None if bias is None else pack(bias.float()[:, None], True).flatten().to(bias.dtype)
+    return torch.ops.vllm.packed_gated(x, pack(weight, True), biases, outputs, act)
+
+
+@pytest.mark.parametrize("override", [Override(isa, packed_gated) for isa in isas()], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("act", GATED_ACTIVATIONS)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 96), (7, 33, 70), (13, 20, 5)])
+def test_gated_products_are_those_of_their_parts(override, dtype, act, rows, inputs, outputs):
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(2 * outputs, inputs).to(dtype)
+    bias = torch.randn(2 * outputs).to(dtype)
+    for some in (bias, None):
+        plain = x.double() @ weight.double().T + (0 if some is None else some.double())
+        expected = GATED_ACTIVATIONS[act](plain.to(dtype).double())
+        tolerance = DTYPES[dtype]
+        torch.testing.assert_close(
+            override(x, weight, some, act).double(), expected, rtol=4 * tolerance, atol=tolerance
+        )
 
 
 @pytest.mark.parametrize("override", PACKED_LINEAR, ids=str)

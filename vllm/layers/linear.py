@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from vllm.layers.activation import gated, gated_name
 from vllm.layers.weights import Loadable, Slot
 
 if TYPE_CHECKING:
@@ -106,3 +107,21 @@ class Linear(Weighted):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.method.apply(self, x)
+
+
+class GatedLinear(Linear):
+    """act(gate(x)) * up(x) over this rank's share.   x: [T, in] -> [T, intermediate_local]"""
+
+    def __init__(
+        self, inputs: int, intermediate: int, act: str, context: ModelContext, bias: bool = False
+    ) -> None:
+        parts = (Part("gate", intermediate), Part("up", intermediate))
+        super().__init__(LinearShape(inputs, parts, Shard.COLUMN, bias), context)
+        self.act = gated_name(act)
+        self.activate = gated(act, context.ops)
+
+    def finish(self) -> None:
+        self.method.finish_gated(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method.apply_gated(self, x)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from vllm.layers.linear import Linear, Shard, Weighted
+from vllm.layers.linear import GatedLinear, Linear, Shard, Weighted
 from vllm.layers.weights import Slot
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ class LinearMethod(ABC):
     @abstractmethod
     def look_up(self, layer: Weighted, ids: Tensor) -> Tensor:
         """Rows `ids` [T] of the weight -> [T, num_inputs]."""
+
+    def finish_gated(self, layer: GatedLinear) -> None:
+        """As finish, of gate and up together."""
+        self.finish(layer)
+
+    def apply_gated(self, layer: GatedLinear, x: Tensor) -> Tensor:
+        """x [T, num_inputs] -> act(gate) * up [T, num_outputs / 2]."""
+        return layer.activate(self.apply(layer, x))
 
 
 class Unquantized(LinearMethod):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vllm.layers.activation import gated, plain
+from vllm.layers.activation import plain
 from vllm.layers.context import ModelContext
-from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
+from vllm.layers.linear import GatedLinear, Linear, Shard, single
 
 
 class GatedMLP(nn.Module):
@@ -16,13 +16,11 @@ class GatedMLP(nn.Module):
         self, hidden: int, intermediate: int, act: str, context: ModelContext, bias: bool = False
     ) -> None:
         super().__init__()
-        parts = (Part("gate", intermediate), Part("up", intermediate))
-        self.gate_up = Linear(LinearShape(hidden, parts, Shard.COLUMN, bias), context)
+        self.gate_up = GatedLinear(hidden, intermediate, act, context, bias)
         self.down = Linear(single(intermediate, hidden, Shard.ROW, bias), context)
-        self.act = gated(act, context.ops)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.act(self.gate_up(x)))
+        return self.down(self.gate_up(x))
 
 
 class MLP(nn.Module):

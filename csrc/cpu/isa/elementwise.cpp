@@ -1,5 +1,6 @@
 // Norms, gated activations and rotary embedding: one pass over a row, float32 inside.
 
+#include "cpu/isa/activation.h"
 #include "cpu/isa/kernels_of_isa.h"
 #include "cpu/isa/vec.h"
 
@@ -47,15 +48,12 @@ inline void gate(const void* in, void* out, int64_t width, Activation activation
 
 template <typename T>
 void silu_and_mul(const void* in, void* out, int64_t width) {
-  gate<T>(in, out, width, [](Vec x) { return x / (1.0f + vexp(-x)); });
+  gate<T>(in, out, width, silu);
 }
 
 template <typename T>
 void gelu_tanh_and_mul(const void* in, void* out, int64_t width) {
-  gate<T>(in, out, width, [](Vec x) {
-    const Vec inner = 0.79788456f * (x + 0.044715f * (x * x * x));  // sqrt(2 / pi)
-    return 0.5f * x * (1.0f + vtanh(inner));
-  });
+  gate<T>(in, out, width, gelu_tanh);
 }
 
 template <typename T, typename C>

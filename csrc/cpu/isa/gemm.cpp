@@ -3,6 +3,7 @@
 // Every output is one running sum over the inputs in order, so a row's result depends on nothing
 // but the row: not on how many rows there are, nor on who computes them.
 
+#include "cpu/isa/activation.h"
 #include "cpu/isa/kernels_of_isa.h"
 #include "cpu/isa/vec.h"
 
@@ -89,8 +90,10 @@ struct Ahead {
   }
 };
 
-#if defined(__AVX512BF16__)
 // The same by dot products of pairs.
+#if defined(__AVX512BF16__)
+constexpr bool kHasDotProducts = true;
+
 template <int kRows, int kLines>
 inline void add_dot_products(const BFloat16* x, int64_t x_stride, const BFloat16* weights,
                              int64_t depth, Ahead ahead, Vec (&sums)[kRows][kStripVecs]) {
@@ -111,26 +114,58 @@ inline void add_dot_products(const BFloat16* x, int64_t x_stride, const BFloat16
     }
   }
 }
+#else
+constexpr bool kHasDotProducts = false;
+
+template <int kRows, int kLines>
+void add_dot_products(const BFloat16*, int64_t, const BFloat16*, int64_t, Ahead,
+                      Vec (&)[kRows][kStripVecs]);
 #endif
 
-template <typename T, int kRows>
-inline void finish_strip(const PanelProduct& product, int row, int column,
-                         const Vec (&sums)[kRows][kStripVecs]) {
-  const int count = product.num_outputs - column < kStrip ? product.num_outputs - column : kStrip;
-  const T* bias = static_cast<const T*>(product.bias);
-  for (int m = 0; m < kRows; ++m) {
-    const int64_t start = (row + m) * product.out_stride + column;
-    for (int i = 0; i * kWidth < count; ++i) {
-      const int n = count - i * kWidth < kWidth ? count - i * kWidth : kWidth;
-      Vec value = sums[m][i];
-      if (bias != nullptr) value += load_n(bias + column + i * kWidth, n);
-      if (product.wide) {
-        store_n(static_cast<float*>(product.out) + start + i * kWidth, value, n);
-      } else {
-        store_n(static_cast<T*>(product.out) + start + i * kWidth, value, n);
-      }
+// Sums [kRows, 64] of a panel, on their way to the output.
+template <int kRows>
+struct Tile {
+  float sums[kRows][kPanelOutputs];
+
+  void take(int column, const Vec (&strip)[kRows][kStripVecs]) {
+    for (int m = 0; m < kRows; ++m) {
+      for (int i = 0; i < kStripVecs; ++i) store(&sums[m][column + i * kWidth], strip[m][i]);
     }
   }
+};
+
+template <typename T>
+inline Vec with_bias(const PanelProduct& product, const float* sums, int column, int n) {
+  const Vec sum = load(sums + column);
+  if (product.bias == nullptr) return sum;
+  return sum + load_n(static_cast<const T*>(product.bias) + column, n);
+}
+
+inline Vec activate(Gate gate, Vec x) {
+  return gate == Gate::kSilu ? silu(x) : gate == Gate::kGelu ? gelu(x) : gelu_tanh(x);
+}
+
+// One row of a tile: plain, or the gated product of its halves, rounded as if both were stored.
+template <typename T>
+inline void finish_row(const PanelProduct& product, int64_t row, const float* sums) {
+  const int64_t start = row * product.out_stride;
+  for_each_vector(product.num_outputs, [&](int64_t i, int n) {
+    const int column = static_cast<int>(i);
+    const Vec value = with_bias<T>(product, sums, column, n);
+    if (product.gate == Gate::kNone) {
+      if (product.wide) {
+        store_n(static_cast<float*>(product.out) + start + column, value, n);
+      } else {
+        store_n(static_cast<T*>(product.out) + start + column, value, n);
+      }
+      return;
+    }
+    const Vec other = with_bias<T>(product, sums, column + kPanelOutputs / 2, n);
+    const Vec rounded = rounded_to<T>(value);
+    const Vec activated = activate(product.gate, rounded);
+    const Vec gated = rounded_to<T>(activated) * rounded_to<T>(other);
+    store_n(static_cast<T*>(product.out) + start + column, gated, n);
+  });
 }
 
 // What group `index` of `count` groups of rows reads ahead: the first few share the next panel, a
@@ -146,20 +181,21 @@ inline Ahead ahead_of(const PanelProduct& product, int index, int lines) {
 template <typename T, int kRows, int kLines>
 void multiply_rows(const PanelProduct& product, int row, Ahead ahead) {
   const T* panel = static_cast<const T*>(product.panel);
-  for (int column = 0; column < product.num_outputs; column += kStrip) {
+  Tile<kRows> tile;
+  const int columns = product.gate == Gate::kNone ? product.num_outputs : kPanelOutputs;
+  for (int column = 0; column < columns; column += kStrip) {
     Vec sums[kRows][kStripVecs] = {};
     const T* weights = panel + kPair<T> * column;
-#if defined(__AVX512BF16__)
-    if constexpr (kPair<T> == 2) {
+    if constexpr (kHasDotProducts && kPair<T> == 2) {
       const T* x = static_cast<const T*>(product.x) + row * product.x_stride;
       add_dot_products<kRows, kLines>(x, product.x_stride, weights, product.depth, ahead, sums);
-      finish_strip<T, kRows>(product, row, column, sums);
-      continue;
+    } else {
+      const float* x = product.wide_x + row * product.depth;
+      add_products(x, product.depth, weights, product.depth, sums);
     }
-#endif
-    add_products(product.wide_x + row * product.depth, product.depth, weights, product.depth, sums);
-    finish_strip<T, kRows>(product, row, column, sums);
+    tile.take(column, sums);
   }
+  for (int m = 0; m < kRows; ++m) finish_row<T>(product, row + m, tile.sums[m]);
 }
 
 template <typename T, int kRows>
@@ -199,20 +235,21 @@ inline int64_t place(int64_t k, int n) {
   return k / kPair<T> * kPair<T> * kPanelOutputs + n * kPair<T> + k % kPair<T>;
 }
 
-// Rows of a weight, 64 of them, become a panel: input by input, all outputs; bfloat16 in pairs of
-// inputs. Missing rows and inputs are zero.
+// Rows of a weight become outputs [first, first + count) of a panel: input by input, all outputs;
+// bfloat16 in pairs of inputs. Missing rows and inputs are zero.
 template <typename T>
-void pack_panel(const void* rows, int64_t row_stride, int num_rows, int64_t inputs, void* panel) {
-  const T* in = static_cast<const T*>(rows);
+void pack_panel(const PanelRows& source, int first, int count, void* panel) {
+  const T* in = static_cast<const T*>(source.rows);
   T* out = static_cast<T*>(panel);
   constexpr int64_t kBlock = 64;  // inputs at a time: reads whole cache lines, writes stay in L1
+  const int64_t inputs = source.inputs;
   const int64_t depth = (inputs + kPair<T> - 1) / kPair<T> * kPair<T>;
   for (int64_t begin = 0; begin < depth; begin += kBlock) {
     const int64_t end = begin + kBlock < depth ? begin + kBlock : depth;
-    for (int n = 0; n < kPanelOutputs; ++n) {
+    for (int n = 0; n < count; ++n) {
       for (int64_t k = begin; k < end; ++k) {
-        const T value = n < num_rows && k < inputs ? in[n * row_stride + k] : T{};
-        out[place<T>(k, n)] = value;
+        const bool exists = n < source.num_rows && k < inputs;
+        out[place<T>(k, first + n)] = exists ? in[n * source.row_stride + k] : T{};
       }
     }
   }
@@ -241,9 +278,7 @@ void add_gemm(KernelTable& table) {
   add<float>(table, kFloat32);
   add<BFloat16>(table, kBFloat16);
   add<Float16>(table, kFloat16);
-#if defined(__AVX512BF16__)
-  table.has_dot_products = true;
-#endif
+  table.has_dot_products = kHasDotProducts;
 }
 
 }  // namespace vllm::cpu::VLLM_ISA

@@ -33,7 +33,7 @@ _PLAIN = (
 )
 _WRAPPED = ("paged_attention", "mla_attention")
 # Called by name, by what holds packed weights.
-_PACKED = ("pack_weight", "packed_rows", "packed_linear", "packed_moe")
+_PACKED = ("pack_weight", "packed_rows", "packed_linear", "packed_gated", "packed_moe")
 
 
 @cache
