@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,12 @@ def load_on(url: str) -> serve.ServeOptions:
 
 
 @contextmanager
-def serving(model: str) -> Iterator[tuple[str, float]]:
+def serving(model: str, flags: Sequence[str] = ()) -> Iterator[tuple[str, float]]:
     """A server on a free port of this machine, stopped at the end: its URL and seconds to start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, *flags]
     start_s = time.monotonic()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

@@ -59,14 +59,17 @@ class Engine:
     """A scheduler and a device model, `pipeline_depth` steps apart."""
 
     def __init__(self, kv: KVCacheLayout | None = None, **changes: Any) -> None:
+        least_steady_rows = changes.pop("least_steady_rows", 0)
         self.config = make_config(**changes)
         self.layout = kv or layout()
         self.scheduler = Scheduler(self.config, self.layout)
+        self.scheduler.steady.least_rows = least_steady_rows
         self.device = DeviceModel(self.layout, self.config.model.max_model_len)
         self.inflight: deque[tuple[StepPlan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason] = {}
         self.plans: list[StepPlan] = []
+        self.num_steady = 0  # tokens of rows that were not looked at one by one
 
     def add(self, request_id: str, prompt: list[int], priority: int = 0, **params: Any) -> None:
         params.setdefault("max_tokens", 8)
@@ -84,7 +87,10 @@ class Engine:
             # The device runs ahead of the host: it has executed before the host looks at results.
             self.inflight.append((plan, self.device.execute(plan)))
         if self.inflight:
-            updates = self.scheduler.commit(*self.inflight.popleft())
+            updates, slots, token_ids = self.scheduler.commit(*self.inflight.popleft())
+            self.num_steady += len(slots)
+            for slot, token_id in zip(slots.tolist(), token_ids.tolist(), strict=True):
+                updates.append(RequestUpdate(self.scheduler.steady.holder(slot).id, [token_id]))
         else:
             updates = self.scheduler.take_updates()
             assert updates or not self.scheduler.has_requests, "stuck"

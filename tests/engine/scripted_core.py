@@ -54,6 +54,8 @@ class ScriptedCore:
         self.ready = EngineReady(num_blocks=1, block_size=16, start_s=0.0)
         self.requests: dict[str, tuple[EngineRequest, list[int], int]] = {}
         self.seen: list[EngineRequest] = []
+        self.slots: dict[str, int] = {}  # of requests that have had a token
+        self.is_terse = True  # as the engine core is, about requests to which nothing else happens
         self.aborted: list[str] = []
         self.num_steps = 0
         self.stopped = False
@@ -80,7 +82,24 @@ class ScriptedCore:
         self.num_steps += 1
         updates = [self._update(request_id) for request_id in list(self.requests)]
         stats = EngineStats(num_running=len(self.requests), num_steps=self.num_steps)
-        return StepUpdates(updates, stats, time.monotonic())
+        events = [update for update in updates if not self._is_steady(update)]
+        steady = [update for update in updates if self._is_steady(update)]
+        for update in events:
+            update.slot = self.slots.setdefault(update.request_id, 1 + len(self.slots))
+        return StepUpdates(
+            events,
+            stats,
+            time.monotonic(),
+            np.array([self.slots[update.request_id] for update in steady], np.int32),
+            np.array([update.token_ids[0] for update in steady], np.int32),
+        )
+
+    def _is_steady(self, update: RequestUpdate) -> bool:
+        """There is a token and nothing else to tell of a request whose slot is known."""
+        if not self.is_terse:
+            return False
+        bare = RequestUpdate(update.request_id, update.token_ids[:1], slot=update.slot)
+        return len(bare.token_ids) == 1 and update == bare and update.request_id in self.slots
 
     def check_health(self) -> None:
         """A script has no ranks to lose."""

@@ -119,6 +119,7 @@ def test_a_stop_token_is_in_the_tokens_and_not_in_the_text(engine: Engine) -> No
 def test_tokens_after_a_stop_string_in_the_same_update_are_dropped(engine: Engine) -> None:
     says(engine, STORY)
     engine.add_request("a", "x", params("FINAL_ONLY", stop="fox"))
+    engine.core.is_terse = False
     core_step = engine.core.step
 
     def three_at_once() -> Any:

@@ -44,6 +44,15 @@ class TokenBuffer:
         self._array[self.length] = token_id
         self.length += 1
 
+    def extend(self, token_ids: np.ndarray) -> None:
+        end = self.length + len(token_ids)
+        if end > len(self._array):
+            grown = np.empty(max(2 * len(self._array), end), np.int32)
+            grown[: self.length] = self._array[: self.length]
+            self._array = grown
+        self._array[self.length : end] = token_ids
+        self.length = end
+
     def view(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Tokens [start, stop), not copied: valid until the next append."""
         return self._array[start : self.length if stop is None else min(stop, self.length)]

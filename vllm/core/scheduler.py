@@ -18,6 +18,7 @@ import numpy as np
 from vllm.core.kv_cache.manager import BlockDelta, KVCacheManager
 from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import (
+    NO_ROWS,
     NO_TOKEN,
     Admission,
     LogprobArrays,
@@ -25,8 +26,10 @@ from vllm.core.plan import (
     StepPlan,
     StepResult,
 )
+from vllm.core.plan_builder import PlanBuilder, Row
 from vllm.core.policy import POLICIES, WaitingQueue
 from vllm.core.request import Request, Status
+from vllm.core.steady import NO_STEADY_ROWS, SteadyPlan, SteadyRows
 from vllm.engine.messages import EngineRequest, EngineStats, FinishReason, RequestUpdate
 from vllm.structured_output.compiler import (
     NO_GRAMMARS,
@@ -34,7 +37,7 @@ from vllm.structured_output.compiler import (
     NoGrammars,
     PendingGrammar,
 )
-from vllm.structured_output.grammar import Grammar, GrammarError
+from vllm.structured_output.grammar import GrammarError
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -46,71 +49,21 @@ NO_TOKEN_ERROR: Final = (
 )
 
 
-class Row(NamedTuple):
-    """A planned row, kept until its step commits."""
-
-    request: Request
-    start: int
-    num_tokens: int
-    sample: bool
-
-
 class InflightStep(NamedTuple):
+    """A planned step, until it commits. Its rows are `steady`'s and after them `rows`."""
+
     step: int
+    steady: SteadyPlan
     rows: list[Row]
     submitted_s: float
 
 
-class PlanBuilder:
-    """The step being planned: its rows, deltas, and what is left of its token budget."""
+class Committed(NamedTuple):
+    """What a step did: to requests by name, and to those that got a token and nothing else."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.rows: list[Row] = []
-        self.admissions: list[Admission] = []
-        self.block_slots: list[int] = []
-        self.blocks: list[BlockDelta] = []
-        self.num_partial = 0  # prompts that this and earlier steps leave unfinished
-        self.num_long_partial = 0
-        self.masked_rows: list[int] = []
-        self.grammars: list[Grammar] = []
-
-    def add_blocks(self, slot: int, deltas: list[BlockDelta]) -> None:
-        self.block_slots.extend([slot] * len(deltas))
-        self.blocks.extend(deltas)
-
-    def add_row(self, request: Request, count: int) -> None:
-        start = request.num_planned
-        known = request.num_tokens + request.num_pending
-        row = Row(request, start, count, sample=start + count == known)
-        if row.sample and request.grammar is not None and request.grammar.restricts:
-            self.masked_rows.append(len(self.rows))
-            self.grammars.append(request.grammar)
-        self.rows.append(row)
-        self.budget -= count
-        request.num_inflight += count
-        request.num_pending += row.sample
-
-    def build(self, step: int, releases: list[int], mask_words: int) -> StepPlan:
-        blocks = np.empty((len(self.blocks), 4), np.int32)
-        if self.blocks:
-            blocks[:, 0] = self.block_slots
-            blocks[:, 1:] = np.array(self.blocks, np.int32)
-        masks = np.empty((len(self.grammars), mask_words), np.int32)
-        for mask, grammar in zip(masks, self.grammars, strict=True):
-            grammar.fill_mask(mask)
-        return StepPlan(
-            step=step,
-            slots=np.array([row.request.slot for row in self.rows], np.int32),
-            starts=np.array([row.start for row in self.rows], np.int32),
-            counts=np.array([row.num_tokens for row in self.rows], np.int32),
-            samples=np.array([row.sample for row in self.rows], np.bool_),
-            releases=np.array(releases, np.int32),
-            admissions=tuple(self.admissions),
-            blocks=blocks,
-            masked_rows=np.array(self.masked_rows, np.int32),
-            masks=masks,
-        )
+    updates: list[RequestUpdate]
+    slots: np.ndarray = NO_ROWS  # [R] int32
+    token_ids: np.ndarray = NO_ROWS  # [R] int32
 
 
 class Scheduler:
@@ -138,6 +91,8 @@ class Scheduler:
         self.running: list[Request] = []  # in policy order
         # No longer running, but held by steps in flight: preempted or finished ones.
         self.draining: set[Request] = set()
+        # Running requests that only decode; of the others alone the fields are up to date.
+        self.steady = SteadyRows(self.config.max_num_seqs + 1, self.kv)
         self.inflight: deque[InflightStep] = deque()
         self.free_slots = list(range(self.config.max_num_seqs, 0, -1))  # 0 is the dummy row's
         self.released_slots: list[int] = []  # to tell the ranks in the next plan
@@ -203,26 +158,77 @@ class Scheduler:
         """Plan the next step; None when nothing can run before a step in flight commits."""
         if self.compiling:
             self.take_compiled()
-        builder = PlanBuilder(self.config.max_num_batched_tokens)
-        enough = self._plan_running(builder)
+        if len(self.running) < self.steady.least_rows // 2:
+            self.steady.leave_all()
+        steady = self.steady.next_rows()
+        others = self._others()
+        if self._has_room(steady, others):
+            builder = PlanBuilder(self.config.max_num_batched_tokens, steady)
+            self._plan_steady(builder)
+            enough = self._plan_running(others, builder)
+        else:
+            # One by one, in policy order: who is served, and who is preempted for whom, matters.
+            self.steady.leave_all()
+            builder = PlanBuilder(self.config.max_num_batched_tokens, NO_STEADY_ROWS)
+            enough = self._plan_running(self.running, builder)
         # A preempted request that still drains comes before any that waits.
         if enough and all(request.is_finished for request in self.draining):
             self._plan_waiting(builder)
-        if not builder.rows:
+        if not builder.rows and not len(builder.steady.slots):
             return None
         self.num_steps += 1
         plan = builder.build(self.num_steps, self.released_slots, self.grammars.mask_words)
         self.released_slots = []
-        self.inflight.append(InflightStep(self.num_steps, builder.rows, time.monotonic()))
+        self.inflight.append(
+            InflightStep(self.num_steps, builder.steady, builder.rows, time.monotonic())
+        )
         return plan
 
-    def _plan_running(self, builder: PlanBuilder) -> bool:
-        """Rows for requests that hold a slot, in order; False after a shortage of blocks."""
+    def _others(self) -> list[Request]:
+        """Running requests that are not steady, in order."""
+        if len(self.steady) == len(self.running):
+            return []
+        return [request for request in self.running if request not in self.steady]
+
+    def _has_room(self, steady: SteadyPlan, others: list[Request]) -> bool:
+        """Whether steady rows can be planned first, with the result that order would have."""
+        budget = self.config.max_num_batched_tokens - len(steady.slots)
+        blocks = self.kv.pool.num_free - len(steady.begins_block) * len(self.kv.rules)
+        if budget < 0 or blocks < 0:
+            return False
+        if not others or others[0] is self.running[len(self.steady)]:
+            return True  # the others come after them, and are preempted before them
+        threshold = self.config.long_prefill_token_threshold
+        for request in others:
+            count = request.num_schedulable()
+            if threshold and count > 1:
+                count = min(count, threshold)
+            budget -= count
+            blocks -= self.kv.missing(request, request.num_planned + count)
+        return budget >= 0 and blocks >= 0
+
+    def _plan_steady(self, builder: PlanBuilder) -> None:
+        """Blocks for the rows that the builder starts with."""
+        slots, starts, begins_block = builder.steady
+        for row in begins_block.tolist():
+            slot = int(slots[row])
+            deltas = self.kv.reserve(self.steady.holder(slot), int(starts[row]) + 1)
+            assert deltas is not None, "there was room"
+            builder.add_blocks(slot, deltas)
+        self.steady.submit(builder.steady)
+
+    def _plan_running(self, requests: list[Request], builder: PlanBuilder) -> bool:
+        """Rows for running requests, in order; False after a shortage of blocks.
+
+        `requests` may be the list of all: a shortage takes from its end.
+        """
         enough = True
         index = 0
-        while index < len(self.running) and builder.budget > 0:
-            request = self.running[index]
+        while index < len(requests) and builder.budget > 0:
+            request = requests[index]
             index += 1
+            if request.status is not Status.RUNNING:
+                continue  # preempted for one before it
             count = self._chunk(request, builder)
             if count == 0:
                 continue
@@ -324,48 +330,84 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Take a running request's blocks away: now, or when its steps in flight have committed."""
         self.stats.num_preemptions += 1
+        self.steady.leave(request)
         request.status = Status.DRAINING
         self.draining.add(request)
         self._settle(request)
 
     # -- results ----------------------------------------------------------------------------------
 
-    def commit(self, plan: StepPlan, result: StepResult) -> list[RequestUpdate]:
+    def commit(self, plan: StepPlan, result: StepResult) -> Committed:
         """Apply the results of the oldest step in flight."""
         inflight = self.inflight.popleft()
         assert inflight.step == plan.step == result.step, (inflight.step, plan.step, result.step)
         updates = self.take_updates()
-        prompt_logprobs = {p.row: p for p in result.prompt_logprobs}
-        drawn = 0
-        token_ids = result.token_ids.tolist()
-        for index, row in enumerate(inflight.rows):
-            request = row.request
-            request.num_inflight -= row.num_tokens
-            request.num_computed += row.num_tokens
-            token_id = None
-            if row.sample:
-                request.num_pending -= 1
-                token_id = token_ids[drawn]
-            is_open = not request.is_finished
-            if is_open and request.slot in result.failures:
-                updates.append(self._fail(request, result.failures[request.slot]))
-            elif is_open and token_id == NO_TOKEN:
-                updates.append(self._fail(request, NO_TOKEN_ERROR))
-            elif is_open and (update := self._refused(request, token_id)):
-                updates.append(update)
-            elif is_open:
-                update = self._advance(request, token_id)
-                if index in prompt_logprobs:
-                    update.prompt_logprobs = _unseen(prompt_logprobs[index], request)
-                if token_id is not None and result.logprobs is not None:
-                    update.logprobs = _pick(result.logprobs, drawn, request)
-                if update.token_ids or update.prompt_logprobs is not None:
-                    updates.append(update)
-            drawn += row.sample
-            if request in self.draining:
-                self._settle(request)
+        slots, token_ids = inflight.steady.slots, result.token_ids[: len(inflight.steady.slots)]
+        if len(slots):
+            taken = self.steady.commit(slots, token_ids, list(result.failures))
+            if not taken.all():
+                self._commit_events(inflight.steady, taken, result, updates)
+                slots, token_ids = slots[taken], token_ids[taken]
+        if inflight.rows:
+            self._commit_rows(inflight, result, updates)
         self._count_step(inflight)
-        return updates
+        return Committed(updates, slots, token_ids)
+
+    def _commit_events(
+        self,
+        steady: SteadyPlan,
+        taken: np.ndarray,
+        result: StepResult,
+        updates: list[RequestUpdate],
+    ) -> None:
+        """Rows of requests that were steady when they were planned, and to which more happens."""
+        for index in np.flatnonzero(~taken).tolist():
+            request = self.steady.holder(int(steady.slots[index]))
+            row = Row(request, int(steady.starts[index]), 1, sample=True)
+            update = self._commit_row(row, int(result.token_ids[index]), result)
+            if update is not None:
+                updates.append(update)
+
+    def _commit_rows(
+        self, inflight: InflightStep, result: StepResult, updates: list[RequestUpdate]
+    ) -> None:
+        prompt_logprobs = {p.row: p for p in result.prompt_logprobs}
+        first = drawn = len(inflight.steady.slots)
+        token_ids = result.token_ids[first:].tolist()
+        for index, row in enumerate(inflight.rows, first):
+            token_id = token_ids[drawn - first] if row.sample else None
+            update = self._commit_row(row, token_id, result)
+            if update is not None and update.error is None:
+                if index in prompt_logprobs:
+                    update.prompt_logprobs = _unseen(prompt_logprobs[index], row.request)
+                if token_id is not None and result.logprobs is not None:
+                    update.logprobs = _pick(result.logprobs, drawn, row.request)
+            if update is not None and (
+                update.token_ids or update.prompt_logprobs is not None or update.error is not None
+            ):
+                updates.append(update)
+            drawn += row.sample
+
+    def _commit_row(
+        self, row: Row, token_id: int | None, result: StepResult
+    ) -> RequestUpdate | None:
+        """None for a request that has ended before."""
+        request = row.request
+        self.steady.leave(request)
+        request.num_inflight -= row.num_tokens
+        request.num_computed += row.num_tokens
+        request.num_pending -= row.sample
+        update = None
+        if not request.is_finished:
+            if request.slot in result.failures:
+                update = self._fail(request, result.failures[request.slot])
+            elif token_id == NO_TOKEN:
+                update = self._fail(request, NO_TOKEN_ERROR)
+            else:
+                update = self._refused(request, token_id) or self._advance(request, token_id)
+        if request in self.draining:
+            self._settle(request)
+        return update
 
     def _advance(self, request: Request, token_id: int | None) -> RequestUpdate:
         """Publish what is computed and take over a drawn token, which may end the request."""
@@ -374,7 +416,7 @@ class Scheduler:
             return RequestUpdate(request.id, [])
         request.tokens.append(token_id)
         self.kv.commit(request)
-        update = RequestUpdate(request.id, [token_id])
+        update = RequestUpdate(request.id, [token_id], slot=request.slot)
         if request.num_output_tokens == 1:
             update.num_cached_tokens = request.num_cached_tokens
             update.queue_s = request.queue_s
@@ -391,6 +433,8 @@ class Scheduler:
             self._finish(request, update.finish_reason)
         elif request.grammar is not None and request.grammar.finished:
             self._complete(request, update)
+        elif len(self.running) >= self.steady.least_rows:
+            self.steady.join(request)
         return update
 
     def _complete(self, request: Request, update: RequestUpdate) -> None:
@@ -419,6 +463,7 @@ class Scheduler:
         return RequestUpdate(request.id, [], finish_reason=reason, error=error)
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
+        self.steady.leave(request)
         request.finish_reason = reason
         del self.requests[request.id]
         if request.status is Status.COMPILING:
@@ -452,6 +497,7 @@ class Scheduler:
     def _count_step(self, inflight: InflightStep) -> None:
         stats = self.stats
         stats.num_steps += 1
+        stats.num_generation_tokens += len(inflight.steady.slots)
         for request, start, count, sample in inflight.rows:
             stats.num_generation_tokens += sample
             if start < request.num_prompt_tokens:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.sizing import plan_kv_cache
 from vllm.core.plan import StepPlan
-from vllm.core.scheduler import Scheduler
+from vllm.core.scheduler import Committed, Scheduler
 from vllm.engine.core_watch import make_watch
 from vllm.engine.messages import (
     Abort,
@@ -94,18 +94,20 @@ class EngineCore:
             watch.waiting(plan)
             result = handle.result()
             watch.committing(plan)
-            updates = self.scheduler.commit(plan, result)
+            committed = self.scheduler.commit(plan, result)
             watch.committed(plan)
         else:
-            updates = self.scheduler.take_updates()
-            if not updates:
+            committed = Committed(self.scheduler.take_updates())
+            if not committed.updates:
                 self._wait_compiled()
                 return None
         if not self.has_work:
             self.scheduler.check_idle()
         stats = self.scheduler.snapshot()
         watch.counted(stats)
-        return StepUpdates(updates, stats, time.monotonic())
+        return StepUpdates(
+            committed.updates, stats, time.monotonic(), committed.slots, committed.token_ids
+        )
 
     def _wait_compiled(self) -> None:
         """All there is to do is compiling: look again soon, also for new requests."""

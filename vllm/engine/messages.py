@@ -9,8 +9,9 @@ import enum
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from vllm.core.plan import LogprobArrays
+from vllm.core.plan import NO_ROWS, LogprobArrays
 from vllm.sampling_params import SamplingParams
 
 
@@ -67,6 +68,7 @@ class RequestUpdate(msgspec.Struct, omit_defaults=True):
     prompt_logprobs: LogprobArrays | None = None  # the next prompt positions, in order, from 1
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; with the first update
     queue_s: float = 0.0  # arrival to first scheduled; with the first update
+    slot: int = 0  # of the request from now on, with tokens; 0: not said
 
 
 class EngineStats(msgspec.Struct):
@@ -87,9 +89,14 @@ class EngineStats(msgspec.Struct):
 
 
 class StepUpdates(msgspec.Struct, tag=True):
+    """What one committed step did. Requests that got a token and nothing else, which are nearly all
+    in nearly all steps, are entries of two arrays, under the slot that their last update named."""
+
     updates: list[RequestUpdate]
     stats: EngineStats
     time_s: float  # time.monotonic() at commit
+    slots: np.ndarray = NO_ROWS  # [R] int32
+    token_ids: np.ndarray = NO_ROWS  # [R] int32
 
 
 class CallResult(msgspec.Struct, frozen=True, tag=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from vllm.engine.logprobs import TokenText, logprob_dicts
 from vllm.engine.messages import FinishReason, RequestUpdate, StepUpdates
 from vllm.engine.processor import ProcessedRequest
+from vllm.engine.seats import Seats
 from vllm.errors import BadRequest
 from vllm.metrics.stats import FinishedCall, FinishedRequest, IterationStats
 from vllm.outputs import (
@@ -45,6 +46,7 @@ class OutputSequence:
         "num_sent",
         "queue_s",
         "request",
+        "slot",
         "stop_reason",
         "text",
         "token_ids",
@@ -64,6 +66,22 @@ class OutputSequence:
         self.queue_s = 0.0
         self.first_token_s = 0.0  # time.monotonic(); 0: there is none yet
         self.last_token_s = 0.0
+        self.slot = 0  # in the core, as far as it was said
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is told or decided before the core's last word."""
+        params = self.request.params
+        return params.output_kind is RequestOutputKind.FINAL_ONLY and not params.stop_strings
+
+    def take_tokens(self, token_ids: list[int], now_s: float) -> None:
+        """Append tokens behind which the core goes on, up to one that completes a stop string."""
+        num_taken = self.text.push(token_ids)
+        if self.text.matched is not None:
+            token_ids = token_ids[:num_taken]
+            self._end(FinishReason.STOP, None)
+        self.token_ids += token_ids
+        self.last_token_s = now_s
 
     def take_over(self, update: RequestUpdate, token_text: TokenText) -> None:
         """Append an update's tokens, up to the one that completes a stop string."""
@@ -82,11 +100,14 @@ class OutputSequence:
             if update.logprobs is not None:
                 self._add_logprobs(update, len(token_ids), token_text)
         if reason is not None:
-            self.text.finish()
-            self.finish_reason = reason
-            self.stop_reason = self.text.matched or stop_reason
+            self._end(reason, stop_reason)
             if reason in (FinishReason.ERROR, FinishReason.REJECTED):
                 self.stop_reason = update.error
+
+    def _end(self, reason: FinishReason, stop_reason: int | None) -> None:
+        self.text.finish()
+        self.finish_reason = reason
+        self.stop_reason = self.text.matched or stop_reason
 
     def _add_logprobs(self, update: RequestUpdate, count: int, token_text: TokenText) -> None:
         arrays = update.logprobs
@@ -197,6 +218,7 @@ class OutputProcessor:
         self.stream_interval = stream_interval
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
+        self._seats = Seats()
         self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
         self._calls: list[FinishedCall] = []  # likewise
         self.on_finished: Callable[[OpenRequest], None] = _ignore
@@ -232,24 +254,89 @@ class OutputProcessor:
         changed: dict[OpenRequest, list[OutputSequence]] = {}
         for update in step.updates:
             sequence = self._sequences.get(update.request_id)
+            if update.slot:
+                self._seat(update.slot, sequence, step.time_s)
             if sequence is None:
                 continue
+            self._catch_up(sequence)
             sequence.take_over(update, self.token_text)
             self._note_prompt(sequence, update)
             if update.token_ids:
                 self._time(sequence, update, step.time_s, result.iteration)
             if sequence.finish_reason is not None:
-                if update.finish_reason is None:
-                    result.to_abort.append(sequence.id)
-                result.iteration.finished.append(self._close(sequence, step.time_s))
-                result.iteration.calls += self._calls
-                self._calls.clear()
+                self._end(sequence, step.time_s, result, is_known=update.finish_reason is not None)
             changed.setdefault(sequence.request, []).append(sequence)
+        if len(step.slots):
+            self._process_tokens(step, result, changed)
         for request, sequences in changed.items():
             output = request.output(dict.fromkeys(sequences), self.stream_interval)
             if output is not None:
                 result.outputs.append(output)
         return result
+
+    def _process_tokens(
+        self,
+        step: StepUpdates,
+        result: ProcessedStep,
+        changed: dict[OpenRequest, list[OutputSequence]],
+    ) -> None:
+        """Tokens of requests to which nothing else happened."""
+        seats, now_s = self._seats, step.time_s
+        slots, token_ids = step.slots, step.token_ids
+        is_taken = seats.is_taken[slots]
+        if not is_taken.all():
+            slots, token_ids = slots[is_taken], token_ids[is_taken]
+        result.iteration.num_generation_tokens += len(slots)
+        result.iteration.inter_token_s += (now_s - seats.last_token_s[slots]).tolist()
+        seats.last_token_s[slots] = now_s
+        is_quiet = seats.is_quiet[slots]
+        for slot in seats.gather(slots[is_quiet], token_ids[is_quiet]):
+            self._catch_up(_seated(seats, slot))
+        if is_quiet.all():
+            return
+        is_told = ~is_quiet
+        for slot, token_id in zip(
+            slots[is_told].tolist(), token_ids[is_told].tolist(), strict=True
+        ):
+            sequence = _seated(seats, slot)
+            request = sequence.request
+            sequence.take_tokens([token_id], now_s)
+            request.metrics.last_token_time = now_s + self._epoch_s
+            if sequence.finish_reason is not None:
+                self._end(sequence, now_s, result, is_known=False)
+            changed.setdefault(request, []).append(sequence)
+
+    def _seat(self, slot: int, sequence: OutputSequence | None, now_s: float) -> None:
+        """`sequence`, None for one of which nobody wants to hear, has the slot now."""
+        if slot < len(self._seats.sequences):
+            before = self._seats.sequences[slot]
+            if before is not None:
+                self._catch_up(before)
+        if sequence is not None and sequence.slot:
+            self._catch_up(sequence)
+            if sequence.slot != slot:
+                self._seats.put(sequence.slot, None, now_s)
+        self._seats.put(slot, sequence, now_s)
+
+    def _catch_up(self, sequence: OutputSequence) -> None:
+        """Take the tokens that have gathered while nobody asked."""
+        if not sequence.slot:
+            return
+        token_ids = self._seats.take(sequence.slot)
+        if token_ids:
+            last_s = float(self._seats.last_token_s[sequence.slot])
+            sequence.take_tokens(token_ids, last_s)
+            sequence.request.metrics.last_token_time = last_s + self._epoch_s
+
+    def _end(
+        self, sequence: OutputSequence, now_s: float, result: ProcessedStep, is_known: bool
+    ) -> None:
+        """A sequence has ended; `is_known`: to the core."""
+        if not is_known:
+            result.to_abort.append(sequence.id)
+        result.iteration.finished.append(self._close(sequence, now_s))
+        result.iteration.calls += self._calls
+        self._calls.clear()
 
     def abort(self, request_ids: Iterable[str]) -> tuple[list[str], list[RequestOutput]]:
         """End requests from here: the core's ids to abort, and the last outputs.
@@ -264,6 +351,7 @@ class OutputProcessor:
                 continue
             open_sequences = [s for s in request.sequences if s.finish_reason is None]
             for sequence in open_sequences:
+                self._catch_up(sequence)
                 sequence.text.finish()
                 sequence.finish_reason = FinishReason.ABORT
                 self._aborted.append(self._close(sequence, time.monotonic()))
@@ -309,6 +397,8 @@ class OutputProcessor:
         assert sequence.finish_reason is not None
         request = sequence.request
         del self._sequences[sequence.id]
+        if sequence.slot:
+            self._seats.put(sequence.slot, None, now_s)
         if request.is_finished:
             del self.requests[request.id]
             request.metrics.finished_time = now_s + self._epoch_s
@@ -330,6 +420,12 @@ class OutputProcessor:
             max_tokens=request.params.max_tokens or 0,
             num_cached_tokens=request.num_cached_tokens or 0,
         )
+
+
+def _seated(seats: Seats, slot: int) -> OutputSequence:
+    sequence = seats.sequences[slot]
+    assert sequence is not None, slot
+    return sequence
 
 
 def _ignore(request: OpenRequest) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
+import numpy as np
 
 from vllm.engine.messages import (
     Call,
@@ -66,6 +67,7 @@ class ManyFrontEnds:
         self.link = link
         self.clock = clock
         self.owners: dict[str, int] = {}
+        self.slot_owners = np.zeros(64, np.int32)  # by slot of the core
         self.told_s = [float("-inf")] * link.num_front_ends
         self.is_told_idle = [True] * link.num_front_ends
         self.stats = EngineStats()
@@ -90,15 +92,28 @@ class ManyFrontEnds:
             else:
                 owner = self.owners.pop(update.request_id)
             shares.setdefault(owner, []).append(update)
+            if update.slot:
+                self._own_slot(update.slot, owner)
+        of_slots = self.slot_owners[step.slots]
         now_s = self.clock()
         is_idle = step.stats.num_running == 0 and step.stats.num_waiting == 0
         for front_end in range(self.link.num_front_ends):
             share = shares.get(front_end)
+            is_own = of_slots == front_end
+            has_own = share is not None or bool(is_own.any())
             is_due = now_s - self.told_s[front_end] >= STATS_S
-            if share is None and not is_due and (not is_idle or self.is_told_idle[front_end]):
+            if not has_own and not is_due and (not is_idle or self.is_told_idle[front_end]):
                 continue
             self.told_s[front_end], self.is_told_idle[front_end] = now_s, is_idle
-            self.link.send(StepUpdates(share or [], step.stats, step.time_s), front_end)
+            slots, token_ids = step.slots[is_own], step.token_ids[is_own]
+            own = StepUpdates(share or [], step.stats, step.time_s, slots, token_ids)
+            self.link.send(own, front_end)
+
+    def _own_slot(self, slot: int, owner: int) -> None:
+        missing = slot + 1 - len(self.slot_owners)
+        if missing > 0:
+            self.slot_owners = np.pad(self.slot_owners, (0, max(missing, len(self.slot_owners))))
+        self.slot_owners[slot] = owner
 
 
 def refusal_of(data: memoryview, stats: EngineStats) -> FromEngine | None:

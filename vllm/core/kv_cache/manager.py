@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from vllm.core.kv_cache.block_pool import DUMMY_BLOCK, BlockId, BlockPool
 from vllm.core.kv_cache.prefix import extend_hashes
 from vllm.core.kv_cache.spec import MLA, FullAttention, KVCacheLayout, KVGroup, SlidingWindow
@@ -171,17 +173,23 @@ class KVCacheManager:
             ]
         return deltas
 
-    def reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:
-        """Blocks for the positions below `upto`: the new ones, or None (none taken) if too few."""
+    def missing(self, request: Request, upto: int) -> int:
+        """How many blocks `reserve` would take."""
         num_blocks = ceil_div(upto, self.block_size)
         missing = 0
         for blocks in request.blocks:
             if len(blocks) < num_blocks:
                 missing += num_blocks - len(blocks)
+        return missing
+
+    def reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:
+        """Blocks for the positions below `upto`: the new ones, or None (none taken) if too few."""
+        missing = self.missing(request, upto)
         if missing == 0:
             return []
         if missing > self.pool.num_free:
             return None
+        num_blocks = ceil_div(upto, self.block_size)
         deltas = []
         for rule, blocks in zip(self.rules, request.blocks, strict=True):
             count = num_blocks - len(blocks)
@@ -192,6 +200,15 @@ class KVCacheManager:
                 ]
                 blocks += new
         return deltas
+
+    def commit_residues(self) -> np.ndarray:
+        """[block_size] bool: `commit` does something only where this is set at num_computed modulo
+        the block size, if `num_computed` grows by ones."""
+        due = np.zeros(self.block_size, np.bool_)
+        due[0] = self.enable_prefix_caching
+        for rule in self._sliding:
+            due[(rule.window - 1) % self.block_size] = True
+        return due
 
     def commit(self, request: Request) -> None:
         """After `num_computed` has grown: publish filled blocks, drop those no query will read."""
