@@ -10,6 +10,7 @@ from tests.models.harness import Harness, config_for
 from tools.tiny_models import random_checkpoint
 from vllm.config.vllm import VllmConfig
 from vllm.loader import load_model
+from vllm.platforms.base import Platform
 from vllm.platforms.cpu import CpuPlatform
 
 FALLBACK = ["llama-dynamic-rope", "gemma2", "mixtral", "qwen3_moe", "deepseek_v3", "gpt_bigcode"]
@@ -17,9 +18,11 @@ CASES = [(arch, "auto") for arch in random_checkpoint.ARCHITECTURES]
 CASES += [(arch, "transformers") for arch in FALLBACK]
 
 
-def assert_same_text_and_logits(config: VllmConfig, expected: Reference) -> None:
+def assert_same_text_and_logits(
+    config: VllmConfig, expected: Reference, platform: Platform | None = None
+) -> None:
     """Runs all prompts together; every row must give the expected tokens from close logits."""
-    model = load_model(config, CpuPlatform(), torch.device("cpu"))
+    model = load_model(config, platform or CpuPlatform(), torch.device("cpu"))
     run = Harness(model, len(expected.prompts))
     for row, prompt in enumerate(expected.prompts):
         run.add(row, prompt)
