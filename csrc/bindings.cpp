@@ -18,6 +18,9 @@ TORCH_LIBRARY(vllm, m) {
   m.def("silu_and_mul(Tensor x) -> Tensor");
   m.def("gelu_tanh_and_mul(Tensor x) -> Tensor");
   m.def("rotary(Tensor q, Tensor k, Tensor cos, Tensor sin, str style) -> (Tensor, Tensor)");
+  m.def(
+      "normed_rotary(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, float eps, Tensor cos, "
+      "Tensor sin, str style) -> (Tensor, Tensor)");
   m.def("pack_weight(Tensor weight, bool gated=False) -> Tensor");
   m.def("packed_rows(Tensor packed, Tensor ids, int outputs, int inputs) -> Tensor");
   m.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs, bool wide) -> Tensor");
@@ -44,6 +47,7 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("silu_and_mul", &vllm::cpu::silu_and_mul);
   m.impl("gelu_tanh_and_mul", &vllm::cpu::gelu_tanh_and_mul);
   m.impl("rotary", &vllm::cpu::rotary);
+  m.impl("normed_rotary", &vllm::cpu::normed_rotary);
   m.impl("pack_weight", &vllm::cpu::pack_weight);
   m.impl("packed_rows", &vllm::cpu::packed_rows);
   m.impl("packed_linear", &vllm::cpu::packed_linear);

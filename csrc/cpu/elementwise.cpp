@@ -130,46 +130,87 @@ at::Tensor gelu_tanh_and_mul(const at::Tensor& x) {
   return gate(x, kernels().gelu_tanh_and_mul[dtype_of(x, "x")]);
 }
 
-std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
-                                          const at::Tensor& cos, const at::Tensor& sin,
-                                          const std::string& style) {
+namespace {
+
+struct Rotation {
+  const at::Tensor& cos;
+  const at::Tensor& sin;
+  const std::string& style;
+};
+
+void check_rotation(const at::Tensor& q, const at::Tensor& k, const Rotation& by) {
+  const at::Tensor &cos = by.cos, &sin = by.sin;
   VLLM_CHECK_RANK(q, 3);
   VLLM_CHECK_RANK(k, 3);
   VLLM_CHECK_RANK(cos, 2);
-  const int64_t num_tokens = q.size(0), head_dim = q.size(2), half = cos.size(1);
-  VLLM_CHECK_SIZE(k, 0, num_tokens);
-  VLLM_CHECK_SIZE(k, 2, head_dim);
-  VLLM_CHECK_SIZE(cos, 0, num_tokens);
+  VLLM_CHECK_SIZE(k, 0, q.size(0));
+  VLLM_CHECK_SIZE(k, 2, q.size(2));
+  VLLM_CHECK_SIZE(cos, 0, q.size(0));
   TORCH_CHECK(sin.sizes() == cos.sizes(), "sin must have cos's shape ", cos.sizes(), ", has ",
               sin.sizes());
-  TORCH_CHECK(2 * half <= head_dim, "cos rotates ", 2 * half, " dimensions, heads have ", head_dim);
-  TORCH_CHECK(style == "neox" || style == "interleaved", "style must be neox or interleaved, is ",
-              style);
+  TORCH_CHECK(2 * cos.size(1) <= q.size(2), "cos rotates ", 2 * cos.size(1),
+              " dimensions, heads have ", q.size(2));
+  TORCH_CHECK(by.style == "neox" || by.style == "interleaved",
+              "style must be neox or interleaved, is ", by.style);
   VLLM_CHECK_DTYPE(k, q.scalar_type());
   VLLM_CHECK_DTYPE(sin, cos.scalar_type());
-  const bool wide = cos.scalar_type() == at::kFloat;
-  if (!wide) VLLM_CHECK_DTYPE(cos, q.scalar_type());
-  const auto kernel = kernels().rotary[dtype_of(q, "q")][wide ? 1 : 0];
+  if (cos.scalar_type() != at::kFloat) VLLM_CHECK_DTYPE(cos, q.scalar_type());
+}
+
+// Calls kernel(head, is_query) for every head of every token.
+template <typename Kernel>
+std::tuple<at::Tensor, at::Tensor> rotate_heads(const at::Tensor& q, const at::Tensor& k,
+                                                const Rotation& by, const Kernel& kernel) {
   const at::Tensor queries = walkable(q), keys = walkable(k);
-  const at::Tensor c = cos.contiguous(), s = sin.contiguous();
+  const at::Tensor c = by.cos.contiguous(), s = by.sin.contiguous();
   const at::Tensor out_q = dense_like(q), out_k = dense_like(k);
   const Rows from_q(queries), from_k(keys);
+  const int64_t num_tokens = q.size(0), head_dim = q.size(2), half = c.size(1);
   const int64_t head_bytes = head_dim * q.element_size(), angles = half * c.element_size();
-  const auto rotate = [&](const Rows& from, const at::Tensor& out, int64_t token) {
+  const auto rotate = [&](const Rows& from, const at::Tensor& out, int64_t token, bool is_query) {
     for (int64_t r = token * from.inner; r < (token + 1) * from.inner; ++r) {
-      kernel({from.at(r), mutable_bytes(out) + r * head_bytes, bytes(c) + token * angles,
-              bytes(s) + token * angles, static_cast<int>(half), static_cast<int>(head_dim),
-              style == "interleaved"});
+      kernel(RotaryHead{from.at(r), mutable_bytes(out) + r * head_bytes, bytes(c) + token * angles,
+                        bytes(s) + token * angles, static_cast<int>(half),
+                        static_cast<int>(head_dim), by.style == "interleaved"},
+             is_query);
     }
   };
   const int64_t width = (q.size(1) + k.size(1)) * head_dim;
   parallel_for(0, num_tokens, rows_per_thread(width), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      rotate(from_q, out_q, t);
-      rotate(from_k, out_k, t);
+      rotate(from_q, out_q, t, true);
+      rotate(from_k, out_k, t, false);
     }
   });
   return {out_q, out_k};
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
+                                          const at::Tensor& cos, const at::Tensor& sin,
+                                          const std::string& style) {
+  const Rotation by{cos, sin, style};
+  check_rotation(q, k, by);
+  const auto kernel = kernels().rotary[dtype_of(q, "q")][cos.scalar_type() == at::kFloat];
+  return rotate_heads(q, k, by, [&](const RotaryHead& head, bool) { kernel(head); });
+}
+
+std::tuple<at::Tensor, at::Tensor> normed_rotary(const at::Tensor& q, const at::Tensor& k,
+                                                 const at::Tensor& q_weight,
+                                                 const at::Tensor& k_weight, double eps,
+                                                 const at::Tensor& cos, const at::Tensor& sin,
+                                                 const std::string& style) {
+  const Rotation by{cos, sin, style};
+  check_rotation(q, k, by);
+  check_weight(q, q_weight);
+  check_weight(k, k_weight);
+  TORCH_CHECK(q.size(2) <= kMaxNormedHead, "heads have ", q.size(2), " dimensions, at most ",
+              kMaxNormedHead, " can be normalised and rotated together");
+  const auto kernel = kernels().normed_rotary[dtype_of(q, "q")][cos.scalar_type() == at::kFloat];
+  return rotate_heads(q, k, by, [&](const RotaryHead& head, bool is_query) {
+    kernel(head, bytes(is_query ? q_weight : k_weight), static_cast<float>(eps));
+  });
 }
 
 at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& positions,

@@ -59,6 +59,8 @@ struct RowPointers {
   void* sum;  // in + residual, when there is one
 };
 
+inline constexpr int kMaxNormedHead = 1024;  // dimensions of a head that is normalised and rotated
+
 struct RotaryHead {
   const void* in;
   void* out;
@@ -114,6 +116,8 @@ struct KernelTable {
   void (*gelu_tanh_and_mul[kNumDTypes])(const void* in, void* out, int64_t width);
   // Indexed by the dtype of the head and by whether cos and sin are float32.
   void (*rotary[kNumDTypes][2])(const RotaryHead& head);
+  // The same of a head that is normalised first.
+  void (*normed_rotary[kNumDTypes][2])(const RotaryHead& head, const void* weight, float eps);
 
   void (*multiply[kNumDTypes])(const PanelProduct& product);
   // Rows of a weight into outputs [first, first + count) of a panel; missing ones are zero.

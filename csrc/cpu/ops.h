@@ -23,6 +23,11 @@ at::Tensor gelu_tanh_and_mul(const at::Tensor& x);
 std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& cos, const at::Tensor& sin,
                                           const std::string& style);
+std::tuple<at::Tensor, at::Tensor> normed_rotary(const at::Tensor& q, const at::Tensor& k,
+                                                 const at::Tensor& q_weight,
+                                                 const at::Tensor& k_weight, double eps,
+                                                 const at::Tensor& cos, const at::Tensor& sin,
+                                                 const std::string& style);
 
 // A weight [outputs, inputs] in the layout that products with it read: [panels, depth, 64]. Of a
 // gated one, which has gates in its first half, panels hold 32 of either half.

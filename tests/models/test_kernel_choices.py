@@ -21,7 +21,7 @@ from vllm.platforms.cpu.attention import TorchAttention
 ARCHITECTURES = ("qwen3", "gemma2", "mixtral", "deepseek_v3")
 KERNELS = (
     *("rms_norm", "fused_add_rms_norm", "gemma_rms_norm", "silu_and_mul", "gelu_tanh_and_mul"),
-    *("rotary", "attention", "packed weights"),
+    *("rotary", "normed_rotary", "attention", "packed weights"),
 )
 
 

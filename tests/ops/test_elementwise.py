@@ -148,3 +148,25 @@ def test_wrong_arguments_are_named(name, arguments, message):
         pytest.skip("native kernels are not built")
     with pytest.raises(RuntimeError, match=message):
         PLATFORM.ops()[name](*arguments)
+
+
+@pytest.mark.parametrize("override", overrides_of("normed_rotary"), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("style", ["neox", "interleaved"])
+@pytest.mark.parametrize(("head_dim", "half"), [(16, 8), (20, 6), (128, 64)])
+def test_heads_are_normalised_before_they_are_rotated(override, dtype, style, head_dim, half):
+    qkv = rand(5, 6 * head_dim, dtype=dtype)
+    q, k = qkv[:, : 4 * head_dim].view(5, 4, -1), qkv[:, 4 * head_dim :].view(5, 2, -1)
+    weights = rand(head_dim, dtype=dtype), rand(head_dim, dtype=dtype) + 1
+    angles = rand(5, half), rand(5, half) / 2
+    got = override(q, k, *weights, 1e-6, *angles, style)
+    expected = REFERENCES["normed_rotary"](q, k, *weights, 1e-6, *angles, style)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert_matches(ours, theirs, slack=4.0)
+
+
+@pytest.mark.parametrize("override", overrides_of("normed_rotary"), ids=str)
+def test_heads_too_long_to_be_normalised_and_rotated_are_refused(override):
+    q, weight, angles = torch.zeros(1, 1, 2048), torch.ones(2048), torch.zeros(1, 8)
+    with pytest.raises(RuntimeError, match="at most 1024"):
+        override(q, q, weight, weight, 1e-6, angles, angles, "neox")

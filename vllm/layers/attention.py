@@ -57,15 +57,18 @@ class SelfAttention(nn.Module):
         self.attend = context.attention(shape.spec(context))
         self.head_dim = shape.head_dim
         self.rotate = rotary.apply
-        if shape.qk_norm_eps > 0:
-            self.q_norm: nn.Module = RMSNorm(unit, shape.qk_norm_eps, context)
-            self.k_norm: nn.Module = RMSNorm(unit, shape.qk_norm_eps, context)
-        else:
-            self.q_norm = self.k_norm = nn.Identity()
+        self.norm_and_rotate = rotary.apply_normed
+        self.has_norms = shape.qk_norm_eps > 0
+        if self.has_norms:
+            self.q_norm = RMSNorm(unit, shape.qk_norm_eps, context)
+            self.k_norm = RMSNorm(unit, shape.qk_norm_eps, context)
 
     def forward(self, x: Tensor, rope: Rope, metas: AttentionMetas) -> Tensor:
         q, k, v = self.qkv(x).split(self.qkv.widths, dim=-1)
-        q = self.q_norm(q.unflatten(-1, (-1, self.head_dim)))  # [T, N, D]
-        k = self.k_norm(k.unflatten(-1, (-1, self.head_dim)))  # [T, K, D]
-        q, k = self.rotate(q, k, rope)
+        q = q.unflatten(-1, (-1, self.head_dim))  # [T, N, D]
+        k = k.unflatten(-1, (-1, self.head_dim))  # [T, K, D]
+        if self.has_norms:
+            q, k = self.norm_and_rotate(q, k, (self.q_norm, self.k_norm), rope)
+        else:
+            q, k = self.rotate(q, k, rope)
         return self.out(self.attend(q, k, v, metas))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vllm.ops.norm import rms_norm
 from vllm.ops.registry import op
 
 RotaryStyle = Literal["neox", "interleaved"]
@@ -54,3 +56,28 @@ def rotary(
     dimension i with i + R/2, `interleaved` pairs 2i with 2i + 1.
     """
     return _rotate(q, cos, sin, style), _rotate(k, cos, sin, style)
+
+
+QueriesAndKeys = Callable[..., tuple[Tensor, Tensor]]
+
+
+def norm_then_rotate(norm: Callable[..., Tensor], turn: QueriesAndKeys) -> QueriesAndKeys:
+    """What `normed_rotary` computes, by a platform's `rms_norm` and `rotary`."""
+
+    def normed_rotary(
+        q: Tensor,
+        k: Tensor,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        eps: float,
+        cos: Tensor,
+        sin: Tensor,
+        style: RotaryStyle,
+    ) -> tuple[Tensor, Tensor]:
+        """`rotary` of queries and keys whose heads are normalised by weights [D] first."""
+        return turn(norm(q, q_weight, eps), norm(k, k_weight, eps), cos, sin, style)
+
+    return normed_rotary
+
+
+normed_rotary = op(norm_then_rotate(rms_norm, rotary))

@@ -81,6 +81,16 @@ void rotary(const RotaryHead& head) {
   for (int i = 2 * half; i < head.head_dim; ++i) out[i] = in[i];
 }
 
+// The head is normalised, and rounded as if it were stored, before it is rotated.
+template <typename T, typename C>
+void normed_rotary(const RotaryHead& head, const void* weight, float eps) {
+  T normed[kMaxNormedHead];
+  rms_norm<T, false>({head.in, nullptr, weight, normed, nullptr}, head.head_dim, eps);
+  RotaryHead rotated = head;
+  rotated.in = normed;
+  rotary<T, C>(rotated);
+}
+
 template <typename T>
 void add(KernelTable& table, DType dtype) {
   table.rms_norm[dtype] = rms_norm<T, false>;
@@ -89,6 +99,8 @@ void add(KernelTable& table, DType dtype) {
   table.gelu_tanh_and_mul[dtype] = gelu_tanh_and_mul<T>;
   table.rotary[dtype][0] = rotary<T, T>;
   table.rotary[dtype][1] = rotary<T, float>;
+  table.normed_rotary[dtype][0] = normed_rotary<T, T>;
+  table.normed_rotary[dtype][1] = normed_rotary<T, float>;
 }
 
 }  // namespace

@@ -134,10 +134,14 @@ inline float load_one<BFloat16>(const BFloat16* p) {
   return bit_cast<float>(uint32_t{p->bits} << 16);
 }
 
+// By halves: a chain of additions would take as long as many a row.
 inline float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kWidth; ++i) total += v[i];
-  return total;
+  float lanes[kWidth];
+  store(lanes, v);
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
 }
 
 // Calls body(offset, count) for all of [0, width): count is kWidth but for the last.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.layers.context import ModelContext
+from vllm.layers.norm import RMSNorm
 from vllm.layers.rope.frequencies import dynamic, frequencies
 from vllm.layers.rope.parameters import RopeParameters
 from vllm.ops.rotary import RopeTable, RotaryStyle
@@ -36,6 +37,7 @@ class Rotary(nn.Module):
         super().__init__()
         self.style = style
         self.rotate = context.ops.rotary
+        self.norm_and_rotate = context.ops.normed_rotary
         self.rows = context.ops.rope_rows
         table = rope_table(parameters, context.config.model.max_model_len)
         # Not parameters: derived from the config, never in a checkpoint.
@@ -52,6 +54,15 @@ class Rotary(nn.Module):
         """q [T, N, D] and k [T, K, D], rotated."""
         return self.rotate(q, k, rope.cos, rope.sin, self.style)
 
+    def apply_normed(
+        self, q: Tensor, k: Tensor, norms: tuple[RMSNorm, RMSNorm], rope: Rope
+    ) -> tuple[Tensor, Tensor]:
+        """The same of heads that `norms` of one epsilon normalise first."""
+        q_norm, k_norm = norms
+        return self.norm_and_rotate(
+            q, k, q_norm.weight, k_norm.weight, q_norm.eps, rope.cos, rope.sin, self.style
+        )
+
 
 class NoRope(nn.Module):
     """For models whose positions enter elsewhere."""
@@ -62,6 +73,11 @@ class NoRope(nn.Module):
 
     def apply(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return q, k
+
+    def apply_normed(
+        self, q: Tensor, k: Tensor, norms: tuple[RMSNorm, RMSNorm], rope: Rope
+    ) -> tuple[Tensor, Tensor]:
+        return norms[0](q), norms[1](k)
 
 
 def tabulate(parameters: RopeParameters, max_model_len: int) -> tuple[Tensor, Tensor]:

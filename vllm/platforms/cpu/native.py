@@ -26,6 +26,7 @@ _PLAIN = (
     "silu_and_mul",
     "gelu_tanh_and_mul",
     "rotary",
+    "normed_rotary",
     "write_kv",
     "write_latent",
     "exponential_noise",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm.envs import Environment
+from vllm.ops import REFERENCES
+from vllm.ops.rotary import norm_then_rotate
 from vllm.platforms.hpu.kernels import Kernels, installed
 from vllm.platforms.hpu.ops.activation import gelu_and_mul
 from vllm.platforms.hpu.ops.moe import FusedMoE, MoESettings, dense_moe, moe_settings
@@ -32,4 +34,6 @@ def hpu_ops(kernels: Kernels | None = None) -> Mapping[str, Callable[..., Any]]:
         rotary = FusedRotary(kernels.rotary, Environment().VLLM_COS_SIN_RECOMPUTE)
         ops["rope_rows"] = rotary.rope_rows
         ops["rotary"] = rotary.rotary
+    known = {**REFERENCES, **ops}
+    ops["normed_rotary"] = norm_then_rotate(known["rms_norm"], known["rotary"])
     return ops
