@@ -34,6 +34,7 @@ HOST_SOURCES = (
 # Compiled once per instruction set.
 KERNEL_SOURCES = (
     "csrc/cpu/isa/attention.cpp",
+    "csrc/cpu/isa/attention_dot.cpp",
     "csrc/cpu/isa/elementwise.cpp",
     "csrc/cpu/isa/gemm.cpp",
     "csrc/cpu/isa/noise.cpp",

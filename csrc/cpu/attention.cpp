@@ -1,28 +1,27 @@
 // Paged attention: cuts a launch into tiles, divides them over threads, puts split rows together.
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "common/check.h"
 #include "cpu/dtype.h"
 #include "cpu/ops.h"
+#include "cpu/pool.h"
 
 namespace vllm::cpu {
 namespace {
 
-// Lines of a tile: enough to use each key and value often while it is in the L1 cache, few enough
-// that scores and sums stay in the L2 cache.
-constexpr int kTileLines = 32;
-// A row is cut along its tokens only while there are idle threads, in pieces of at least this many.
-constexpr int kMinSplitTokens = 512;
-// Multiplications below which waking a thread costs more than it saves.
-constexpr int64_t kMinThreadWork = 256 * 1024;
+// Tokens whose softmax is computed by itself and joined to that of earlier ones: where a sequence
+// may be cut for other threads. A multiple of every chunk, counted from the first token, so that
+// results do not depend on who computes what.
+constexpr int kSegment = 512;
+static_assert(kSegment % kMaxChunk == 0);
+// Multiplications below which claiming a task, or waking a thread for it, costs more than it saves.
+constexpr int64_t kMinTaskWork = 128 * 1024;
 
 struct Rows {
   const int32_t* query_start;
@@ -30,6 +29,8 @@ struct Rows {
   const int32_t* block_table;
   int64_t num_rows;
   int64_t table_stride;
+
+  int count(int row) const { return query_start[row + 1] - query_start[row]; }
 };
 
 struct Tile {
@@ -44,7 +45,7 @@ struct Tile {
   int split;  // index of its state in the workspace, -1: finished by the thread that computes it
 };
 
-// Tiles [first, first + count) hold pieces of the same lines.
+// Tiles [first, first + count) hold the segments of the same lines.
 struct Join {
   int first;
   int count;
@@ -52,72 +53,106 @@ struct Join {
 
 struct Work {
   std::vector<Tile> tiles;
+  std::vector<int> tasks;  // task i computes the tiles [tasks[i], tasks[i + 1])
   std::vector<Join> joins;
   int num_splits = 0;
-  int64_t cost = 0;
 };
 
-Work cut(const Rows& rows, const AttentionShape& shape, int num_heads, int num_kv_heads) {
-  const int group = num_heads / num_kv_heads;
-  const int tile_heads = std::min(group, kTileLines);
-  const int tile_queries = std::max(1, kTileLines / tile_heads);
-  std::vector<Tile> whole;
-  int64_t cost = 0;
-  for (int r = 0; r < rows.num_rows; ++r) {
-    const int count = rows.query_start[r + 1] - rows.query_start[r];
-    const int past = rows.seq_lens[r] - count;
-    for (int kv_head = 0; kv_head < num_kv_heads; ++kv_head) {
-      for (int h = 0; h < group; h += tile_heads) {
-        for (int i = 0; i < count; i += tile_queries) {
-          const int heads = std::min(tile_heads, group - h);
-          const int queries = std::min(tile_queries, count - i);
-          const int first = past + i;
-          const int begin = shape.window > 0 ? std::max(0, first - shape.window + 1) : 0;
-          const int end = first + queries;
-          whole.push_back({r, kv_head, kv_head * group + h, heads, i, queries, begin, end, -1});
-          cost += int64_t{queries} * heads * (end - begin) * (shape.head_dim + shape.value_dim);
-        }
+// How the lines of one KV head are cut into tiles.
+struct TileSize {
+  int group;
+  int heads;
+  int queries;
+
+  TileSize(int num_heads, int num_kv_heads, int lines)
+      : group(num_heads / num_kv_heads),
+        heads(std::min(group, lines)),
+        queries(std::max(1, lines / heads)) {}
+
+  int64_t tiles_of(int num_queries) const {
+    return int64_t{(group + heads - 1) / heads} * ((num_queries + queries - 1) / queries);
+  }
+};
+
+class Cutter {
+ public:
+  Cutter(const Rows& rows, const AttentionShape& shape, const TileSize& size, int num_kv_heads)
+      : rows_(rows), shape_(shape), size_(size), num_kv_heads_(num_kv_heads) {}
+
+  Work cut() {
+    int64_t num_tiles = 0;
+    for (int r = 0; r < rows_.num_rows; ++r) num_tiles += size_.tiles_of(rows_.count(r));
+    num_tiles *= num_kv_heads_;
+    // Several tiles per thread finish together; where there are fewer, segments are tasks.
+    split_ = num_threads() > 1 && num_tiles < 4 * num_threads();
+    work_.tiles.reserve(num_tiles);
+    work_.tasks.push_back(0);
+    for (int r = 0; r < rows_.num_rows; ++r) {
+      for (int kv_head = 0; kv_head < num_kv_heads_; ++kv_head) add_row(r, kv_head);
+    }
+    end_task();
+    return std::move(work_);
+  }
+
+ private:
+  void add_row(int row, int kv_head) {
+    const int count = rows_.count(row), past = rows_.seq_lens[row] - count;
+    for (int h = 0; h < size_.group; h += size_.heads) {
+      const int heads = std::min(size_.heads, size_.group - h);
+      for (int i = 0; i < count; i += size_.queries) {
+        const int queries = std::min(size_.queries, count - i), first = past + i;
+        const int begin = shape_.window > 0 ? std::max(0, first - shape_.window + 1) : 0;
+        const int head = kv_head * size_.group + h;
+        add_tile({row, kv_head, head, heads, i, queries, begin, first + queries, -1});
       }
     }
   }
-  Work work;
-  work.cost = cost;
-  // Several pieces per thread, so that they finish together; prompts have enough tiles as they are.
-  const int wanted = 4 * at::get_num_threads();
-  const bool idle = at::get_num_threads() > 1 && static_cast<int>(whole.size()) < wanted;
-  const int parts = idle && !whole.empty() ? wanted / static_cast<int>(whole.size()) : 1;
-  for (const Tile& tile : whole) {
-    const int tokens = tile.kv_end - tile.kv_begin;
-    const int pieces = std::max(1, std::min(parts, tokens / kMinSplitTokens));
-    if (pieces == 1) {
-      work.tiles.push_back(tile);
-      continue;
+
+  void add_tile(const Tile& tile) {
+    const int first = tile.kv_begin / kSegment, last = (tile.kv_end - 1) / kSegment;
+    if (!split_ || first == last) {
+      add_piece(tile);
+      return;
     }
-    const int first_chunk = tile.kv_begin / shape.chunk;
-    const int chunks = (tile.kv_end - 1) / shape.chunk + 1 - first_chunk;
-    work.joins.push_back({static_cast<int>(work.tiles.size()), pieces});
-    for (int p = 0; p < pieces; ++p) {
+    work_.joins.push_back({static_cast<int>(work_.tiles.size()), last + 1 - first});
+    for (int s = first; s <= last; ++s) {
       Tile piece = tile;
-      piece.kv_begin = std::max(tile.kv_begin, (first_chunk + chunks * p / pieces) * shape.chunk);
-      piece.kv_end = std::min(tile.kv_end, (first_chunk + chunks * (p + 1) / pieces) * shape.chunk);
-      piece.split = work.num_splits++;
-      work.tiles.push_back(piece);
+      piece.kv_begin = std::max(tile.kv_begin, s * kSegment);
+      piece.kv_end = std::min(tile.kv_end, (s + 1) * kSegment);
+      piece.split = work_.num_splits++;
+      add_piece(piece);
     }
   }
-  return work;
-}
 
-// Calls body(i) for all i < count; threads take the next one when they are done with theirs, as
-// tiles differ a lot in size.
-template <typename Body>
-void for_each_task(int count, int64_t cost, const Body& body) {
-  const int64_t useful = std::max<int64_t>(1, cost / kMinThreadWork);
-  const int threads =
-      static_cast<int>(std::min<int64_t>({at::get_num_threads(), useful, int64_t{count}}));
-  std::atomic<int> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int i = next++; i < count; i = next++) body(i);
-  });
+  void add_piece(const Tile& piece) {
+    work_.tiles.push_back(piece);
+    cost_ += int64_t{piece.num_queries} * piece.num_heads * (piece.kv_end - piece.kv_begin) *
+             (shape_.head_dim + shape_.value_dim);
+    if (cost_ >= kMinTaskWork) end_task();
+  }
+
+  void end_task() {
+    const int end = static_cast<int>(work_.tiles.size());
+    if (work_.tasks.back() < end) work_.tasks.push_back(end);
+    cost_ = 0;
+  }
+
+  const Rows& rows_;
+  const AttentionShape& shape_;
+  const TileSize size_;
+  const int num_kv_heads_;
+  bool split_ = false;
+  int64_t cost_ = 0;  // of the task being filled
+  Work work_;
+};
+
+// At least `bytes`, aligned to a cache line; belongs to the calling thread until its next call.
+char* scratch_memory(int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  thread_local std::vector<char> memory;
+  if (static_cast<int64_t>(memory.size()) < bytes + kLine) memory.resize(bytes + kLine);
+  const int64_t address = reinterpret_cast<intptr_t>(memory.data());
+  return memory.data() + (kLine - address % kLine) % kLine;
 }
 
 class Launch {
@@ -127,39 +162,40 @@ class Launch {
       : shape_(shape),
         rows_(rows),
         dtype_(dtype_of(q, "q")),
+        kernels_(kernels()),
         element_(q.element_size()),
         q_(bytes(q)),
         out_(mutable_bytes(out)),
-        num_heads_(static_cast<int>(q.size(1))),
-        work_(cut(rows, shape, num_heads_, num_kv_heads)),
-        state_floats_(int64_t{kTileLines} * (shape.value_dim + 2)) {}
+        num_heads_(static_cast<int>(q.size(1))) {
+    const TileSize size(num_heads_, num_kv_heads, kernels_.attention_lines[dtype_]);
+    work_ = Cutter(rows, shape, size, num_kv_heads).cut();
+    for (const Tile& tile : work_.tiles) {
+      max_lines_ = std::max(max_lines_, tile.num_queries * tile.num_heads);
+    }
+    scratch_bytes_ = (kernels_.attention_scratch[dtype_](shape, max_lines_) + 63) / 64 * 64;
+    state_floats_ = int64_t{max_lines_} * (shape.sum_stride + 2);
+    state_floats_ = (state_floats_ + kSumAlignment - 1) / kSumAlignment * kSumAlignment;
+  }
 
   void run() {
     std::vector<float> splits(work_.num_splits * state_floats_);
-    for_each_task(static_cast<int>(work_.tiles.size()), work_.cost, [&](int i) {
-      const Tile& tile = work_.tiles[i];
-      const int64_t lines = tile.num_queries * tile.num_heads;
-      int64_t floats = lines * (shape_.head_dim + shape_.chunk);
-      if (shape_.latent) floats += int64_t{shape_.chunk} * shape_.head_dim;
-      thread_local std::vector<float> scratch;
-      if (static_cast<int64_t>(scratch.size()) < floats + state_floats_) {
-        scratch.resize(floats + state_floats_);
+    for_each_task(static_cast<int64_t>(work_.tasks.size()) - 1, [&](int64_t task) {
+      char* scratch = scratch_memory(scratch_bytes_ + 2 * state_floats_ * int64_t{sizeof(float)});
+      float* memory = reinterpret_cast<float*>(scratch + scratch_bytes_);
+      for (int i = work_.tasks[task]; i < work_.tasks[task + 1]; ++i) {
+        const Tile& tile = work_.tiles[i];
+        if (tile.split >= 0) {
+          attend(tile, scratch, state_in(splits.data() + tile.split * state_floats_));
+        } else {
+          attend_and_finish(tile, scratch, memory);
+        }
       }
-      float* memory =
-          tile.split >= 0 ? splits.data() + tile.split * state_floats_ : scratch.data() + floats;
-      const AttentionState state = state_in(memory);
-      std::fill_n(state.sums, lines * shape_.value_dim, 0.0f);
-      std::fill_n(state.maximum, lines, -std::numeric_limits<float>::infinity());
-      std::fill_n(state.total, lines, 0.0f);
-      attend(tile, scratch.data(), state);
-      if (tile.split < 0) finish(tile, state);
     });
     for (const Join& join : work_.joins) {
       const Tile& tile = work_.tiles[join.first];
       float* memory = splits.data() + tile.split * state_floats_;
       for (int p = 1; p < join.count; ++p) {
-        fold(tile.num_queries * tile.num_heads, state_in(memory + p * state_floats_),
-             state_in(memory));
+        fold(tile, state_in(memory + p * state_floats_), state_in(memory));
       }
       finish(tile, state_in(memory));
     }
@@ -167,13 +203,31 @@ class Launch {
 
  private:
   AttentionState state_in(float* memory) const {
-    float* maximum = memory + int64_t{kTileLines} * shape_.value_dim;
-    return {memory, maximum, maximum + kTileLines};
+    float* maximum = memory + int64_t{max_lines_} * shape_.sum_stride;
+    return {memory, maximum, maximum + max_lines_};
   }
 
-  void attend(const Tile& tile, float* scratch, const AttentionState& state) const {
+  // All segments of a tile. `memory` has room for two states.
+  void attend_and_finish(const Tile& tile, char* scratch, float* memory) const {
+    const AttentionState state = state_in(memory), next = state_in(memory + state_floats_);
+    for (int begin = tile.kv_begin; begin < tile.kv_end;) {
+      Tile segment = tile;
+      segment.kv_begin = begin;
+      segment.kv_end = std::min(tile.kv_end, (begin / kSegment + 1) * kSegment);
+      attend(segment, scratch, begin == tile.kv_begin ? state : next);
+      if (begin > tile.kv_begin) fold(tile, next, state);
+      begin = segment.kv_end;
+    }
+    finish(tile, state);
+  }
+
+  // One segment or a part of it.
+  void attend(const Tile& tile, char* scratch, const AttentionState& state) const {
+    const int64_t lines = int64_t{tile.num_queries} * tile.num_heads;
+    std::fill_n(state.sums, lines * shape_.sum_stride, 0.0f);
+    std::fill_n(state.maximum, lines, -std::numeric_limits<float>::infinity());
+    std::fill_n(state.total, lines, 0.0f);
     const int64_t token = rows_.query_start[tile.row] + tile.query;
-    const int count = rows_.query_start[tile.row + 1] - rows_.query_start[tile.row];
     AttentionTile arguments;
     arguments.query =
         q_ + (token * shape_.query_token_stride + tile.head * shape_.query_head_stride) * element_;
@@ -181,34 +235,25 @@ class Launch {
     arguments.kv_head = tile.kv_head;
     arguments.num_queries = tile.num_queries;
     arguments.num_heads = tile.num_heads;
-    arguments.first_position = rows_.seq_lens[tile.row] - count + tile.query;
+    arguments.first_position = rows_.seq_lens[tile.row] - rows_.count(tile.row) + tile.query;
     arguments.kv_begin = tile.kv_begin;
     arguments.kv_end = tile.kv_end;
     arguments.scratch = scratch;
     arguments.state = state;
-    kernels().attend[dtype_](shape_, arguments);
+    kernels_.attend[dtype_](shape_, arguments);
   }
 
-  void fold(int lines, const AttentionState& from, const AttentionState& into) const {
-    for (int m = 0; m < lines; ++m) {
-      if (from.total[m] == 0) continue;  // nothing visible in that piece
-      const float peak = std::max(from.maximum[m], into.maximum[m]);
-      const float keep = into.total[m] == 0 ? 0.0f : std::exp(into.maximum[m] - peak);
-      const float take = std::exp(from.maximum[m] - peak);
-      into.maximum[m] = peak;
-      into.total[m] = into.total[m] * keep + from.total[m] * take;
-      float* a = into.sums + int64_t{m} * shape_.value_dim;
-      const float* b = from.sums + int64_t{m} * shape_.value_dim;
-      for (int d = 0; d < shape_.value_dim; ++d) a[d] = a[d] * keep + b[d] * take;
-    }
+  void fold(const Tile& tile, const AttentionState& from, const AttentionState& into) const {
+    const int lines = tile.num_queries * tile.num_heads;
+    kernels_.fold_attention[dtype_](lines, shape_.sum_stride, from, into);
   }
 
   void finish(const Tile& tile, const AttentionState& state) const {
     for (int m = 0; m < tile.num_queries * tile.num_heads; ++m) {
       const int64_t token = rows_.query_start[tile.row] + tile.query + m / tile.num_heads;
       const int64_t head = tile.head + m % tile.num_heads;
-      kernels().finish_attention[dtype_](
-          state.sums + int64_t{m} * shape_.value_dim, state.total[m], shape_.value_dim,
+      kernels_.finish_attention[dtype_](
+          state.sums + int64_t{m} * shape_.sum_stride, state.total[m], shape_.value_dim,
           out_ + (token * num_heads_ + head) * shape_.value_dim * element_);
     }
   }
@@ -216,12 +261,15 @@ class Launch {
   const AttentionShape& shape_;
   const Rows& rows_;
   const DType dtype_;
+  const KernelTable& kernels_;
   const int64_t element_;
   const char* q_;
   char* out_;
   const int num_heads_;
-  const Work work_;
-  const int64_t state_floats_;
+  Work work_;
+  int max_lines_ = 1;
+  int64_t scratch_bytes_ = 0;
+  int64_t state_floats_ = 0;
 };
 
 // Checks what would otherwise read outside of a tensor, and gives the rows as pointers.
@@ -272,6 +320,10 @@ at::Tensor output(const at::Tensor& q, const Rows& rows, int64_t value_dim) {
   return out;
 }
 
+int sum_stride(int64_t value_dim) {
+  return static_cast<int>((value_dim + kSumAlignment - 1) / kSumAlignment * kSumAlignment);
+}
+
 void check_block_size(int64_t block_size) {
   TORCH_CHECK(block_size >= 16 && kMaxChunk % block_size == 0,
               "cache must have 16, 32, 64, 128 or 256 tokens per block, has ", block_size);
@@ -309,7 +361,8 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& cache,
                              .value_offset = head_dim * block_size,
                              .value_stride = value_dim,
                              .query_token_stride = q.stride(0),
-                             .query_head_stride = q.stride(1)};
+                             .query_head_stride = q.stride(1),
+                             .sum_stride = sum_stride(value_dim)};
   const Rows rows = checked_rows(q, query_start, seq_lens, block_table, cache.size(0), shape);
   const at::Tensor out = output(q, rows, value_dim);
   Launch(shape, rows, q, out, static_cast<int>(num_kv_heads)).run();
@@ -345,7 +398,8 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                              .value_offset = 0,
                              .value_stride = cache.stride(1),
                              .query_token_stride = q.stride(0),
-                             .query_head_stride = q.stride(1)};
+                             .query_head_stride = q.stride(1),
+                             .sum_stride = sum_stride(latent_dim)};
   const Rows rows = checked_rows(q, query_start, seq_lens, block_table, cache.size(0), shape);
   const at::Tensor out = output(q, rows, latent_dim);
   Launch(shape, rows, q, out, 1).run();

@@ -1,12 +1,11 @@
 // Writing to the paged KV cache. Layouts: vllm/ops/cache.py.
 
-#include <ATen/Parallel.h>
-
 #include <cstring>
 
 #include "common/check.h"
 #include "cpu/dtype.h"
 #include "cpu/ops.h"
+#include "cpu/pool.h"
 
 namespace vllm::cpu {
 namespace {
@@ -46,24 +45,24 @@ void write_kv(const at::Tensor& k, const at::Tensor& v, at::Tensor cache,
   const int64_t element = k.element_size(), num_slots = cache.size(0) * block_size;
   const int64_t* slots = slot_mapping.const_data_ptr<int64_t>();
   char* base = mutable_bytes(cache);
-  at::parallel_for(
-      0, num_tokens, grain(num_heads * (head_dim + value_dim) * element),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) {
-          TORCH_CHECK(slots[t] >= 0 && slots[t] < num_slots, "slot_mapping[", t, "] = ", slots[t],
-                      " is outside the cache of ", num_slots, " entries");
-          const int64_t block = slots[t] / block_size, offset = slots[t] % block_size;
-          for (int64_t h = 0; h < num_heads; ++h) {
-            char* out = base + (block * cache.stride(0) + h * cache.stride(1)) * element;
-            write_key(bytes(k) + (t * k.stride(0) + h * k.stride(1)) * element,
-                      static_cast<int>(head_dim), static_cast<int>(block_size),
-                      static_cast<int>(offset), out);
-            std::memcpy(out + (head_dim * block_size + offset * value_dim) * element,
-                        bytes(v) + (t * v.stride(0) + h * v.stride(1)) * element,
-                        value_dim * element);
-          }
-        }
-      });
+  parallel_for(0, num_tokens, grain(num_heads * (head_dim + value_dim) * element),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t t = begin; t < end; ++t) {
+                   TORCH_CHECK(slots[t] >= 0 && slots[t] < num_slots, "slot_mapping[", t,
+                               "] = ", slots[t], " is outside the cache of ", num_slots,
+                               " entries");
+                   const int64_t block = slots[t] / block_size, offset = slots[t] % block_size;
+                   for (int64_t h = 0; h < num_heads; ++h) {
+                     char* out = base + (block * cache.stride(0) + h * cache.stride(1)) * element;
+                     write_key(bytes(k) + (t * k.stride(0) + h * k.stride(1)) * element,
+                               static_cast<int>(head_dim), static_cast<int>(block_size),
+                               static_cast<int>(offset), out);
+                     std::memcpy(out + (head_dim * block_size + offset * value_dim) * element,
+                                 bytes(v) + (t * v.stride(0) + h * v.stride(1)) * element,
+                                 value_dim * element);
+                   }
+                 }
+               });
 }
 
 void write_latent(const at::Tensor& latent, at::Tensor cache, const at::Tensor& slot_mapping) {
@@ -82,7 +81,7 @@ void write_latent(const at::Tensor& latent, at::Tensor cache, const at::Tensor& 
   const int64_t num_slots = cache.size(0) * block_size;
   const int64_t* slots = slot_mapping.const_data_ptr<int64_t>();
   char* base = mutable_bytes(cache);
-  at::parallel_for(0, num_tokens, grain(width * element), [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_tokens, grain(width * element), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       TORCH_CHECK(slots[t] >= 0 && slots[t] < num_slots, "slot_mapping[", t, "] = ", slots[t],
                   " is outside the cache of ", num_slots, " entries");

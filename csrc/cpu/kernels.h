@@ -28,12 +28,15 @@ struct AttentionShape {
   int64_t value_stride;  // between the values of two tokens
   int64_t query_token_stride;
   int64_t query_head_stride;
+  int sum_stride;  // between the sums of two lines: value_dim and room for whole vectors
 };
+
+inline constexpr int kSumAlignment = 16;  // floats
 
 // Running softmax of some lines (query token, head): what attention is folded into.
 struct AttentionState {
-  float* sums;     // [lines, value_dim]: weighted values
-  float* maximum;  // [lines]
+  float* sums;     // [lines, sum_stride]: weighted values
+  float* maximum;  // [lines], in the kernel's own unit
   float* total;    // [lines]: sum of weights
 };
 
@@ -47,7 +50,7 @@ struct AttentionTile {
   int first_position;  // of the first query
   int kv_begin;        // a multiple of chunk, unless nothing before it is visible
   int kv_end;
-  float* scratch;  // lines * (head_dim + chunk), and chunk * head_dim more if latent
+  void* scratch;  // of attention_scratch bytes
   AttentionState state;
 };
 
@@ -101,8 +104,14 @@ struct PanelProduct {
 };
 
 struct KernelTable {
+  // Lines of a tile for prompts.
+  int attention_lines[kNumDTypes];
+  int64_t (*attention_scratch[kNumDTypes])(const AttentionShape& shape, int lines);
   // Folds the tile into its state, which the caller has reset or passed to an earlier call.
   void (*attend[kNumDTypes])(const AttentionShape& shape, const AttentionTile& tile);
+  // Folds the state of some lines into that of earlier tokens.
+  void (*fold_attention[kNumDTypes])(int lines, int sum_stride, const AttentionState& from,
+                                     const AttentionState& into);
   // out[value_dim] = sums / total of one line.
   void (*finish_attention[kNumDTypes])(const float* sums, float total, int value_dim, void* out);
   // Keys [D] into column `offset` of a [D, P] block, values [Dv] into its row.

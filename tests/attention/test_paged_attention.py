@@ -44,6 +44,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[PagedAttention]:
         native.select_isa("auto")
 
 
+@pytest.fixture(params=isas())
+def native_backend(request: pytest.FixtureRequest) -> Iterator[NativeAttention]:
+    native.select_isa(request.param)
+    yield NativeAttention()
+    native.select_isa("auto")
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
@@ -164,9 +171,9 @@ def test_no_tokens_give_no_output(backend):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("heads", [1, 5, 16])
-def test_latent_rows_serve_every_head(backend, heads, dtype):
-    block_size, latent, rope = 16, 40, 8
+@pytest.mark.parametrize(("heads", "latent", "rope"), [(1, 40, 8), (5, 33, 8), (16, 64, 7)])
+def test_latent_rows_serve_every_head(backend, heads, latent, rope, dtype):
+    block_size = 16
     generator = torch.Generator().manual_seed(heads)
     meta = random_meta(MIXED_ROWS, block_size, generator)
     spec = AttentionSpec(heads, 1, latent + rope, 0.2, dtype, latent_dim=latent, rope_dim=rope)
@@ -199,19 +206,36 @@ def test_specs_that_cannot_be_served_are_refused(backend):
         backend.kv_shape(CrossAttention(16, 2, 8, 8, 4, 100), 4)
 
 
-def test_a_token_gets_the_same_bits_in_any_chunk_and_batch():
-    if not isas():
-        pytest.skip("native kernels are not built")
-    spec = AttentionSpec(6, 2, 64, 0.125, torch.float32, window=150)
-    attention = NativeAttention()
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("head_dim", "value_dim"), [(33, 33), (64, 40), (16, 100)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, 0.0), (150, 4.0)])
+def test_prompts_of_many_lines_attend_as_decoded_tokens_do(
+    backend, head_dim, value_dim, window, softcap, dtype
+):
+    spec = AttentionSpec(
+        6, 2, head_dim, 0.2, dtype, value_dim=value_dim, window=window, softcap=softcap
+    )
+    rows = (Row(301, 170), Row(129, 129), Row(140, 5), Row(613, 2))
+    got, expected = run_paged(backend, spec, rows, 32)
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("window", [None, 150])
+def test_a_token_gets_the_same_bits_in_any_chunk_batch_and_number_of_threads(
+    native_backend, window, dtype, threads
+):
+    spec = AttentionSpec(6, 2, 36, 0.2, dtype, window=window)
+    attention = native_backend
     generator = torch.Generator().manual_seed(5)
-    length = 200
+    length = 1100
     whole = random_meta((Row(length, length),), 16, generator)
-    cache = torch.zeros(attention.kv_shape(FullAttention(16, 2, 64, 64, 4), 14))
-    q = torch.randn(length, 6, 64, generator=generator)
-    kv = torch.randn(length, 2, 64, generator=generator)
+    cache = torch.zeros(attention.kv_shape(FullAttention(16, 2, 36, 36, 4), 70)).to(dtype)
+    q = torch.randn(length, 6, 36, generator=generator).to(dtype)
+    kv = torch.randn(length, 2, 36, generator=generator).to(dtype)
     full = attention.forward(q, kv, kv, cache, whole, spec)
-    for begin, count in ((0, 1), (17, 9), (199, 1), (100, 100)):
+    for begin, count, number in ((0, 1, 1), (17, 9, 3), (1099, 1, 3), (1099, 1, 1), (500, 130, 2)):
+        threads(number)
         part = whole._replace(
             query_start=torch.tensor([0, count], dtype=torch.int32),
             seq_lens=torch.tensor([begin + count], dtype=torch.int32),

@@ -4,12 +4,16 @@
 // Every sum runs in an order that depends on token positions alone: which other lines share a tile,
 // or how a prompt was cut into steps, does not change a line's result.
 
+#include "cpu/isa/attention_chunk.h"
 #include "cpu/isa/kernels_of_isa.h"
 #include "cpu/isa/vec.h"
 
 namespace vllm::cpu::VLLM_ISA {
 namespace {
 
+// Enough to use each key and value often while it is in the L1 cache, few enough that scores and
+// sums stay in the L2 cache.
+constexpr int kTileLines = 32;
 constexpr int kPanel = 16;  // tokens scored together; block sizes are multiples of it
 constexpr int kPanelVecs = kPanel / kWidth;
 // Accumulators of the inner loops must stay in registers: 32 of them with AVX-512, else 16.
@@ -104,20 +108,20 @@ inline void add_rest(const ValueChunk<T>& values, int column, int count, const f
 
 template <typename T, int kLines>
 void add_values(const ValueChunk<T>& values, int value_dim, const float* weights, int weight_stride,
-                float* sums) {
+                float* sums, int sum_stride) {
   // Few lines leave registers for wider strips, which give more independent sums.
   constexpr int kVecs = kValueVecs * (kMaxLines / kLines > 1 ? 2 : 1);
   int column = 0;
   for (; column + kVecs * kWidth <= value_dim; column += kVecs * kWidth) {
-    add_strip<T, kLines, kVecs>(values, column, weights, weight_stride, sums + column, value_dim);
+    add_strip<T, kLines, kVecs>(values, column, weights, weight_stride, sums + column, sum_stride);
   }
   for (; column + kWidth <= value_dim; column += kWidth) {
-    add_strip<T, kLines, 1>(values, column, weights, weight_stride, sums + column, value_dim);
+    add_strip<T, kLines, 1>(values, column, weights, weight_stride, sums + column, sum_stride);
   }
   if (column == value_dim) return;
   for (int m = 0; m < kLines; ++m) {
     add_rest(values, column, value_dim - column, weights + m * weight_stride,
-             sums + m * value_dim + column);
+             sums + m * sum_stride + column);
   }
 }
 
@@ -152,11 +156,12 @@ struct ValueBody {
   const float* weights;
   int chunk;
   float* sums;
+  int sum_stride;
 
   template <int kLines>
   void run(int first) const {
     add_values<T, kLines>(values, value_dim, weights + first * chunk, chunk,
-                          sums + int64_t{first} * value_dim);
+                          sums + int64_t{first} * sum_stride, sum_stride);
   }
 };
 
@@ -248,51 +253,62 @@ void score_chunk(const AttentionShape& shape, const T* const* blocks, int num_bl
 template <typename T>
 void attend(const AttentionShape& shape, const AttentionTile& tile) {
   const int lines = tile.num_queries * tile.num_heads;
-  float* q = tile.scratch;
+  float* q = static_cast<float*>(tile.scratch);
   float* scores = q + int64_t{lines} * shape.head_dim;
   float* transposed = scores + int64_t{lines} * shape.chunk;
   gather_queries<T>(shape, tile, q);
   const T* head = static_cast<const T*>(shape.cache) + tile.kv_head * shape.head_stride;
 
-  for (int chunk = tile.kv_begin / shape.chunk * shape.chunk; chunk < tile.kv_end;
-       chunk += shape.chunk) {
-    // Only blocks with visible tokens: table entries behind the window may be stale.
-    const int first = (tile.kv_begin > chunk ? tile.kv_begin : chunk) / shape.block_size;
-    const int base = first * shape.block_size;
-    const int stop = chunk + shape.chunk < tile.kv_end ? chunk + shape.chunk : tile.kv_end;
-    const int num_blocks = (stop - base + shape.block_size - 1) / shape.block_size;
+  for (int position = tile.kv_begin / shape.chunk * shape.chunk; position < tile.kv_end;
+       position += shape.chunk) {
+    const Chunk chunk = chunk_at(shape, tile, position);
     const T* blocks[kMaxPanels];
-    for (int b = 0; b < num_blocks; ++b) {
-      blocks[b] = head + tile.blocks[first + b] * shape.block_stride;
+    for (int b = 0; b < chunk.num_blocks; ++b) {
+      blocks[b] = head + tile.blocks[chunk.first_block + b] * shape.block_stride;
     }
-    score_chunk(shape, blocks, num_blocks, q, lines, scores, transposed);
+    score_chunk(shape, blocks, chunk.num_blocks, q, lines, scores, transposed);
 
-    const int width = num_blocks * shape.block_size;
+    const int width = chunk.num_blocks * shape.block_size;
     for (int m = 0; m < lines; ++m) {
-      const int position = tile.first_position + m / tile.num_heads;
-      int begin = tile.kv_begin - base;
-      if (shape.window > 0 && position - shape.window + 1 - base > begin) {
-        begin = position - shape.window + 1 - base;
-      }
-      begin = begin < 0 ? 0 : begin > width ? width : begin;
-      int end = (position + 1 < stop ? position + 1 : stop) - base;
-      end = end < begin ? begin : end;
-      const float factor = weigh(scores + m * shape.chunk, width, begin, end, shape,
+      const Span seen = visible(shape, tile, chunk, m / tile.num_heads);
+      const float factor = weigh(scores + m * shape.chunk, width, seen.begin, seen.end, shape,
                                  tile.state.maximum[m], tile.state.total[m]);
-      float* sums = tile.state.sums + int64_t{m} * shape.value_dim;
+      float* sums = tile.state.sums + int64_t{m} * shape.sum_stride;
       if (factor != 1.0f) {
         for (int d = 0; d < shape.value_dim; ++d) sums[d] *= factor;
       }
     }
 
-    for (int b = 0; b < num_blocks; ++b) blocks[b] += shape.value_offset;
-    const int begin = tile.kv_begin > base ? tile.kv_begin - base : 0;
-    const ValueBody<T> body{{blocks, shape.block_size, shape.value_stride, begin, stop - base},
+    for (int b = 0; b < chunk.num_blocks; ++b) blocks[b] += shape.value_offset;
+    const ValueBody<T> body{{blocks, shape.block_size, shape.value_stride, chunk.begin, chunk.end},
                             shape.value_dim,
                             scores,
                             shape.chunk,
-                            tile.state.sums};
+                            tile.state.sums,
+                            shape.sum_stride};
     for_line_groups<kMaxLines>(0, lines, body);
+  }
+}
+
+int64_t scratch_bytes(const AttentionShape& shape, int lines) {
+  int64_t floats = int64_t{lines} * (shape.head_dim + shape.chunk);
+  if (shape.latent) floats += int64_t{shape.chunk} * shape.head_dim;
+  return floats * int64_t{sizeof(float)};
+}
+
+void fold(int lines, int sum_stride, const AttentionState& from, const AttentionState& into) {
+  for (int m = 0; m < lines; ++m) {
+    if (from.total[m] == 0) continue;  // nothing visible there
+    const float peak = from.maximum[m] > into.maximum[m] ? from.maximum[m] : into.maximum[m];
+    const float keep = into.total[m] == 0 ? 0.0f : vexp(splat(into.maximum[m] - peak))[0];
+    const float take = vexp(splat(from.maximum[m] - peak))[0];
+    into.maximum[m] = peak;
+    into.total[m] = into.total[m] * keep + from.total[m] * take;
+    float* sums = into.sums + int64_t{m} * sum_stride;
+    const float* added = from.sums + int64_t{m} * sum_stride;
+    for (int d = 0; d < sum_stride; d += kWidth) {
+      store(sums + d, load(sums + d) * keep + load(added + d) * take);
+    }
   }
 }
 
@@ -313,7 +329,10 @@ void write_key(const void* key, int head_dim, int block_size, int offset, void* 
 
 template <typename T>
 void add(KernelTable& table, DType dtype) {
+  table.attention_lines[dtype] = kTileLines;
+  table.attention_scratch[dtype] = scratch_bytes;
   table.attend[dtype] = attend<T>;
+  table.fold_attention[dtype] = fold;
   table.finish_attention[dtype] = finish_attention<T>;
   table.write_key[dtype] = write_key<T>;
 }
@@ -324,6 +343,7 @@ void add_attention(KernelTable& table) {
   add<float>(table, kFloat32);
   add<BFloat16>(table, kBFloat16);
   add<Float16>(table, kFloat16);
+  add_dot_attention(table);
 }
 
 }  // namespace vllm::cpu::VLLM_ISA

@@ -7,6 +7,7 @@ namespace vllm::cpu {
 namespace VLLM_ISA {
 
 void add_attention(KernelTable& table);
+void add_dot_attention(KernelTable& table);  // replaces what dot products do better
 void add_elementwise(KernelTable& table);
 void add_gemm(KernelTable& table);
 void add_noise(KernelTable& table);
