@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from transformers import PretrainedConfig
+
+    from vllm.transformers_utils.config import Config
 
 DTYPE_NAMES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 
@@ -128,7 +129,7 @@ class ModelConfig:
 
     path: Path  # directory that holds the checkpoint
     tokenizer_path: Path
-    hf_config: PretrainedConfig  # of the text model
+    hf_config: Config  # of the text model
     architecture: str
     vocab_size: int
     eos_token_ids: frozenset[int]

@@ -22,6 +22,7 @@ from vllm.metrics.reader import Metric, read_metrics
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
+from vllm.transformers_utils.tokenizer import full_tokenizer
 from vllm.worker.step_observer import ShapeUsage
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class LLMEngine:
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises NotAvailable with --skip-tokenizer-init."""
-        return self.front.need_tokenizer()
+        return full_tokenizer(self.front.need_tokenizer())
 
     def get_model_config(self) -> ModelConfig:
         return self.model_config

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -72,7 +72,10 @@ class TransformersModel(Model, Loadable):
         super().__init__(context)
         self.context = context
         # transformers writes to the config of a model it builds.
-        self.hf_config = copy.deepcopy(context.hf_config)
+        config = context.hf_config
+        if not isinstance(config, PretrainedConfig):  # it was read without transformers
+            config = config.full()
+        self.hf_config = copy.deepcopy(config)
         self.attend = nn.ModuleList()
         self.metas: AttentionMetas = ()
         self.call: Callable[..., Tensor] = self._record

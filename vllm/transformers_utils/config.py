@@ -6,16 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vllm.errors import ConfigError, LoadError
 from vllm.logger import init_logger
+from vllm.transformers_utils.plain_config import PlainConfig, plain_config
 from vllm.utils.text import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 logger = init_logger(__name__)
 
@@ -40,7 +41,8 @@ _SAFETENSORS_DTYPES: Final = {
 # Largest header of a safetensors file that is believed; the format's own limit.
 _MAX_HEADER_BYTES: Final = 100_000_000
 
-Overrides = Mapping[str, Any] | Callable[[PretrainedConfig], PretrainedConfig]
+Overrides = Mapping[str, Any] | Callable[["PretrainedConfig"], "PretrainedConfig"]
+Config: TypeAlias = "PretrainedConfig | PlainConfig"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Checkpoint:
     """The facts of one checkpoint directory."""
 
     path: Path
-    hf_config: PretrainedConfig  # of the text model
+    hf_config: Config  # of the text model
     architecture: str
     raw: Mapping[str, Any]  # config.json, overrides included
 
@@ -89,11 +91,16 @@ def load_checkpoint(
             f"{source} has no config.json, so it is not a checkpoint. Give the directory that "
             "holds config.json and the weights."
         )
+    plain = None if overrides else plain_config(raw)
+    if plain is not None:
+        return Checkpoint(path, plain, _architecture(plain, source), raw)
     changes = {} if overrides is None or callable(overrides) else _with_rope(overrides, raw)
     merged = {**raw, **changes}
     config = _build(source, merged, changes, trust_remote_code, code_revision)
     _warn_of_unknown(changes, raw, config)
     if overrides is not None and callable(overrides):
+        from transformers import PretrainedConfig
+
         config = overrides(config)
         if not isinstance(config, PretrainedConfig):
             raise ConfigError(
@@ -123,6 +130,9 @@ def _build(
     trust_remote_code: bool,
     code_revision: str,
 ) -> PretrainedConfig:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     model_type = merged.get("model_type", "")
     try:
         if model_type in CONFIG_MAPPING:
@@ -165,9 +175,11 @@ def _warn_of_unknown(
             )
 
 
-def _architecture(config: PretrainedConfig, source: Path) -> str:
+def _architecture(config: Config, source: Path) -> str:
     if config.architectures:
         return str(config.architectures[0])
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     # A config saved without its model names none; its family's causal LM is what is meant.
     found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     if found is None:
@@ -179,7 +191,7 @@ def _architecture(config: PretrainedConfig, source: Path) -> str:
     return str(found if isinstance(found, str) else found[0])
 
 
-def rope_of(config: PretrainedConfig) -> Mapping[str, Any]:
+def rope_of(config: Config) -> Mapping[str, Any]:
     """Rotary parameters shared by all layers; empty where layers differ or there are none."""
     rope = config.to_dict().get("rope_parameters") or {}
     return {} if any(isinstance(value, dict) for value in rope.values()) else rope

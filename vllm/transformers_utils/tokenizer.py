@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, cast
 
 from vllm.errors import ConfigError, LoadError
 from vllm.logger import init_logger
+from vllm.transformers_utils.plain_tokenizer import PlainTokenizer, plain_tokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
     from vllm.config.model import ModelConfig
 
 logger = init_logger(__name__)
@@ -50,7 +53,37 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     revision: str = "main",
 ) -> PreTrainedTokenizerBase:
-    """A new tokenizer object. Raises LoadError."""
+    """A new tokenizer object. Raises LoadError.
+
+    Where the files leave no doubt it is one that does without transformers until more is asked of
+    it than to encode and decode.
+    """
+    load_full = partial(_load_full, path, mode, trust_remote_code, revision)
+    found = None
+    if mode != "slow":
+        found = plain_tokenizer(path, load_full)
+    return load_full() if found is None else cast("PreTrainedTokenizerBase", found)
+
+
+def full_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer` as an object of transformers, for libraries that look at its class."""
+    return tokenizer.full if isinstance(tokenizer, PlainTokenizer) else tokenizer
+
+
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The Rust tokenizer behind a fast one."""
+    if isinstance(tokenizer, PlainTokenizer):
+        return tokenizer.backend_tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return tokenizer.backend_tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else None
+
+
+def _load_full(
+    path: Path, mode: str, trust_remote_code: bool, revision: str
+) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path,

@@ -24,6 +24,11 @@ class PeakTensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._now = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Otherwise torch guards every op against its compiler, which takes 1.5 s to import.
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
