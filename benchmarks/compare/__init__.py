@@ -1,0 +1,1 @@
+"""Our engine and others side by side on one machine; `benchmarks/compare.py` is the program."""
