@@ -34,6 +34,7 @@ def hpu_ops(kernels: Kernels | None = None) -> Mapping[str, Callable[..., Any]]:
         rotary = FusedRotary(kernels.rotary, Environment().VLLM_COS_SIN_RECOMPUTE)
         ops["rope_rows"] = rotary.rope_rows
         ops["rotary"] = rotary.rotary
-    known = {**REFERENCES, **ops}
-    ops["normed_rotary"] = norm_then_rotate(known["rms_norm"], known["rotary"])
+    if ops.keys() & {"rms_norm", "rotary"}:
+        known = {**REFERENCES, **ops}
+        ops["normed_rotary"] = norm_then_rotate(known["rms_norm"], known["rotary"])
     return ops
