@@ -36,7 +36,13 @@ TORCH_LIBRARY(vllm, m) {
   m.def(
       "packed_moe(Tensor x, Tensor w13, Tensor w2, Tensor topk_ids, Tensor topk_weights, "
       "int intermediate, str act) -> Tensor");
-  m.def("exponential_noise(Tensor seeds, Tensor positions, int vocab_size) -> Tensor");
+  m.def("greatest(Tensor values) -> Tensor");
+  m.def(
+      "choose(Tensor logits, Tensor draws, Tensor slots, Tensor positions, Tensor temperature, "
+      "Tensor log_min_p, Tensor top_k, Tensor top_p, Tensor seeds) -> Tensor");
+  m.def(
+      "gather_logprobs(Tensor scores, Tensor token_ids, int k, bool normalizes) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def("apply_token_bitmask(Tensor(a!) logits, Tensor masks) -> ()");
 }
 
@@ -57,7 +63,9 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("paged_attention", &vllm::cpu::paged_attention);
   m.impl("mla_attention", &vllm::cpu::mla_attention);
   m.impl("packed_moe", &vllm::cpu::packed_moe);
-  m.impl("exponential_noise", &vllm::cpu::exponential_noise);
+  m.impl("greatest", &vllm::cpu::greatest);
+  m.impl("choose", &vllm::cpu::choose);
+  m.impl("gather_logprobs", &vllm::cpu::gather_logprobs);
   m.impl("apply_token_bitmask", &vllm::cpu::apply_token_bitmask);
 }
 

@@ -26,6 +26,7 @@ HOST_SOURCES = (
     "csrc/cpu/cache.cpp",
     "csrc/cpu/elementwise.cpp",
     "csrc/cpu/gemm.cpp",
+    "csrc/cpu/logprobs.cpp",
     "csrc/cpu/moe.cpp",
     "csrc/cpu/pool.cpp",
     "csrc/cpu/sampling.cpp",
@@ -37,7 +38,7 @@ KERNEL_SOURCES = (
     "csrc/cpu/isa/attention_dot.cpp",
     "csrc/cpu/isa/elementwise.cpp",
     "csrc/cpu/isa/gemm.cpp",
-    "csrc/cpu/isa/noise.cpp",
+    "csrc/cpu/isa/sampling.cpp",
 )
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 X86_ISAS = {
@@ -49,6 +50,8 @@ X86_ISAS = {
 # nobody reads errno or floating-point exception flags.
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
 KERNEL_FLAGS = ("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+# Kernels whose results must have the bits that separate operations give.
+UNCONTRACTED = ("csrc/cpu/isa/sampling.cpp",)
 
 
 def isa_flags() -> dict[str, tuple[str, ...]]:
@@ -96,7 +99,8 @@ def build(output: Path, scratch: Path) -> None:
         add(source, f"torch-{_torch_version()}", host_flags)
     for isa, flags in isa_flags().items():
         for source in KERNEL_SOURCES:
-            add(source, isa, (*KERNEL_FLAGS, *flags, f"-DVLLM_ISA={isa}"))
+            exact = ("-ffp-contract=off",) if source in UNCONTRACTED else ()
+            add(source, isa, (*KERNEL_FLAGS, *exact, *flags, f"-DVLLM_ISA={isa}"))
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
         list(pool.map(_run, commands))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-// Norms, gated activations, rotary embedding and noise: rows divided over threads.
+// Norms, gated activations and rotary embedding: rows divided over threads.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -211,30 +211,6 @@ std::tuple<at::Tensor, at::Tensor> normed_rotary(const at::Tensor& q, const at::
   return rotate_heads(q, k, by, [&](const RotaryHead& head, bool is_query) {
     kernel(head, bytes(is_query ? q_weight : k_weight), static_cast<float>(eps));
   });
-}
-
-at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& positions,
-                             int64_t vocab_size) {
-  VLLM_CHECK_RANK(seeds, 2);
-  VLLM_CHECK_RANK(positions, 1);
-  VLLM_CHECK_SIZE(seeds, 1, 2);
-  VLLM_CHECK_SIZE(positions, 0, seeds.size(0));
-  VLLM_CHECK_DTYPE(seeds, at::kInt);
-  VLLM_CHECK_DTYPE(positions, at::kInt);
-  const at::Tensor words = seeds.contiguous(), places = positions.contiguous();
-  const int32_t* seed = words.const_data_ptr<int32_t>();
-  const int32_t* position = places.const_data_ptr<int32_t>();
-  const at::Tensor out = at::empty({seeds.size(0), vocab_size}, seeds.options().dtype(at::kFloat));
-  float* values = out.mutable_data_ptr<float>();
-  const auto kernel = kernels().noise;
-  parallel_for(0, seeds.size(0), rows_per_thread(vocab_size), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      kernel(static_cast<uint32_t>(seed[2 * r]), static_cast<uint32_t>(seed[2 * r + 1]),
-             static_cast<uint32_t>(position[r]), 0, vocab_size, values + r * vocab_size);
-    }
-  });
-  // torch's own logarithm, so that the bits are the reference's.
-  return out.log1p_().neg_();
 }
 
 }  // namespace vllm::cpu

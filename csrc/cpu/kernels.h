@@ -103,6 +103,46 @@ struct PanelProduct {
   Gate gate;
 };
 
+inline constexpr int kLogitBlock = 64;  // logits that are skipped or looked at together
+
+// One row of logits as draws see it: divided by a temperature.
+struct ScaledRow {
+  const float* logits;
+  const float* maxima;  // of its blocks, not divided
+  int64_t count;        // logits
+  float temperature;
+  float top;    // the greatest, divided
+  float floor;  // what is less does not take part
+};
+
+// Gaps to the greatest logit at which sums of weights are estimated.
+inline constexpr int kNumLevels = 6;
+inline constexpr float kLevels[kNumLevels] = {-2.0f, -4.0f, -6.0f, -8.0f, -11.0f, -15.0f};
+inline constexpr float kLeastGap = -24.5f;  // below it a weight is zero
+
+struct RaceKey {
+  uint32_t first;
+  uint32_t second;
+};
+
+struct RaceEntry {
+  int32_t id;
+  float gap;      // to the greatest logit
+  float uniform;  // the variate its noise is made of
+  double score;   // its logarithm of (probability / noise), plus a constant of the row
+};
+
+// Scores in float64 tell which tokens could be the greatest in the reference's float32.
+inline constexpr int kMaxRaceEntries = 16;
+inline constexpr double kRaceMargin = 4e-5;  // twice what rounding can make of any that win
+inline constexpr float kMostNoise = 23.0f;   // Gumbel variates are less
+
+struct RaceState {
+  float best;  // entries that score less have lost
+  int count;
+  RaceEntry entries[kMaxRaceEntries];
+};
+
 struct KernelTable {
   // Lines of a tile for prompts.
   int attention_lines[kNumDTypes];
@@ -136,9 +176,30 @@ struct KernelTable {
   // Whether bfloat16 is multiplied in pairs, without widening.
   bool has_dot_products;
 
-  // Minus the uniform variates of tokens [begin, end) for one row.
-  void (*noise)(uint32_t seed_low, uint32_t seed_high, uint32_t position, int64_t begin,
-                int64_t end, float* out);
+  // The greatest of each kLogitBlock logits; NaN where there is one.
+  void (*block_maxima)(const float* logits, int64_t count, float* maxima);
+  // Sum of weights (integers) of the logits of blocks [begin, end), exact, and estimates of what
+  // lies at or above each of kLevels.
+  double (*mass)(const ScaledRow& row, int64_t begin, int64_t end, float* sums_above);
+  void (*weights)(const float* values, int64_t count, float top, double* out);
+  // Ids and values of the scaled logits of blocks [begin, end) that are at least `bound`, which is
+  // finite. Returns how many.
+  int64_t (*collect)(const ScaledRow& row, int64_t begin, int64_t end, float bound, int32_t* ids,
+                     float* values);
+  RaceKey (*race_key)(uint32_t seed_low, uint32_t seed_high, uint32_t position);
+  // Enters those into the race that may win it: of blocks [begin, end), or of a list of scaled
+  // logits the ones that are at least `bound`.
+  void (*race)(const ScaledRow& row, const RaceKey& key, int64_t begin, int64_t end,
+               RaceState& state);
+  void (*race_of)(const int32_t* ids, const float* values, int64_t count, float bound, float top,
+                  const RaceKey& key, RaceState& state);
+  // Of blocks [begin, end): sums of exp(logit - top), and how many logits are greater than `value`.
+  void (*exp_sums)(const float* logits, int64_t count, int64_t begin, int64_t end, float top,
+                   float* sums);
+  int64_t (*count_above)(const float* logits, const float* maxima, int64_t count, int64_t begin,
+                         int64_t end, float value);
+  // Logits of tokens [begin, end), begin a multiple of 32, become -inf where the mask has no bit.
+  void (*mask_logits)(float* logits, const uint32_t* mask, int64_t begin, int64_t end);
 };
 
 // The table in use: the best this machine runs, unless select_isa() said otherwise.

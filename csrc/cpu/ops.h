@@ -61,8 +61,14 @@ at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tens
                       const at::Tensor& topk_ids, const at::Tensor& topk_weights,
                       int64_t intermediate, const std::string& act);
 
-at::Tensor exponential_noise(const at::Tensor& seeds, const at::Tensor& positions,
-                             int64_t vocab_size);
+at::Tensor greatest(const at::Tensor& values);
+at::Tensor choose(const at::Tensor& logits, const at::Tensor& draws, const at::Tensor& slots,
+                  const at::Tensor& positions, const at::Tensor& temperature,
+                  const at::Tensor& log_min_p, const at::Tensor& top_k, const at::Tensor& top_p,
+                  const at::Tensor& seeds);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gather_logprobs(const at::Tensor& scores,
+                                                               const at::Tensor& token_ids,
+                                                               int64_t k, bool normalizes);
 void apply_token_bitmask(at::Tensor logits, const at::Tensor& masks);
 
 }  // namespace vllm::cpu

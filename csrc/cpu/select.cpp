@@ -13,7 +13,7 @@
   void add_attention(KernelTable& table);   \
   void add_elementwise(KernelTable& table); \
   void add_gemm(KernelTable& table);        \
-  void add_noise(KernelTable& table);       \
+  void add_sampling(KernelTable& table);    \
   }
 
 VLLM_DECLARE_ISA(baseline)
@@ -39,7 +39,7 @@ struct Isa {
     isa::add_attention(made.table);      \
     isa::add_elementwise(made.table);    \
     isa::add_gemm(made.table);           \
-    isa::add_noise(made.table);          \
+    isa::add_sampling(made.table);       \
     return made;                         \
   }()
 

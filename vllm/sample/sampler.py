@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import NO_TOKEN, Int32Array
+from vllm.core.plan import Int32Array
 from vllm.errors import ConfigError
 from vllm.ops.registry import Ops
+from vllm.ops.sampling import draw
 from vllm.sample.interface import LogprobTensors, SamplerOutput, SampleRows
-from vllm.sample.logprobs import gather_logprobs, spread
+from vllm.sample.logprobs import spread
 from vllm.sample.stages import STAGES
 from vllm.sample.state import Want
 
@@ -25,6 +27,10 @@ USUAL_WANTS: Final = (
     Want.DRAW | Want.TEMPERATURE,
     Want.DRAW | Want.TEMPERATURE | Want.MIN_P | Want.TOP_K_TOP_P,
 )
+
+
+# Stages that ops.choose does on its own.
+_OF_DRAWS: Final = Want.TEMPERATURE | Want.MIN_P | Want.TOP_K_TOP_P
 
 
 class Sampler:
@@ -48,7 +54,9 @@ class Sampler:
             )
         self.vocab_size = vocab_size
         self.device = device
-        self.exponential_noise = ops.exponential_noise
+        self.greatest: Callable[[Tensor], Tensor] = ops.greatest
+        self.choose: Callable[..., Tensor] = ops.choose
+        self.gather_logprobs = ops.gather_logprobs
         self.normalizes = logprobs_mode.endswith("logprobs")
         self.is_raw = logprobs_mode.startswith("raw")
 
@@ -58,15 +66,19 @@ class Sampler:
         wants_np = rows.state.wants_np[rows.slots_np]
         present = int(np.bitwise_or.reduce(wants_np, initial=0))
         if not present:
-            return SamplerOutput(greatest(logits), None)
+            return SamplerOutput(self.greatest(logits), None)
         if not present & Want.LOGPROBS:
-            logits = self._run_stages(logits, rows, wants_np, present)
+            logits = self._run_stages(logits, rows, wants_np, present & ~_OF_DRAWS)
             return SamplerOutput(self._choose(logits, rows, wants_np), None)
         asked_np = np.flatnonzero(wants_np & Want.LOGPROBS)
         asked = self._upload(asked_np)
         raw = logits.index_select(0, asked) if self.is_raw else logits
-        logits = self._run_stages(logits, rows, wants_np, present)
-        token_ids = self._choose(logits, rows, wants_np)
+        if self.is_raw:
+            logits = self._run_stages(logits, rows, wants_np, present & ~_OF_DRAWS)
+            token_ids = self._choose(logits, rows, wants_np)
+        else:
+            logits = self._run_stages(logits, rows, wants_np, present)
+            token_ids = self._choose_processed(logits, rows, wants_np)
         scores = raw if self.is_raw else logits.index_select(0, asked)
         k = int(rows.state.num_logprobs_np[rows.slots_np].max())
         logprobs = self._logprobs(scores, token_ids.index_select(0, asked), k)
@@ -80,9 +92,8 @@ class Sampler:
         return self._logprobs(logits, next_token_ids, self.vocab_size if k == -1 else k)
 
     def _logprobs(self, scores: Tensor, token_ids: Tensor, k: int) -> LogprobTensors:
-        if self.normalizes:
-            scores = scores.log_softmax(dim=-1)
-        return gather_logprobs(scores, token_ids.clamp(min=0), k)
+        ids = token_ids.clamp(min=0)
+        return LogprobTensors(*self.gather_logprobs(scores, ids, k, self.normalizes))
 
     def _run_stages(
         self, logits: Tensor, rows: SampleRows, wants_np: Int32Array, present: int
@@ -103,21 +114,25 @@ class Sampler:
         return logits
 
     def _choose(self, logits: Tensor, rows: SampleRows, wants_np: Int32Array) -> Tensor:
-        """Token ids [S] int32: the most likely one, or a draw."""
+        """Token ids [S] int32 from logits not narrowed yet: the greatest, or a draw."""
+        draws_np = wants_np & Want.DRAW != 0
+        if not draws_np.any():
+            return self.greatest(logits)
+        draws = self._upload(draws_np)
+        return self.choose(logits, draws, rows.slots, rows.positions, rows.state.draw_tables)
+
+    def _choose_processed(self, logits: Tensor, rows: SampleRows, wants_np: Int32Array) -> Tensor:
+        """The same from logits that every stage has seen."""
+        token_ids = self.greatest(logits)
         drawing_np = np.flatnonzero(wants_np & Want.DRAW)
         if not len(drawing_np):
-            return greatest(logits)
-        if len(drawing_np) == len(wants_np):
-            return self._draw(logits, rows)
-        token_ids = greatest(logits)
+            return token_ids
         some, index = self._at(rows, drawing_np)
         return token_ids.index_copy_(0, index, self._draw(logits.index_select(0, index), some))
 
     def _draw(self, logits: Tensor, rows: SampleRows) -> Tensor:
-        """A race of exponential clocks with the probabilities as rates: the first to ring wins."""
         seeds = rows.state.seeds.index_select(0, rows.slots)
-        noise = self.exponential_noise(seeds, rows.positions, self.vocab_size)
-        return greatest(logits.softmax(dim=-1).div_(noise))
+        return draw(logits, seeds, rows.positions)
 
     def _at(self, rows: SampleRows, index_np: np.ndarray) -> tuple[SampleRows, Tensor]:
         index = self._upload(index_np)
@@ -126,12 +141,3 @@ class Sampler:
 
     def _upload(self, index_np: np.ndarray) -> Tensor:
         return torch.from_numpy(index_np).to(self.device, non_blocking=True)
-
-
-def greatest(values: Tensor) -> Tensor:
-    """Column of the greatest of each row of [S, V], int32; NO_TOKEN for NaN or nothing but -inf.
-
-    `max` reports NaN and takes as long as `argmax`: the check costs a comparison per row.
-    """
-    best, token_ids = values.max(dim=-1)
-    return token_ids.int().masked_fill_((best > -torch.inf).logical_not_(), NO_TOKEN)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vllm.core.plan import Int32Array
 from vllm.ops.registry import Ops
+from vllm.ops.sampling import DrawTables
 from vllm.sample.processors import HostProcessor
 from vllm.sample.ragged import SlotLists, SlotWords
 from vllm.sampling_params import SamplingParams
@@ -119,6 +120,9 @@ class SamplingState:
         self.presence_penalty = self._reals.column(_Real.PRESENCE)
         self.frequency_penalty = self._reals.column(_Real.FREQUENCY)
         self.repetition_penalty = self._reals.column(_Real.REPETITION)
+        self.draw_tables = DrawTables(
+            self.temperature, self.log_min_p, self.top_k, self.top_p, self.seeds
+        )
         self.allowed_ids = SlotLists(num_slots, device, torch.int32)
         self.stop_ids = SlotLists(num_slots, device, torch.int32)
         self.bias_ids = SlotLists(num_slots, device, torch.int32)
@@ -216,7 +220,11 @@ class SamplingState:
         if params.is_greedy:
             return Want(0)
         assert params.seed is not None, "the front end resolves seeds"
-        draw = (params.temperature, math.log(params.min_p or 1.0), params.top_p)
+        draw = (
+            params.temperature,
+            math.log(params.min_p) if params.min_p > 0.0 else -math.inf,
+            params.top_p,
+        )
         self._reals.host[slot, : _Real.PRESENCE] = draw
         wants = Want.DRAW
         if params.temperature != 1.0:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm.core.plan import Int32Array
 from vllm.sample.interface import SamplerOutput, SampleRows
 from vllm.sample.ragged import power_of_two
-from vllm.sample.sampler import Sampler, greatest
+from vllm.sample.sampler import Sampler
 from vllm.sample.stages import STAGES
 from vllm.sample.state import Want
 
@@ -29,7 +29,7 @@ class StaticSampler(Sampler):
         wants_np = rows.state.wants_np[rows.slots_np]
         present = completed(int(np.bitwise_or.reduce(wants_np, initial=0)))
         if not present:
-            return SamplerOutput(greatest(logits), None)
+            return SamplerOutput(self.greatest(logits), None)
         raw = logits
         logits = self._run_stages(logits, rows, wants_np, present)
         token_ids = self._choose(logits, rows, wants_np)
@@ -65,7 +65,7 @@ class StaticSampler(Sampler):
         return logits
 
     def _choose(self, logits: Tensor, rows: SampleRows, wants_np: Int32Array) -> Tensor:
-        token_ids = greatest(logits)
+        token_ids = self.greatest(logits)
         draws_np = wants_np & Want.DRAW != 0
         if not draws_np.any():
             return token_ids

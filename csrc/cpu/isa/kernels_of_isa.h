@@ -10,7 +10,7 @@ void add_attention(KernelTable& table);
 void add_dot_attention(KernelTable& table);  // replaces what dot products do better
 void add_elementwise(KernelTable& table);
 void add_gemm(KernelTable& table);
-void add_noise(KernelTable& table);
+void add_sampling(KernelTable& table);
 
 }  // namespace VLLM_ISA
 }  // namespace vllm::cpu

@@ -15,6 +15,7 @@ from vllm.attention.interface import AttentionSpec
 from vllm.attention.metadata import PagedMeta
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
+from vllm.ops.sampling import DrawTables
 
 logger = init_logger(__name__)
 
@@ -29,10 +30,11 @@ _PLAIN = (
     "normed_rotary",
     "write_kv",
     "write_latent",
-    "exponential_noise",
+    "greatest",
+    "gather_logprobs",
     "apply_token_bitmask",
 )
-_WRAPPED = ("paged_attention", "mla_attention")
+_WRAPPED = ("paged_attention", "mla_attention", "choose")
 # Called by name, by what holds packed weights.
 _PACKED = ("pack_weight", "packed_rows", "packed_linear", "packed_gated", "packed_moe")
 
@@ -112,6 +114,14 @@ def mla_attention(q: Tensor, cache: Tensor, meta: PagedMeta, spec: AttentionSpec
     return out
 
 
+def choose(
+    logits: Tensor, draws: Tensor, slots: Tensor, positions: Tensor, tables: DrawTables
+) -> Tensor:
+    """As the reference of this name."""
+    out: Tensor = torch.ops.vllm.choose.default(logits, draws, slots, positions, *tables)
+    return out
+
+
 @cache
 def native_ops() -> Mapping[str, Callable[..., Any]]:
     """Overrides of reference ops; empty if the kernels are not there."""
@@ -119,4 +129,9 @@ def native_ops() -> Mapping[str, Callable[..., Any]]:
         return {}
     # The overload, not the packet: it skips a search by argument types in every call.
     plain = {name: getattr(torch.ops.vllm, name).default for name in _PLAIN}
-    return {**plain, "paged_attention": paged_attention, "mla_attention": mla_attention}
+    return {
+        **plain,
+        "paged_attention": paged_attention,
+        "mla_attention": mla_attention,
+        "choose": choose,
+    }

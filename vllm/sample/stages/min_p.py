@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from vllm.ops.sampling import min_p_bound
 from vllm.sample.interface import SampleRows
 from vllm.sample.stages.base import FlagStage
 from vllm.sample.state import Want
@@ -15,6 +16,5 @@ class MinP(FlagStage):
     want = Want.MIN_P
 
     def apply(self, logits: Tensor, rows: SampleRows) -> Tensor:
-        # Ratios of probabilities are differences of logits, so no softmax is needed.
-        bound = logits.amax(dim=-1) + rows.state.log_min_p.index_select(0, rows.slots)
-        return logits.masked_fill_(logits < bound.unsqueeze(1), -math.inf)
+        bound = min_p_bound(logits, rows.state.log_min_p.index_select(0, rows.slots))
+        return logits.masked_fill_(logits < bound, -math.inf)
