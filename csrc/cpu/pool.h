@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
@@ -32,21 +33,28 @@ void for_each_task(int64_t count, const Body& body) {
   detail::run_tasks(count, call, const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
 
-// Calls body(first, last) for pieces of [begin, end), each of at least `grain` if there are
-// several.
+// Calls body(first, last) for pieces of [begin, end), each of at least `grain` if there are several.
+// Pieces are neighbours where they can be, and get smaller towards the end, so that threads of
+// different speed finish together.
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   const int64_t count = end - begin;
   if (count <= 0) return;
-  const int64_t most = std::max<int64_t>(1, count / std::max<int64_t>(1, grain));
-  // A few pieces per thread, so that one that starts late leaves its share to the others.
-  const int64_t pieces = std::min<int64_t>(most, 4 * int64_t{num_threads()});
-  if (pieces == 1 || num_threads() == 1) {
+  grain = std::max<int64_t>(1, grain);
+  const int64_t threads = std::min<int64_t>(num_threads(), count / grain);
+  if (threads <= 1) {
     body(begin, end);
     return;
   }
-  for_each_task(pieces, [&](int64_t i) {
-    body(begin + count * i / pieces, begin + count * (i + 1) / pieces);
+  std::atomic<int64_t> next{begin};
+  for_each_task(threads, [&](int64_t) {
+    int64_t first = next;
+    while (first < end) {
+      const int64_t last = std::min(end, first + std::max(grain, (end - first) / (2 * threads)));
+      if (!next.compare_exchange_weak(first, last)) continue;
+      body(first, last);
+      first = next;
+    }
   });
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import re
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,6 @@ from vllm.errors import ConfigError
 from vllm.platforms.base import Device, MemoryInfo
 from vllm.platforms.cpu.peak import PeakTensorBytes
 
-CACHE_LINE = 64
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
@@ -38,17 +40,20 @@ class CpuDevice(Device):
         return read_memory(_PROC, _CGROUP)
 
     def zeros(self, num_bytes: int, dtype: torch.dtype) -> Tensor:
-        # NumPy asks for zeroed pages (calloc) instead of writing them: a cache that is larger than
-        # what requests ever use costs nothing, nor does start-up wait for it.
+        # Mapped pages are zero without being written: a cache that is larger than what requests
+        # ever use costs nothing, nor does start-up wait for it. Large ones where the system has
+        # them: a prompt touches many of its layers' pages for the first time.
         try:
-            memory = np.zeros(num_bytes + CACHE_LINE - 1, np.uint8)
-        except MemoryError:
+            memory = mmap.mmap(-1, max(1, num_bytes))
+        except OSError:
             raise ConfigError(
                 f"--kv-cache-memory-bytes {num_bytes}: this machine does not give that much memory "
                 "to a process. Use less, or lower --gpu-memory-utilization."
             ) from None
-        start = -memory.ctypes.data % CACHE_LINE
-        return torch.from_numpy(memory[start : start + num_bytes]).view(dtype)
+        if sys.platform == "linux":
+            with suppress(OSError):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes).view(dtype)
 
     def upload(self, array: np.ndarray) -> Tensor:
         """A view of `array` (a copy if it is read-only)."""
