@@ -17,7 +17,7 @@ from vllm.sampling_params import SamplingParams
 
 Int32Array = NDArray[np.int32]
 NO_ROWS: Final = np.empty(0, np.int32)
-_NO_MASKS = np.empty((0, 0), np.int32)
+NO_MASKS: Final = np.empty((0, 0), np.int32)
 NO_TOKEN: Final = -1  # drawn from logits that are NaN, or forbid every token
 
 
@@ -55,7 +55,7 @@ class StepPlan(msgspec.Struct, frozen=True):
     # Rows that draw only from tokens a grammar allows: which rows, ascending, and of each a bit per
     # token of the vocabulary, least significant first.
     masked_rows: np.ndarray = NO_ROWS  # [G] int32
-    masks: np.ndarray = _NO_MASKS  # [G, ceil(V / 32)] int32
+    masks: np.ndarray = NO_MASKS  # [G, ceil(V / 32)] int32
 
     @property
     def num_rows(self) -> int:

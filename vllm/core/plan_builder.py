@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vllm.core.kv_cache.manager import BlockDelta
-from vllm.core.plan import Admission, Int32Array, StepPlan
+from vllm.core.plan import NO_MASKS, NO_ROWS, Admission, Int32Array, StepPlan
 from vllm.core.request import Request
 from vllm.core.steady import SteadyPlan
 from vllm.structured_output.grammar import Grammar
+
+_NO_BLOCKS: Final = np.empty((0, 4), np.int32)
 
 
 class Row(NamedTuple):
@@ -55,13 +57,16 @@ class PlanBuilder:
         request.num_pending += row.sample
 
     def build(self, step: int, releases: list[int], mask_words: int) -> StepPlan:
-        blocks = np.empty((len(self.blocks), 4), np.int32)
+        blocks = _NO_BLOCKS
         if self.blocks:
+            blocks = np.empty((len(self.blocks), 4), np.int32)
             blocks[:, 0] = self.block_slots
             blocks[:, 1:] = np.array(self.blocks, np.int32)
-        masks = np.empty((len(self.grammars), mask_words), np.int32)
-        for mask, grammar in zip(masks, self.grammars, strict=True):
-            grammar.fill_mask(mask)
+        masks = NO_MASKS
+        if self.grammars:
+            masks = np.empty((len(self.grammars), mask_words), np.int32)
+            for mask, grammar in zip(masks, self.grammars, strict=True):
+                grammar.fill_mask(mask)
         slots, starts, counts, samples = self._columns()
         return StepPlan(
             step=step,
@@ -69,26 +74,28 @@ class PlanBuilder:
             starts=starts,
             counts=counts,
             samples=samples,
-            releases=np.array(releases, np.int32),
+            releases=np.array(releases, np.int32) if releases else NO_ROWS,
             admissions=tuple(self.admissions),
             blocks=blocks,
-            masked_rows=np.array(self.masked_rows, np.int32),
+            masked_rows=np.array(self.masked_rows, np.int32) if self.masked_rows else NO_ROWS,
             masks=masks,
         )
 
     def _columns(self) -> tuple[Int32Array, Int32Array, Int32Array, NDArray[np.bool_]]:
         """Slots, starts, counts and samples, [R] each."""
         slots, starts, _ = self.steady
+        own_slots = np.array([row.request.slot for row in self.rows], np.int32)
+        own_starts = np.array([row.start for row in self.rows], np.int32)
+        own_counts = np.array([row.num_tokens for row in self.rows], np.int32)
+        own_samples = np.array([row.sample for row in self.rows], np.bool_)
+        if not len(slots):
+            return own_slots, own_starts, own_counts, own_samples
         counts, samples = np.ones(len(slots), np.int32), np.ones(len(slots), np.bool_)
         if not self.rows:
             return slots, starts, counts, samples
-        own = [(row.request.slot, row.start, row.num_tokens, row.sample) for row in self.rows]
-        table = np.array(own, np.int32)
-        if not len(slots):
-            return table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy(), table[:, 3] != 0
         return (
-            np.concatenate([slots, table[:, 0]]),
-            np.concatenate([starts, table[:, 1]]),
-            np.concatenate([counts, table[:, 2]]),
-            np.concatenate([samples, table[:, 3] != 0]),
+            np.concatenate([slots, own_slots]),
+            np.concatenate([starts, own_starts]),
+            np.concatenate([counts, own_counts]),
+            np.concatenate([samples, own_samples]),
         )

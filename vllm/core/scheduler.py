@@ -188,6 +188,8 @@ class Scheduler:
         """Running requests that are not steady, in order."""
         if len(self.steady) == len(self.running):
             return []
+        if not len(self.steady):
+            return self.running.copy()
         return [request for request in self.running if request not in self.steady]
 
     def _has_room(self, steady: SteadyPlan, others: list[Request]) -> bool:

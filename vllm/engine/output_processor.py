@@ -154,6 +154,13 @@ class OpenRequest:
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
         self.prompt_logprobs_sent = False
+        # Tokens come one at a time and at once, and with nothing else.
+        self.is_plain = (
+            self.params.output_kind is RequestOutputKind.DELTA
+            and self.params.num_sequences == 1
+            and self.params.logprobs is None
+            and self.params.prompt_logprobs is None
+        )
         self.sequences = []
         for index, child in enumerate(source.children):
             stream = (
@@ -164,7 +171,23 @@ class OpenRequest:
 
     @property
     def is_finished(self) -> bool:
+        if len(self.sequences) == 1:
+            return self.sequences[0].finish_reason is not None
         return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    def plain_delta(self, sequence: OutputSequence, token_ids: list[int]) -> RequestOutput:
+        """`output` where `is_plain` and nothing but these tokens is new."""
+        sequence.num_sent += len(token_ids)
+        choice = CompletionOutput(sequence.index, sequence.text.take(is_last=False), token_ids)
+        return RequestOutput(
+            self.id,
+            self.prompt,
+            self.prompt_token_ids,
+            None,
+            [choice],
+            metrics=self.metrics,
+            num_cached_tokens=self.num_cached_tokens,
+        )
 
     def output(self, changed: Iterable[OutputSequence], interval: int) -> RequestOutput | None:
         """What to tell the caller now that `changed` have changed, if anything."""
@@ -295,15 +318,20 @@ class OutputProcessor:
         if is_quiet.all():
             return
         is_told = ~is_quiet
+        calendar_s, is_immediate = now_s + self._epoch_s, self.stream_interval == 1
         for slot, token_id in zip(
             slots[is_told].tolist(), token_ids[is_told].tolist(), strict=True
         ):
             sequence = _seated(seats, slot)
             request = sequence.request
-            sequence.take_tokens([token_id], now_s)
-            request.metrics.last_token_time = now_s + self._epoch_s
+            token_list = [token_id]
+            sequence.take_tokens(token_list, now_s)
+            request.metrics.last_token_time = calendar_s
             if sequence.finish_reason is not None:
                 self._end(sequence, now_s, result, is_known=False)
+            elif request.is_plain and is_immediate and request not in changed:
+                result.outputs.append(request.plain_delta(sequence, token_list))
+                continue
             changed.setdefault(request, []).append(sequence)
 
     def _seat(self, slot: int, sequence: OutputSequence | None, now_s: float) -> None:

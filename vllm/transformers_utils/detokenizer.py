@@ -60,18 +60,23 @@ class NoText:
 class ByteStream:
     """For tokenizers whose tokens are bytes (byte-level BPE): a table and a UTF-8 decoder."""
 
-    __slots__ = ("_decoder", "_table")
+    __slots__ = ("_held", "_table")
 
     def __init__(self, table: list[bytes]) -> None:
         self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""  # the begin of a character
 
     def push(self, token_ids: Sequence[int]) -> str:
         table = self._table
-        return self._decoder.decode(b"".join([table[token_id] for token_id in token_ids]))
+        data = self._held + b"".join([table[token_id] for token_id in token_ids])
+        text, num_used = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[num_used:]
+        return text
 
     def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        text, _ = codecs.utf_8_decode(self._held, "replace", True)
+        self._held = b""
+        return text
 
 
 class WindowStream:
@@ -271,7 +276,11 @@ class SequenceText:
 
     def take(self, is_last: bool) -> str:
         """Text to show that was not taken before."""
-        end = self._end(is_last)
+        if self._stops:
+            end = self._end(is_last)
+        else:
+            self._decode_pending()
+            end = len(self._text)
         text = self._text[self._num_shown : end]
         self._num_shown = max(end, self._num_shown)
         return text

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -21,14 +22,18 @@ logger = init_logger(__name__)
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 encoder = msgspec.json.Encoder()
+_SOME_TEXT: Final = f"text {uuid.uuid4()}"  # nothing else says this
+
+
+Chunk = msgspec.Struct | bytes  # or its event
 
 
 class ChunkMaker(Protocol):
     """Turns the outputs of one HTTP request, in order, into the chunks of its stream."""
 
-    def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[msgspec.Struct]: ...
+    def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[Chunk]: ...
 
-    def finish(self) -> Sequence[msgspec.Struct]:
+    def finish(self) -> Sequence[Chunk]:
         """What follows the last output."""
         ...
 
@@ -72,8 +77,22 @@ async def events(
     yield b"".join(map(event, chunks.finish())) + DONE
 
 
-def event(chunk: msgspec.Struct) -> bytes:
-    return b"data: %b\n\n" % encoder.encode(chunk)
+def event(chunk: Chunk) -> bytes:
+    return chunk if isinstance(chunk, bytes) else b"data: %b\n\n" % encoder.encode(chunk)
+
+
+class EventTemplate:
+    """The event of a chunk, to be made again with other texts: nearly all of a stream differ in
+    nothing else."""
+
+    def __init__(self, make: Callable[[str], msgspec.Struct]) -> None:
+        """`make` puts a text into the chunk, once."""
+        head, text, tail = event(make(_SOME_TEXT)).partition(encoder.encode(_SOME_TEXT))
+        assert text and encoder.encode(_SOME_TEXT) not in tail, "the text is there once"
+        self._head, self._tail = head, tail
+
+    def event(self, text: str) -> bytes:
+        return b"%b%b%b" % (self._head, encoder.encode(text), self._tail)
 
 
 async def merged(

@@ -29,7 +29,7 @@ from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
 from vllm.entrypoints.openai.serving.chat_run import ChatRun, MessageUpdate
 from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
 from vllm.entrypoints.openai.serving.tool_choice import ToolChoice, tool_choice_of
-from vllm.entrypoints.openai.streaming import events
+from vllm.entrypoints.openai.streaming import Chunk, EventTemplate, events
 from vllm.entrypoints.openai.structured import structured_outputs_of
 from vllm.errors import BadRequest, NotAvailable
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -163,6 +163,10 @@ class ChatAnswer:
         self.role = context.options.response_role if request.add_generation_prompt else last.role
         self.echoed = text_of(last.content) if request.echo and last.role == self.role else ""
         self.started: set[int] = set()
+        self.has_plain_chunks = not (
+            request.logprobs or request.return_token_ids or request.wants_continuous_usage
+        )
+        self.templates: dict[int, EventTemplate] = {}  # by choice
 
     def response(self, updates: Sequence[MessageUpdate]) -> ChatCompletionResponse:
         response = ChatCompletionResponse(
@@ -178,17 +182,30 @@ class ChatAnswer:
             response.prompt_token_ids = self.run.prompt_token_ids
         return response
 
-    def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[ChatCompletionChunk]:
-        chunks: list[ChatCompletionChunk] = []
+    def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[Chunk]:
+        chunks: list[Chunk] = []
         for update in self.run.push(prompt_idx, output):
             if update.index not in self.started:
                 self.started.add(update.index)
                 chunks.append(self._first_chunk(update.index))
-            if self._says_something(update):
+            plain = _plain_text(update) if self.has_plain_chunks else None
+            if plain is not None:
+                chunks.append(self._template(update).event(plain))
+            elif self._says_something(update):
                 chunks.append(self._chunk(update))
         if chunks and self.request.wants_continuous_usage:
-            chunks[-1].usage = self.run.meter.usage()
+            last = chunks[-1]
+            assert isinstance(last, ChatCompletionChunk), "no chunk is plain then"
+            last.usage = self.run.meter.usage()
         return chunks
+
+    def _template(self, update: MessageUpdate) -> EventTemplate:
+        template = self.templates.get(update.index)
+        if template is None:
+            template = self.templates[update.index] = EventTemplate(
+                lambda text: self._chunk(update._replace(deltas=[ContentDelta(text)]))
+            )
+        return template
 
     def finish(self) -> Sequence[ChatCompletionChunk]:
         if not (self.request.wants_usage or self.context.options.enable_force_include_usage):
@@ -261,6 +278,14 @@ class ChatAnswer:
             sequence.token_ids,
             sequence.logprobs or (),
         )
+
+
+def _plain_text(update: MessageUpdate) -> str | None:
+    """The text of an update that is a piece of content and nothing else."""
+    if update.finish_reason is not None or len(update.deltas) != 1:
+        return None
+    delta = update.deltas[0]
+    return delta.text if isinstance(delta, ContentDelta) else None
 
 
 def _delta_message(deltas: Sequence[Delta]) -> DeltaMessage:

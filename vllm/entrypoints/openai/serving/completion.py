@@ -21,7 +21,7 @@ from vllm.entrypoints.openai.protocol.completion import (
     CompletionResponse,
 )
 from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
-from vllm.entrypoints.openai.streaming import events
+from vllm.entrypoints.openai.streaming import Chunk, EventTemplate, events
 from vllm.errors import BadRequest
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput, PromptLogprobs, RequestOutput
@@ -124,11 +124,24 @@ class CompletionAnswer:
         )
         self.prompt_logprobs: dict[int, PromptLogprobs] = {}
         self.held: dict[int, RequestOutput] = {}
+        self.has_plain_chunks = (
+            request.logprobs is None
+            and not self.needs_prompt_logprobs
+            and not request.return_token_ids
+            and not request.wants_continuous_usage
+            and not self.prompt_only
+        )
+        self.templates: dict[int, EventTemplate] = {}  # by choice
 
     def response(self, choices: list[CompletionChoice]) -> CompletionResponse:
         return CompletionResponse(self.id, self.created, self.model, choices)
 
-    def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[CompletionResponse]:
+    def push(self, prompt_idx: int, output: RequestOutput) -> Sequence[Chunk]:
+        if self.has_plain_chunks and len(output.outputs) == 1:
+            index = prompt_idx * self.num_sequences + output.outputs[0].index
+            if index in self.started and output.outputs[0].finish_reason is None:
+                self.meter.push(prompt_idx, output)
+                return (self._template(index).event(output.outputs[0].text),)
         whole = self._with_held(prompt_idx, output)
         if whole is None:
             return ()
@@ -137,6 +150,14 @@ class CompletionAnswer:
         if chunks and self.request.wants_continuous_usage:
             chunks[-1].usage = self.meter.usage()
         return chunks
+
+    def _template(self, index: int) -> EventTemplate:
+        template = self.templates.get(index)
+        if template is None:
+            template = self.templates[index] = EventTemplate(
+                lambda text: self.response([CompletionChoice(index, text, None, None)])
+            )
+        return template
 
     def _with_held(self, prompt_idx: int, output: RequestOutput) -> RequestOutput | None:
         """None while the log-probabilities that a first chunk starts with are not there yet."""
