@@ -3,6 +3,8 @@
 // Every output is one running sum over the inputs in order, so a row's result depends on nothing
 // but the row: not on how many rows there are, nor on who computes them.
 
+#include <type_traits>
+
 #include "cpu/isa/activation.h"
 #include "cpu/isa/kernels_of_isa.h"
 #include "cpu/isa/vec.h"
@@ -239,18 +241,31 @@ inline int64_t place(int64_t k, int n) {
 // bfloat16 in pairs of inputs. Missing rows and inputs are zero.
 template <typename T>
 void pack_panel(const PanelRows& source, int first, int count, void* panel) {
-  const T* in = static_cast<const T*>(source.rows);
-  T* out = static_cast<T*>(panel);
-  constexpr int64_t kBlock = 64;  // inputs at a time: reads whole cache lines, writes stay in L1
-  const int64_t inputs = source.inputs;
-  const int64_t depth = (inputs + kPair<T> - 1) / kPair<T> * kPair<T>;
-  for (int64_t begin = 0; begin < depth; begin += kBlock) {
-    const int64_t end = begin + kBlock < depth ? begin + kBlock : depth;
-    for (int n = 0; n < count; ++n) {
-      for (int64_t k = begin; k < end; ++k) {
-        const bool exists = n < source.num_rows && k < inputs;
-        out[place<T>(k, first + n)] = exists ? in[n * source.row_stride + k] : T{};
+  // What of a row stays together. Moving it without a look at its values is what makes this copy.
+  using Unit = std::conditional_t<kPair<T> * sizeof(T) == sizeof(uint32_t), uint32_t, uint16_t>;
+  static_assert(sizeof(Unit) == kPair<T> * sizeof(T));
+  constexpr int64_t kBlock = 128 / sizeof(Unit);  // reads whole cache lines, writes stay in L1
+  const int64_t whole = source.inputs / kPair<T>;
+  const int64_t units = (source.inputs + kPair<T> - 1) / kPair<T>;
+  const int rows = source.num_rows < count ? static_cast<int>(source.num_rows) : count;
+  Unit* out = static_cast<Unit*>(panel) + first;
+  for (int64_t begin = 0; begin < units; begin += kBlock) {
+    const int64_t end = begin + kBlock < units ? begin + kBlock : units;
+    const int64_t last = whole < end ? whole : end;
+    for (int n = 0; n < rows; ++n) {
+      const char* row =
+          static_cast<const char*>(source.rows) + n * source.row_stride * int64_t{sizeof(T)};
+      for (int64_t u = begin; u < last; ++u) {
+        __builtin_memcpy(out + u * kPanelOutputs + n, row + u * sizeof(Unit), sizeof(Unit));
       }
+      if (last < end) {  // an input without another to make a pair
+        Unit half = 0;
+        __builtin_memcpy(&half, row + last * sizeof(Unit), sizeof(T));
+        out[last * kPanelOutputs + n] = half;
+      }
+    }
+    for (int n = rows; n < count; ++n) {
+      for (int64_t u = begin; u < end; ++u) out[u * kPanelOutputs + n] = 0;
     }
   }
 }
