@@ -133,4 +133,13 @@ KINDS = {
     "vllm-eager": Kind("peer_vllm", EAGER, _vllm_variables, _eager_server),
     "vllm-inprocess": Kind("peer_vllm", variables=_vllm_in_process),
     "vllm-inprocess-eager": Kind("peer_vllm", EAGER, _vllm_in_process),
+    "llama": Kind("peer_llama", converter="convert_gguf.py", suffix=".gguf"),
+    "openvino": Kind(
+        "peer_openvino",
+        # Keys and values as wide as everywhere else; its default is 8 bits.
+        {"KV_CACHE_PRECISION": "f16"},
+        converter="convert_openvino.py",
+        suffix=".openvino",
+    ),
+    "transformers": Kind("peer_transformers"),
 }

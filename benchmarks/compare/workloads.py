@@ -59,6 +59,7 @@ def prefix(session: Session, prompts: Prompts) -> Figures:
 
     Warm: the same again with other tokens of their own.
     """
+    session.generate(prompts.many(16, 32), 2)
     shared = prompts.one(1024)
     cold_s, warm_s = (
         session.generate([shared + prompts.one(64) for _ in range(16)], 16).seconds
