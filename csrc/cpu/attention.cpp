@@ -22,6 +22,8 @@ constexpr int kSegment = 512;
 static_assert(kSegment % kMaxChunk == 0);
 // Multiplications below which claiming a task, or waking a thread for it, costs more than it saves.
 constexpr int64_t kMinTaskWork = 128 * 1024;
+// Enough for threads to finish together; in larger tasks more is known of what will be read next.
+constexpr int kTasksPerThread = 16;
 
 struct Rows {
   const int32_t* query_start;
@@ -81,8 +83,14 @@ class Cutter {
 
   Work cut() {
     int64_t num_tiles = 0;
-    for (int r = 0; r < rows_.num_rows; ++r) num_tiles += size_.tiles_of(rows_.count(r));
+    int64_t total = 0;
+    for (int r = 0; r < rows_.num_rows; ++r) {
+      num_tiles += size_.tiles_of(rows_.count(r));
+      total += cost_of(rows_.count(r) * size_.group, rows_.seq_lens[r]);
+    }
     num_tiles *= num_kv_heads_;
+    total *= num_kv_heads_;
+    task_cost_ = std::max(kMinTaskWork, total / (kTasksPerThread * num_threads()));
     // Several tiles per thread finish together; where there are fewer, segments are tasks.
     split_ = num_threads() > 1 && num_tiles < 4 * num_threads();
     work_.tiles.reserve(num_tiles);
@@ -126,9 +134,12 @@ class Cutter {
 
   void add_piece(const Tile& piece) {
     work_.tiles.push_back(piece);
-    cost_ += int64_t{piece.num_queries} * piece.num_heads * (piece.kv_end - piece.kv_begin) *
-             (shape_.head_dim + shape_.value_dim);
-    if (cost_ >= kMinTaskWork) end_task();
+    cost_ += cost_of(piece.num_queries * piece.num_heads, piece.kv_end - piece.kv_begin);
+    if (cost_ >= task_cost_) end_task();
+  }
+
+  int64_t cost_of(int lines, int tokens) const {
+    return int64_t{lines} * tokens * (shape_.head_dim + shape_.value_dim);
   }
 
   void end_task() {
@@ -143,6 +154,7 @@ class Cutter {
   const int num_kv_heads_;
   bool split_ = false;
   int64_t cost_ = 0;  // of the task being filled
+  int64_t task_cost_ = 0;
   Work work_;
 };
 
@@ -184,10 +196,11 @@ class Launch {
       float* memory = reinterpret_cast<float*>(scratch + scratch_bytes_);
       for (int i = work_.tasks[task]; i < work_.tasks[task + 1]; ++i) {
         const Tile& tile = work_.tiles[i];
+        const Tile* next = i + 1 < work_.tasks[task + 1] ? &work_.tiles[i + 1] : nullptr;
         if (tile.split >= 0) {
-          attend(tile, scratch, state_in(splits.data() + tile.split * state_floats_));
+          attend(tile, next, scratch, state_in(splits.data() + tile.split * state_floats_));
         } else {
-          attend_and_finish(tile, scratch, memory);
+          attend_and_finish(tile, next, scratch, memory);
         }
       }
     });
@@ -208,27 +221,32 @@ class Launch {
   }
 
   // All segments of a tile. `memory` has room for two states.
-  void attend_and_finish(const Tile& tile, char* scratch, float* memory) const {
+  void attend_and_finish(const Tile& tile, const Tile* next_tile, char* scratch,
+                         float* memory) const {
     const AttentionState state = state_in(memory), next = state_in(memory + state_floats_);
     for (int begin = tile.kv_begin; begin < tile.kv_end;) {
       Tile segment = tile;
       segment.kv_begin = begin;
       segment.kv_end = std::min(tile.kv_end, (begin / kSegment + 1) * kSegment);
-      attend(segment, scratch, begin == tile.kv_begin ? state : next);
+      Tile rest = tile;
+      rest.kv_begin = segment.kv_end;
+      const Tile* following = segment.kv_end < tile.kv_end ? &rest : next_tile;
+      attend(segment, following, scratch, begin == tile.kv_begin ? state : next);
       if (begin > tile.kv_begin) fold(tile, next, state);
       begin = segment.kv_end;
     }
     finish(tile, state);
   }
 
-  // One segment or a part of it.
-  void attend(const Tile& tile, char* scratch, const AttentionState& state) const {
+  // One segment or a part of it, before `next`.
+  void attend(const Tile& tile, const Tile* next, char* scratch,
+              const AttentionState& state) const {
     const int64_t lines = int64_t{tile.num_queries} * tile.num_heads;
     std::fill_n(state.sums, lines * shape_.sum_stride, 0.0f);
     std::fill_n(state.maximum, lines, -std::numeric_limits<float>::infinity());
     std::fill_n(state.total, lines, 0.0f);
     const int64_t token = rows_.query_start[tile.row] + tile.query;
-    AttentionTile arguments;
+    AttentionTile arguments{};
     arguments.query =
         q_ + (token * shape_.query_token_stride + tile.head * shape_.query_head_stride) * element_;
     arguments.blocks = rows_.block_table + tile.row * rows_.table_stride;
@@ -238,6 +256,12 @@ class Launch {
     arguments.first_position = rows_.seq_lens[tile.row] - rows_.count(tile.row) + tile.query;
     arguments.kv_begin = tile.kv_begin;
     arguments.kv_end = tile.kv_end;
+    if (next != nullptr) {
+      const int first = next->kv_begin / shape_.block_size;
+      arguments.next_blocks = rows_.block_table + next->row * rows_.table_stride + first;
+      arguments.num_next_blocks = (next->kv_end - 1) / shape_.block_size + 1 - first;
+      arguments.next_kv_head = next->kv_head;
+    }
     arguments.scratch = scratch;
     arguments.state = state;
     kernels_.attend[dtype_](shape_, arguments);

@@ -50,6 +50,10 @@ struct AttentionTile {
   int first_position;  // of the first query
   int kv_begin;        // a multiple of chunk, unless nothing before it is visible
   int kv_end;
+  // What will be read next, worth fetching while this is computed.
+  const int32_t* next_blocks;
+  int num_next_blocks;
+  int next_kv_head;
   void* scratch;  // of attention_scratch bytes
   AttentionState state;
 };

@@ -8,13 +8,6 @@
 
 #if defined(__AVX512BF16__)
 
-// GCC 12 finds its own headers' undefined vectors uninitialised; can go with GCC 13.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-
 #include "cpu/isa/attention_chunk.h"
 #include "cpu/isa/vec.h"
 
@@ -56,7 +49,13 @@ inline __mmask16 first_lanes(int count) {
   return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1u << (count < 0 ? 0 : count)) - 1);
 }
 
-// Where pairs come from: pair k of vector i.
+constexpr int kLine = 64;  // bytes of a cache line
+
+inline void fetch(const char* line) { __builtin_prefetch(line, 0, 2); }
+
+// Where pairs come from: pair k of vector i. Those that read the cache itself fetch as many lines
+// as they use of what will be read next: blocks are small and anywhere in memory, which gives the
+// hardware too little to guess from.
 struct PairedStrip {
   const uint32_t* memory;  // [pairs, 64]
   __m512i operator()(int k, int i) const {
@@ -67,7 +66,9 @@ struct PairedStrip {
 struct KeyRows {
   const BFloat16* const* panels;  // of 16 tokens each
   int64_t stride;                 // between dimensions
+  const char* const* ahead;       // by panel
   __m512i operator()(int k, int i) const {
+    fetch(ahead[i] + k * kLine);
     const BFloat16* row = panels[i] + 2 * k * stride;
     return paired(load_row(row), load_row(row + stride));
   }
@@ -85,7 +86,9 @@ struct LastKeyRow {
 struct ValueRows {
   const BFloat16* row;  // of pair 0
   int64_t stride;       // between tokens
+  const char* ahead;
   __m512i operator()(int k, int i) const {
+    fetch(ahead + 2 * k * stride * int64_t{sizeof(BFloat16)} + i * kLine);
     const BFloat16* pair = row + 2 * k * stride + i * kLanes;
     return paired(load_row(pair), load_row(pair + stride));
   }
@@ -173,6 +176,7 @@ struct Work {
   const Scratch& scratch;
   Chunk chunk;
   const BFloat16* blocks[kMaxChunk / kLanes];
+  const BFloat16* next_blocks[kMaxChunk / kLanes];  // of the next chunk, or once more those
 
   int query_stride() const { return round_up(shape.head_dim, 2); }
   int lines() const { return tile.num_queries * tile.num_heads; }
@@ -189,6 +193,16 @@ struct Work {
   const BFloat16* key_panel(int panel) const {
     const int token = panel * kLanes;
     return blocks[token / shape.block_size] + token % shape.block_size;
+  }
+
+  // Values of the panel, to read when its keys have been.
+  const char* after_keys(int panel) const {
+    return reinterpret_cast<const char*>(value_row(panel * kLanes));
+  }
+
+  // Keys of the next chunk, to read when values of this one have been.
+  const char* after_values(int block, int column) const {
+    return reinterpret_cast<const char*>(next_blocks[block] + 2 * column);
   }
 
   const BFloat16* value_row(int token) const {
@@ -233,7 +247,8 @@ void pack_keys(const Work& work) {
     uint32_t* out =
         work.scratch.keys + int64_t{p / kStripVecs} * pairs * kStrip + p % kStripVecs * kLanes;
     const BFloat16* panel = work.key_panel(p);
-    const KeyRows rows{&panel, shape.block_size};
+    const char* values = work.after_keys(p);
+    const KeyRows rows{&panel, shape.block_size, &values};
     for (int k = 0; k < pairs - odd; ++k) _mm512_storeu_si512(out + k * kStrip, rows(k, 0));
     if (odd) {
       _mm512_storeu_si512(out + (pairs - 1) * kStrip,
@@ -307,8 +322,12 @@ struct ScoreStrip {
       add_pairs(query, stride, 0, pairs, PairedStrip{strip + panel % kStripVecs * kLanes}, sums);
     } else {
       const BFloat16* panels[kVecs];
-      for (int i = 0; i < kVecs; ++i) panels[i] = work.key_panel(panel + i);
-      add_pairs(query, stride, 0, whole, KeyRows{panels, shape.block_size}, sums);
+      const char* ahead[kVecs];
+      for (int i = 0; i < kVecs; ++i) {
+        panels[i] = work.key_panel(panel + i);
+        ahead[i] = work.after_keys(panel + i);
+      }
+      add_pairs(query, stride, 0, whole, KeyRows{panels, shape.block_size, ahead}, sums);
       add_pairs(query, stride, whole, pairs, LastKeyRow{panels, shape.block_size}, sums);
     }
     store_sums(sums, work.scratch.scores + int64_t{line} * work.score_stride() + panel * kLanes,
@@ -358,7 +377,9 @@ struct ValueStrip {
       const BFloat16* row = work.value_row(2 * first) + column;
       const BFloat16* some = weights + 2 * first;
       if (all_columns) {
-        add_pairs(some, stride, k - first, stop - first, ValueRows{row, shape.value_stride}, sums);
+        const char* ahead = work.after_values(k / per_block, column);
+        const ValueRows rows{row, shape.value_stride, ahead};
+        add_pairs(some, stride, k - first, stop - first, rows, sums);
       } else {
         add_pairs(some, stride, k - first, stop - first, in_part(row, kVecs, true), sums);
       }
@@ -470,19 +491,37 @@ void attend_lines(const Work& work, int line, int count) {
   }
 }
 
+// Finds the blocks to read after this chunk: of this tile or of the next one.
+void look_ahead(Work& work, const BFloat16* head) {
+  const AttentionShape& shape = work.shape;
+  const AttentionTile& tile = work.tile;
+  const int32_t* ids = tile.blocks + work.chunk.first_block + work.chunk.num_blocks;
+  int count =
+      (tile.kv_end - 1) / shape.block_size + 1 - work.chunk.first_block - work.chunk.num_blocks;
+  if (count == 0) {
+    ids = tile.next_blocks;
+    count = tile.num_next_blocks;
+    head = static_cast<const BFloat16*>(shape.cache) + tile.next_kv_head * shape.head_stride;
+  }
+  for (int b = 0; b < work.chunk.num_blocks; ++b) {
+    work.next_blocks[b] = b < count ? head + ids[b] * shape.block_stride : work.blocks[b];
+  }
+}
+
 void attend(const AttentionShape& shape, const AttentionTile& tile) {
   Scratch scratch{};
   lay_out(shape, tile.num_queries * tile.num_heads, static_cast<char*>(tile.scratch), scratch);
   gather_queries(shape, tile, scratch.query);
   const BFloat16* head =
       static_cast<const BFloat16*>(shape.cache) + tile.kv_head * shape.head_stride;
-  Work work{shape, tile, scratch, {}, {}};
+  Work work{shape, tile, scratch, {}, {}, {}};
   for (int position = tile.kv_begin / shape.chunk * shape.chunk; position < tile.kv_end;
        position += shape.chunk) {
     work.chunk = chunk_at(shape, tile, position);
     for (int b = 0; b < work.chunk.num_blocks; ++b) {
       work.blocks[b] = head + tile.blocks[work.chunk.first_block + b] * shape.block_stride;
     }
+    look_ahead(work, head);
     if (work.is_packed()) {
       if (shape.latent) {
         pack_latent_keys(work);

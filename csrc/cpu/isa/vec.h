@@ -5,6 +5,15 @@
 
 #include <cstdint>
 
+#if defined(__AVX512F__)
+// GCC 12 finds its own headers' undefined vectors uninitialised; can go with GCC 13.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#endif
+
 #ifndef VLLM_ISA
 #error "VLLM_ISA must name the namespace of this instruction set"
 #endif
@@ -56,6 +65,11 @@ inline Vec load(const BFloat16* p) {
   return bit_cast<Vec>(__builtin_convertvector(half, UintVec) << 16);
 }
 
+#if defined(__AVX512F__)
+inline Vec load(const Float16* p) {
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+#else
 inline Vec load(const Float16* p) {
   HalfVec half;
   __builtin_memcpy(&half, p, sizeof(half));
@@ -67,6 +81,7 @@ inline Vec load(const Float16* p) {
   UintVec value = magnitude >= (0x7c00u << 13) ? special : bit_cast<UintVec>(finite);
   return bit_cast<Vec>(value | ((bits & 0x8000u) << 16));
 }
+#endif
 
 inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
@@ -78,6 +93,11 @@ inline void store(BFloat16* p, Vec v) {
   __builtin_memcpy(p, &half, sizeof(half));
 }
 
+#if defined(__AVX512F__)
+inline void store(Float16* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, 0));  // to nearest
+}
+#else
 inline void store(Float16* p, Vec v) {
   UintVec bits = bit_cast<UintVec>(v);
   UintVec magnitude = bits & 0x7fffffffu;
@@ -90,6 +110,7 @@ inline void store(Float16* p, Vec v) {
   HalfVec half = __builtin_convertvector(value | ((bits >> 16) & 0x8000u), HalfVec);
   __builtin_memcpy(p, &half, sizeof(half));
 }
+#endif
 
 // The first n < kWidth elements; the others read as zero.
 template <typename T>
