@@ -33,9 +33,9 @@ void for_each_task(int64_t count, const Body& body) {
   detail::run_tasks(count, call, const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
 
-// Calls body(first, last) for pieces of [begin, end), each of at least `grain` if there are several.
-// Pieces are neighbours where they can be, and get smaller towards the end, so that threads of
-// different speed finish together.
+// Calls body(first, last) for pieces of [begin, end), each of at least `grain` if there are
+// several. Pieces are neighbours where they can be, and get smaller towards the end, so that
+// threads of different speed finish together.
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   const int64_t count = end - begin;
