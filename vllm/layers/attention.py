@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm.attention.interface import AttentionMetas, AttentionSpec
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
 from vllm.layers.norm import RMSNorm
 from vllm.layers.rope.table import NoRope, Rope, Rotary
+from vllm.utils.module import DirectModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class AttentionShape:
         )
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(DirectModule):
     """x [T, H] -> [T, H]: project, rotate, attend, project back."""
 
     def __init__(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm.layers.activation import plain
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import GatedLinear, Linear, Shard, single
+from vllm.utils.module import DirectModule
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(DirectModule):
     """down(act(gate(x)) * up(x)).   x: [T, H] -> [T, H]"""
 
     def __init__(
@@ -23,7 +24,7 @@ class GatedMLP(nn.Module):
         return self.down(self.gate_up(x))
 
 
-class MLP(nn.Module):
+class MLP(DirectModule):
     """down(act(up(x))).   x: [T, H] -> [T, H]"""
 
     def __init__(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
 from vllm.layers.weights import Loadable, Slot
+from vllm.utils.module import DirectModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class Experts(Loadable):
         self.method.finish(self)
 
 
-class MoE(nn.Module):
+class MoE(DirectModule):
     """x [T, H] -> [T, H] through the chosen experts."""
 
     def __init__(
@@ -121,7 +122,7 @@ class MoE(nn.Module):
         return self.experts(x, weights, ids)
 
 
-class SharedMoE(nn.Module):
+class SharedMoE(DirectModule):
     """Experts that are chosen, plus one MLP that every token passes."""
 
     def __init__(self, routed: MoE, shared: nn.Module) -> None:

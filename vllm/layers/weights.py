@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from vllm.utils.module import DirectModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Slot:
         return source.narrow(self.dim, self.start, self.target.shape[self.dim])
 
 
-class Loadable(nn.Module):
+class Loadable(DirectModule):
     """A layer with weights of its own. By default each parameter is one whole tensor."""
 
     def slots(self) -> Iterator[Slot]:
