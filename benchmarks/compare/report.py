@@ -20,6 +20,7 @@ def document(results: Results) -> dict[str, Any]:
         "settings": results.settings,
         "machine": results.machine,
         "records": [asdict(record) for record in results.records],
+        "versions": results.versions,
         "first_tokens": results.first_tokens,
         "summary": {model: _summary(results, model) for model in results.models()},
     }
@@ -67,7 +68,10 @@ def machine_text(results: Results) -> str:
         for name, title in names.items()
         if (spread := results.machine_spread(name))
     ]
-    return "## Machine\n\n" + table([["", "median [min–max]"], *rows])
+    parts = ["## Machine", table([["", "median [min–max]"], *rows])]
+    if versions := [f"{name} {version}" for name, version in results.versions.items()]:
+        parts.append(f"Versions: {', '.join(versions)}")
+    return "\n\n".join(parts)
 
 
 def model_table(results: Results, model: str) -> str:

@@ -43,9 +43,10 @@ class Results:
     """Everything a run found out; written as it grows."""
 
     settings: dict[str, Any]
-    machine: list[dict[str, float]] = field(default_factory=list)  # one per repetition
+    machine: list[dict[str, float]] = field(default_factory=list)  # one per repetition and model
     records: list[Record] = field(default_factory=list)
     first_tokens: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # model, engine
+    versions: dict[str, str] = field(default_factory=dict)  # of engines
 
     def models(self) -> list[str]:
         return _unique(record.model for record in self.records)

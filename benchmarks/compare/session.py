@@ -40,6 +40,7 @@ class Session:
     log: Path
     limit_s: float  # per order
     start_s: float  # perf_counter before its process was started
+    version: str = ""
     _pending: bytes = b""
 
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Answer:
@@ -89,6 +90,7 @@ def session(
         "kv_gib": limits.kv_gib,
         "max_model_len": limits.max_model_len,
         "max_num_seqs": limits.max_num_seqs,
+        "distribution": engine.kind.distribution,
         "options": dict(engine.kind.options),
     }
     start_s = time.perf_counter()
@@ -96,7 +98,7 @@ def session(
     with started(command, engine, limits, log, pipes=True) as process, Watch(process.pid) as watch:
         open_session = Session(process, watch, log, limit_s, start_s)
         open_session.send(settings)
-        open_session.receive()
+        open_session.version = open_session.receive()["version"]
         yield open_session
 
 

@@ -45,7 +45,9 @@ def load(settings):
 def fake(tmp_path: Path) -> Engine:
     """An engine whose adapter lies in tmp_path and answers with the first token of its prompt."""
     (tmp_path / "fake_engine.py").write_text(FAKE)
-    kind = Kind("fake_engine", variables=lambda limits, home: {"PYTHONPATH": str(tmp_path)})
+    kind = Kind(
+        "fake_engine", "pytest", variables=lambda limits, home: {"PYTHONPATH": str(tmp_path)}
+    )
     return Engine("fake", kind, HOME)
 
 
@@ -229,10 +231,23 @@ def test_a_whole_run_is_written_as_json(
     args = program.parser().parse_args(["--work-dir", str(tmp_path), "--threads", "1"])
     args.workloads, args.models, args.repetitions = "host,serve", "tiny", 2
     plan = replace(program.plan_of(args), engines=[fake])
-    program.write(plan, program.run(plan))
+    results = program.empty_results(plan)
+    program.run(plan, results)
     written = json.loads((tmp_path / "results.json").read_text())
     figures = written["summary"]["tiny"]["fake"]["figures"]
     assert figures["host_tokens_per_s"]["count"] == 2
     assert figures["startup_s"]["median"] > 0
+    assert written["versions"]["fake"] == pytest.__version__
     problems = [record for record in written["records"] if record["problem"]]
     assert {record["workload"] for record in problems} == {"serve"}
+
+
+@pytest.mark.skipif(not memory.PROC.exists(), reason="needs /proc")
+def test_nothing_is_left_running_when_the_program_is_ended(fake: Engine, tmp_path: Path) -> None:
+    with (
+        pytest.raises(SystemExit),
+        session(fake, tmp_path / "model", LIMITS, tmp_path / "log", 20) as opened,
+    ):
+        sys.exit(143)
+    assert opened.process.returncode is not None
+    assert not (memory.PROC / str(opened.process.pid)).exists()

@@ -9,6 +9,7 @@ but the standard library and the adapter, as it runs where the engine is install
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     try:
         engine = importlib.import_module(settings["adapter"]).load(settings)
-        tell(answers, {"ready": True})
+        tell(answers, {"version": version(settings["distribution"])})
         for line in sys.stdin:
             tell(answers, answer(engine, json.loads(line)))
     except Exception as error:
@@ -39,6 +40,13 @@ def answer(engine: Any, order: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - start_s
     first = [int(token) for token in outputs[0][:NUM_TOKENS_TOLD]]
     return {"seconds": seconds, "lengths": [len(tokens) for tokens in outputs], "first": first}
+
+
+def version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "of this tree"
 
 
 def tell(answers: Any, message: dict[str, Any]) -> None:
