@@ -18,7 +18,6 @@ from vllm.layers.norm import Norm, RMSNorm
 from vllm.layers.rope import NoRope, Rope, RopeParameters, Rotary
 from vllm.layers.weights import Rule
 from vllm.models.interfaces import ForwardInputs, Model
-from vllm.utils.module import DirectModule
 
 
 def attention_weights(layer: str = "model.layers.{layer}.self_attn") -> tuple[Rule, ...]:
@@ -72,7 +71,7 @@ NORM_WEIGHTS = (
 DECODER_WEIGHTS = (*OUTER_WEIGHTS, *NORM_WEIGHTS, *attention_weights(), *MLP_WEIGHTS)
 
 
-class DecoderLayer(DirectModule):
+class DecoderLayer(nn.Module):
     """Attention and MLP, each normalised before and added to the residual after.
 
     x [T, H] is the output of the block before, not yet added to residual [T, H]. With
