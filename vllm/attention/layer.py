@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm.attention.interface import AttentionBackend, AttentionMetas, AttentionSpec
 from vllm.core.kv_cache.spec import MLA, AnySpec, FullAttention, SlidingWindow
-from vllm.utils.module import DirectModule
 
 
-class Attention(DirectModule):
+class Attention(nn.Module):
     """Causal attention over this layer's paged cache. Has no weights.
 
     The worker owns the cache and gives it with `bind`; until then `forward` must not be called.

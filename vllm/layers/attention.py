@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm.attention.interface import AttentionMetas, AttentionSpec
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
 from vllm.layers.norm import RMSNorm
 from vllm.layers.rope.table import NoRope, Rope, Rotary
-from vllm.utils.module import DirectModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class AttentionShape:
         )
 
 
-class SelfAttention(DirectModule):
+class SelfAttention(nn.Module):
     """x [T, H] -> [T, H]: project, rotate, attend, project back."""
 
     def __init__(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm.layers.activation import plain
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import GatedLinear, Linear, Shard, single
-from vllm.utils.module import DirectModule
 
 
-class GatedMLP(DirectModule):
+class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)).   x: [T, H] -> [T, H]"""
 
     def __init__(
@@ -24,7 +23,7 @@ class GatedMLP(DirectModule):
         return self.down(self.gate_up(x))
 
 
-class MLP(DirectModule):
+class MLP(nn.Module):
     """down(act(up(x))).   x: [T, H] -> [T, H]"""
 
     def __init__(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
 from vllm.layers.weights import Loadable, Slot
-from vllm.utils.module import DirectModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class Experts(Loadable):
         self.method.finish(self)
 
 
-class MoE(DirectModule):
+class MoE(nn.Module):
     """x [T, H] -> [T, H] through the chosen experts."""
 
     def __init__(
@@ -122,7 +121,7 @@ class MoE(DirectModule):
         return self.experts(x, weights, ids)
 
 
-class SharedMoE(DirectModule):
+class SharedMoE(nn.Module):
     """Experts that are chosen, plus one MLP that every token passes."""
 
     def __init__(self, routed: MoE, shared: nn.Module) -> None:

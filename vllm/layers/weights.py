@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from vllm.utils.module import DirectModule
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Slot:
         return source.narrow(self.dim, self.start, self.target.shape[self.dim])
 
 
-class Loadable(DirectModule):
+class Loadable(nn.Module):
     """A layer with weights of its own. By default each parameter is one whole tensor."""
 
     def slots(self) -> Iterator[Slot]:
