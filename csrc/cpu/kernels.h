@@ -182,6 +182,8 @@ struct KernelTable {
 
   // The greatest of each kLogitBlock logits; NaN where there is one.
   void (*block_maxima)(const float* logits, int64_t count, float* maxima);
+  // The greatest of some disjoint sets of logits, up to count / 4 of them. Returns how many.
+  int64_t (*lane_maxima)(const float* logits, int64_t count, float* maxima);
   // Sum of weights (integers) of the logits of blocks [begin, end), exact, and estimates of what
   // lies at or above each of kLevels.
   double (*mass)(const ScaledRow& row, int64_t begin, int64_t end, float* sums_above);

@@ -28,7 +28,7 @@ float log_sum(const RowView& view, Scratch& scratch) {
 // The k greatest, descending, into order[:k]; of equals the one with the least id first.
 std::vector<int32_t> top_ids(const RowView& view, int64_t k, Scratch& scratch) {
   if (k == 0) return {};
-  const float bound = view.blocks() >= k ? nth_of_maxima(view, k, scratch) : -kInfinity;
+  const float bound = bound_of_greatest(view, k, scratch);
   const ScaledRow row{view.logits, view.maxima, view.count, 1.0f, view.top, bound};
   int32_t* ids = scratch.ids.data();
   const int64_t found = kernels().collect(row, 0, view.blocks(), bound, ids, scratch.values.data());

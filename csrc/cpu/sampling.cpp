@@ -106,9 +106,7 @@ class Draw {
   float top_k() {
     const int64_t k = params_.top_k;
     float bound = row_.floor;
-    if (view_.blocks() >= k) {
-      bound = std::max(bound, nth_of_maxima(view_, k, scratch_) / params_.temperature);
-    }
+    bound = std::max(bound, bound_of_greatest(view_, k, scratch_) / params_.temperature);
     collect(bound);
     float* values = scratch_.sorted.data();
     std::copy_n(scratch_.values.data(), count_, values);
@@ -241,10 +239,16 @@ void check_column(const at::Tensor& column, const char* name, at::ScalarType dty
 
 }  // namespace
 
-float nth_of_maxima(const RowView& view, int64_t n, Scratch& scratch) {
+float bound_of_greatest(const RowView& view, int64_t n, Scratch& scratch) {
   float* values = scratch.sorted.data();
-  std::copy_n(view.maxima, view.blocks(), values);
-  std::nth_element(values, values + n - 1, values + view.blocks(), std::greater<float>());
+  int64_t count = view.blocks();
+  if (count >= n) {
+    std::copy_n(view.maxima, count, values);
+  } else {
+    count = kernels().lane_maxima(view.logits, view.count, values);
+    if (count < n) return -kInfinity;
+  }
+  std::nth_element(values, values + n - 1, values + count, std::greater<float>());
   return values[n - 1];
 }
 

@@ -62,8 +62,9 @@ struct RowView {
 // Sets view.maxima and view.top. False: nothing can be chosen, for there is NaN, or only -inf.
 bool find_maxima(RowView& view, Scratch& scratch);
 
-// The n-th greatest of the maxima, n <= view.blocks(): at least n logits are as great.
-float nth_of_maxima(const RowView& view, int64_t n, Scratch& scratch);
+// A bound that at least n logits reach, and not many more: the n-th greatest of some maxima, or
+// -inf if n is too large a share of the row.
+float bound_of_greatest(const RowView& view, int64_t n, Scratch& scratch);
 
 // Index of the first logit that is the greatest of a row.
 int32_t first_of_greatest(const RowView& view);

@@ -6,7 +6,7 @@
 #include "cpu/isa/kernels_of_isa.h"
 #include "cpu/isa/vec.h"
 
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -29,13 +29,25 @@ inline float greatest_of(Vec v) {
   return most;
 }
 
-inline bool any(IntVec mask) {
+// A bit for each lane that is set.
+inline uint32_t bits_of(IntVec mask) {
 #if defined(__AVX512F__)
-  return _mm512_test_epi32_mask(bit_cast<__m512i>(mask), bit_cast<__m512i>(mask)) != 0;
+  return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(bit_cast<__m256>(mask)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(bit_cast<__m128>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
 #endif
-  int32_t found = 0;
-  for (int i = 0; i < kWidth; ++i) found |= mask[i];
-  return found != 0;
+}
+
+// Calls body(lane) for each lane that is set.
+template <typename Body>
+inline void for_each_lane(IntVec mask, Body body) {
+  for (uint32_t bits = bits_of(mask); bits != 0; bits &= bits - 1) body(__builtin_ctz(bits));
 }
 
 // The first n elements; the others are -inf.
@@ -44,6 +56,18 @@ inline Vec load_logits(const float* p, int n) {
   float buffer[kWidth];
   for (int i = 0; i < kWidth; ++i) buffer[i] = i < n ? p[i] : -kInfinity;
   return load(buffer);
+}
+
+// The greatest of every kWidth-th logit of each block: several, and no lane need be compared with
+// another.
+int64_t lane_maxima(const float* logits, int64_t count, float* maxima) {
+  float* out = maxima;
+  for (int64_t begin = 0; begin + kLogitBlock <= count; begin += kLogitBlock, out += kWidth) {
+    Vec most = load(logits + begin);
+    for (int i = kWidth; i < kLogitBlock; i += kWidth) most = vmax(load(logits + begin + i), most);
+    store(out, most);
+  }
+  return out - maxima;
 }
 
 void block_maxima(const float* logits, int64_t count, float* maxima) {
@@ -56,11 +80,11 @@ void block_maxima(const float* logits, int64_t count, float* maxima) {
       nan |= x != x;
       most = vmax(x, most);
     });
-    maxima[begin / kLogitBlock] = any(nan) ? __builtin_nanf("") : greatest_of(most);
+    maxima[begin / kLogitBlock] = bits_of(nan) != 0 ? __builtin_nanf("") : greatest_of(most);
   }
 }
 
-// exp(gap) in units of 2^-35 for gap <= 0, rounded down: sums of 2^18 are exact in float64.
+// exp(gap) in units of 2^-35, for gap <= 0.
 inline Vec weight(Vec gap) {
   const Vec r = vmax(gap, splat(-25.0f)) * (1.0f / 64);
   Vec p = r * (1.0f / 5040) + 1.0f / 720;
@@ -74,18 +98,45 @@ inline Vec weight(Vec gap) {
   return p * 0x1p35f;
 }
 
-typedef double Wide __attribute__((vector_size(kWidth * 8)));
-typedef int64_t WideInt __attribute__((vector_size(kWidth * 8)));
-
-inline Wide floored(Vec weight) {
-  // Adding 2^52 in float64 leaves integers; what was rounded up is taken back.
-  const Wide x = __builtin_convertvector(weight, Wide);
-  const Wide rounded = (x + 0x1p52) - 0x1p52;
-  return rounded > x ? rounded - 1.0 : rounded;
+// A weight is below 2^35, and a whole number from 2^23 on.
+inline Vec floored(Vec w) {
+  return w < 0x1p23f ? __builtin_convertvector(__builtin_convertvector(w, IntVec), Vec) : w;
 }
 
+// Sums of whole numbers below 2^35, exact: in lanes of float32, in two halves of 18 bits, as long
+// as float32 holds them, then in float64.
+class ExactSum {
+ public:
+  void add(Vec w) {
+    const Vec high = (w + 0x1.8p41f) - 0x1.8p41f;  // a multiple of 2^18, w - high at most 2^17
+    high_ += high;
+    low_ += w - high;
+    if (++count_ == 64) flush();
+  }
+  double total() {
+    flush();
+    return total_;
+  }
+
+ private:
+  void flush() {
+    float high[kWidth], low[kWidth];
+    store(high, high_);
+    store(low, low_);
+    for (int i = 0; i < kWidth; ++i) {
+      total_ += static_cast<double>(high[i]) + static_cast<double>(low[i]);
+    }
+    high_ = low_ = Vec{};
+    count_ = 0;
+  }
+
+  Vec high_{}, low_{};
+  double total_ = 0;
+  int count_ = 0;
+};
+
 double mass(const ScaledRow& row, int64_t begin, int64_t end, float* sums_above) {
-  Wide total = {};
+  ExactSum total;
   Vec above[kNumLevels] = {};
   const Vec floor = splat(row.floor), top = splat(row.top);
   for (int64_t block = begin; block < end; ++block) {
@@ -95,23 +146,22 @@ double mass(const ScaledRow& row, int64_t begin, int64_t end, float* sums_above)
     for_each_vector(width, [&](int64_t i, int n) {
       const Vec y = load_logits(row.logits + first + i, n) / row.temperature;
       const Vec gap = y - top;
-      const Vec w = y >= floor ? weight(gap) : Vec{};
-      total += floored(w);
+      const Vec w = y >= floor ? floored(weight(gap)) : Vec{};
+      total.add(w);
       for (int level = 0; level < kNumLevels; ++level) {
         above[level] += gap >= kLevels[level] ? w : Vec{};
       }
     });
   }
   for (int level = 0; level < kNumLevels; ++level) sums_above[level] = sum(above[level]);
-  double whole = 0;
-  for (int i = 0; i < kWidth; ++i) whole += total[i];
-  return whole;
+  return total.total();
 }
 
 void weights(const float* values, int64_t count, float top, double* out) {
   for_each_vector(count, [&](int64_t i, int n) {
-    const Wide w = floored(weight(load_logits(values + i, n) - top));
-    for (int lane = 0; lane < n; ++lane) out[i + lane] = w[lane];
+    float buffer[kWidth];
+    store(buffer, floored(weight(load_logits(values + i, n) - top)));
+    for (int lane = 0; lane < n; ++lane) out[i + lane] = buffer[lane];
   });
 }
 
@@ -124,12 +174,15 @@ int64_t collect(const ScaledRow& row, int64_t begin, int64_t end, float bound, i
     const int64_t width = row.count - first < kLogitBlock ? row.count - first : kLogitBlock;
     for_each_vector(width, [&](int64_t i, int n) {
       const Vec y = load_logits(row.logits + first + i, n) / row.temperature;
-      const IntVec kept = y >= bound;
-      if (!any(kept)) return;
-      for (int lane = 0; lane < n; ++lane) {
-        if (kept[lane] == 0) continue;
+      const uint32_t inside = n == kWidth ? ~0u : (1u << n) - 1;
+      uint32_t kept = bits_of(y >= bound) & inside;
+      if (kept == 0) return;
+      float buffer[kWidth];
+      store(buffer, y);
+      for (; kept != 0; kept &= kept - 1) {
+        const int lane = __builtin_ctz(kept);
         ids[found] = static_cast<int32_t>(first + i + lane);
-        values[found++] = y[lane];
+        values[found++] = buffer[lane];
       }
     });
   }
@@ -155,14 +208,13 @@ class Race {
  public:
   Race(const RaceKey& key, RaceState& state) : key_(key), state_(state) {}
 
-  // Tokens `ids`, `gaps` below the most likely one.
-  void run(UintVec ids, Vec gaps, int n) {
+  // Tokens `ids`, `gaps` below the most likely one; -inf: none.
+  void run(UintVec ids, Vec gaps) {
     const UintVec bits = mix(mix(ids + key_.first) ^ key_.second);
     const Vec bound = gaps + noise_bound(bits);
-    if (!any(bound >= state_.best)) return;
-    for (int lane = 0; lane < n; ++lane) {
+    for_each_lane((bound >= state_.best) & (gaps > -kInfinity), [&](int lane) {
       if (bound[lane] >= state_.best) enter(ids[lane], gaps[lane], bits[lane]);
-    }
+    });
   }
 
  private:
@@ -203,7 +255,7 @@ void race(const ScaledRow& row, const RaceKey& key, int64_t begin, int64_t end, 
     const int64_t width = row.count - first < kLogitBlock ? row.count - first : kLogitBlock;
     for_each_vector(width, [&](int64_t i, int n) {
       const Vec y = load_logits(row.logits + first + i, n) / row.temperature;
-      race.run(lane + static_cast<uint32_t>(first + i), y - top, n);
+      race.run(lane + static_cast<uint32_t>(first + i), y - top);
     });
   }
 }
@@ -215,7 +267,7 @@ void race_of(const int32_t* ids, const float* values, int64_t count, float bound
     UintVec id = {};
     __builtin_memcpy(&id, ids + i, sizeof(int32_t) * static_cast<unsigned>(n));
     const Vec y = load_logits(values + i, n);
-    race.run(id, y >= bound ? y - top : splat(-kInfinity), n);
+    race.run(id, y >= bound ? y - top : splat(-kInfinity));
   });
 }
 
@@ -275,6 +327,7 @@ void mask_logits(float* logits, const uint32_t* mask, int64_t begin, int64_t end
 
 void add_sampling(KernelTable& table) {
   table.block_maxima = block_maxima;
+  table.lane_maxima = lane_maxima;
   table.mass = mass;
   table.weights = weights;
   table.collect = collect;
