@@ -72,8 +72,7 @@ class Bench:
         return SampleRows(
             slots_np,
             positions_np,
-            torch.from_numpy(slots_np),
-            torch.from_numpy(positions_np),
+            torch.from_numpy,
             self.tokens,
             self.state,
             self.masks_np[slots_np],

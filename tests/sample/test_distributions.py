@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,7 +109,7 @@ def test_draws_at_successive_positions_follow_the_distribution(seed: int) -> Non
     slot = bench.add(params)
     rows = bench.rows([slot] * NUM_DRAWS)
     positions_np = np.arange(NUM_DRAWS, dtype=np.int32)
-    rows = rows._replace(positions_np=positions_np, positions=torch.from_numpy(positions_np))
+    rows = replace(rows, positions_np=positions_np)
     scores = torch.from_numpy(logits).float().repeat(NUM_DRAWS, 1)
 
     counts = np.bincount(bench.sampler.sample(scores, rows).token_ids.numpy(), minlength=V)
@@ -120,7 +122,7 @@ def test_successive_draws_of_one_request_are_independent() -> None:
     slot = bench.add(SamplingParams(seed=5))
     positions_np = np.arange(NUM_DRAWS, dtype=np.int32)
     rows = bench.rows([slot] * NUM_DRAWS)
-    rows = rows._replace(positions_np=positions_np, positions=torch.from_numpy(positions_np))
+    rows = replace(rows, positions_np=positions_np)
     drawn = bench.sampler.sample(torch.zeros(NUM_DRAWS, 8), rows).token_ids.numpy()
 
     pairs = np.zeros((8, 8))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from vllm.core.plan import Int32Array
 
 if TYPE_CHECKING:
     from vllm.sample.state import SamplingState
@@ -13,29 +18,37 @@ if TYPE_CHECKING:
 NO_MASK: Final = -1
 
 
-class SampleRows(NamedTuple):
+@dataclass(frozen=True)
+class SampleRows:
     """S rows that draw a token. Host arrays choose the work, device tensors do it."""
 
-    slots_np: np.ndarray  # [S] int32
-    positions_np: np.ndarray  # [S] int32: position the drawn token will take; = tokens known so far
-    slots: Tensor  # [S] int32 on the device
-    positions: Tensor  # [S] int32 on the device
+    slots_np: Int32Array  # [S]
+    positions_np: Int32Array  # [S] position the drawn token will take; = tokens known so far
+    upload: Callable[[Int32Array], Tensor]  # Device.upload
     tokens: Tensor  # [num_slots, max_tokens] int32: the slot table's token rows
     state: SamplingState  # parameters per slot
-    masks_np: np.ndarray  # [S] int32: row of `masks` that applies; NO_MASK: none
+    masks_np: Int32Array  # [S] row of `masks` that applies; NO_MASK: none
     masks: Tensor  # [G, ceil(V / 32)] int32 on the device: a bit per token that may be drawn
 
-    def at(self, index_np: np.ndarray, index: Tensor) -> SampleRows:
-        """The rows `index_np` int64; `index` is the same on the device."""
-        return SampleRows(
-            self.slots_np[index_np],
-            self.positions_np[index_np],
-            self.slots.index_select(0, index),
-            self.positions.index_select(0, index),
-            self.tokens,
-            self.state,
-            self.masks_np[index_np],
-            self.masks,
+    # Cached, and not fields: the most likely tokens are found without them.
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """[S] int32 on the device"""
+        return self.upload(self.slots_np)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[S] int32 on the device"""
+        return self.upload(self.positions_np)
+
+    def at(self, index_np: np.ndarray) -> SampleRows:
+        """The rows `index_np` int64."""
+        return replace(
+            self,
+            slots_np=self.slots_np[index_np],
+            positions_np=self.positions_np[index_np],
+            masks_np=self.masks_np[index_np],
         )
 
 

@@ -29,8 +29,12 @@ USUAL_WANTS: Final = (
 )
 
 
-# Stages that ops.choose does on its own.
-_OF_DRAWS: Final = Want.TEMPERATURE | Want.MIN_P | Want.TOP_K_TOP_P
+# The other stages are what `choose` does.
+_BEFORE_DRAWS: Final = sum(
+    stage.want
+    for stage in STAGES
+    if not stage.want & (Want.TEMPERATURE | Want.MIN_P | Want.TOP_K_TOP_P)
+)
 
 
 class Sampler:
@@ -67,19 +71,27 @@ class Sampler:
         present = int(np.bitwise_or.reduce(wants_np, initial=0))
         if not present:
             return SamplerOutput(self.greatest(logits), None)
-        if not present & Want.LOGPROBS:
-            logits = self._run_stages(logits, rows, wants_np, present & ~_OF_DRAWS)
-            return SamplerOutput(self._choose(logits, rows, wants_np), None)
+        if present & Want.LOGPROBS:
+            return self._sample_with_logprobs(logits, rows, wants_np, present)
+        logits = self._run_stages(logits, rows, wants_np, present & _BEFORE_DRAWS)
+        return SamplerOutput(self._choose(logits, rows, wants_np), None)
+
+    def _sample_with_logprobs(
+        self, logits: Tensor, rows: SampleRows, wants_np: Int32Array, present: int
+    ) -> SamplerOutput:
         asked_np = np.flatnonzero(wants_np & Want.LOGPROBS)
         asked = self._upload(asked_np)
-        raw = logits.index_select(0, asked) if self.is_raw else logits
         if self.is_raw:
-            logits = self._run_stages(logits, rows, wants_np, present & ~_OF_DRAWS)
+            before_draws = present & _BEFORE_DRAWS
+            # Stages change logits in place; `choose` does not.
+            untouched = len(asked_np) == len(wants_np) and not before_draws
+            scores = logits if untouched else logits.index_select(0, asked)
+            logits = self._run_stages(logits, rows, wants_np, before_draws)
             token_ids = self._choose(logits, rows, wants_np)
         else:
             logits = self._run_stages(logits, rows, wants_np, present)
             token_ids = self._choose_processed(logits, rows, wants_np)
-        scores = raw if self.is_raw else logits.index_select(0, asked)
+            scores = logits.index_select(0, asked)
         k = int(rows.state.num_logprobs_np[rows.slots_np].max())
         logprobs = self._logprobs(scores, token_ids.index_select(0, asked), k)
         return SamplerOutput(token_ids, spread(logprobs, asked, len(wants_np)))
@@ -98,6 +110,8 @@ class Sampler:
     def _run_stages(
         self, logits: Tensor, rows: SampleRows, wants_np: Int32Array, present: int
     ) -> Tensor:
+        if not present:
+            return logits
         for stage in STAGES:
             if not present & stage.want:
                 continue
@@ -137,7 +151,7 @@ class Sampler:
     def _at(self, rows: SampleRows, index_np: np.ndarray) -> tuple[SampleRows, Tensor]:
         index = self._upload(index_np)
         everything = len(index_np) == len(rows.slots_np)
-        return rows if everything else rows.at(index_np, index), index
+        return rows if everything else rows.at(index_np), index
 
     def _upload(self, index_np: np.ndarray) -> Tensor:
         return torch.from_numpy(index_np).to(self.device, non_blocking=True)

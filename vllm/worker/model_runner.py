@@ -123,8 +123,7 @@ class ModelRunner:
             SampleRows(
                 slots_np=draws.slots_np,
                 positions_np=draws.positions_np,
-                slots=upload(draws.slots_np),
-                positions=upload(draws.positions_np),
+                upload=upload,
                 tokens=self.slots.tokens,
                 state=self.slots.sampling,
                 masks_np=draws.masks_np,
