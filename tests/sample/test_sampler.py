@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,6 +148,28 @@ def test_rows_of_the_dummy_slot_are_sampled_without_complaint() -> None:
     tokens = bench.sample(logits, [0, slot, 0]).token_ids
 
     assert tokens[0] == logits[0].argmax() and tokens[2] == logits[2].argmax()
+
+
+def test_greedy_rows_upload_nothing() -> None:
+    bench = Bench(V)
+    slots = [bench.add(SamplingParams(temperature=0.0)) for _ in range(3)]
+    uploads: list[object] = []
+    logits = torch.randn(3, V)
+
+    tokens = bench.sampler.sample(logits, replace(bench.rows(slots), upload=uploads.append))
+
+    assert torch.equal(tokens.token_ids, logits.argmax(-1).int())
+    assert not uploads
+
+
+def test_logprobs_of_every_row_leave_the_logits_of_a_draw_alone() -> None:
+    bench = Bench(V)
+    slots = [bench.add(SamplingParams(seed=i, logprobs=2, temperature=0.5)) for i in range(3)]
+    logits = torch.randn(3, V)
+    output = bench.sample(logits, slots)
+    assert output.logprobs is not None
+    expected = logits.log_softmax(-1)
+    torch.testing.assert_close(output.logprobs.logprobs[:, 1:], expected.topk(2).values)
 
 
 def test_no_rows_give_no_tokens() -> None:
