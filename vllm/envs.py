@@ -262,6 +262,18 @@ def inherited(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def whole() -> dict[str, str]:
+    """The whole environment, for a process that was started before it was complete."""
+    return dict(os.environ)
+
+
+def take_over(environment: Mapping[str, str]) -> None:
+    """Change this process's environment to another's."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
 def shown(prefixes: tuple[str, ...]) -> dict[str, str]:
     """Variables whose names start so, for reports; what may be a secret is hidden."""
     return {

@@ -7,7 +7,7 @@ import gc
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
@@ -105,12 +105,23 @@ class AsyncLLM:
         self._is_woken = False
 
     @classmethod
-    def from_vllm_config(cls, config: VllmConfig) -> Self:
+    def from_vllm_config(
+        cls, config: VllmConfig, meanwhile: Callable[[], object] = lambda: None
+    ) -> Self:
         """Start the engine core in a process of its own. Raises ConfigError, LoadError.
 
-        Statistics go to the loggers that are added.
+        `meanwhile` is called while the core loads the model. Statistics go to the loggers that are
+        added.
         """
-        return cls.from_client(config, ProcessClient(config))
+        client = ProcessClient(config, wait=False)
+        try:
+            engine = cls.from_client(config, client)
+            meanwhile()
+        except BaseException:
+            client.abandon()
+            raise
+        client.wait_until_ready()
+        return engine
 
     @classmethod
     def from_client(cls, config: VllmConfig, client: EngineClient) -> Self:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.core_process import Addresses, core_main, make_engine_core
+from vllm.engine.early_core import CORE_NAME, take
 from vllm.engine.front_link import FrontLink
 from vllm.engine.messages import (
     CallResult,
@@ -36,7 +37,6 @@ logger = init_logger(__name__)
 
 PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
 START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
-CORE_NAME: Final = "vllm-engine-core"  # of the process
 IMPORTED_EXIT: Final = 75  # exit code of a core whose program starts an engine on import
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
 
@@ -163,10 +163,19 @@ class ProcessClient:
 
     is_remote = True
 
+    ready: EngineReady
+
     def __init__(
-        self, config: VllmConfig, make_core: CoreMaker | None = None, num_others: int = 0
+        self,
+        config: VllmConfig,
+        make_core: CoreMaker | None = None,
+        num_others: int = 0,
+        wait: bool = True,
     ) -> None:
-        """Waits until the core is up. Raises ConfigError, LoadError or EngineDeadError."""
+        """Waits until the core is up, or leaves that to a call of `wait_until_ready`.
+
+        Raises ConfigError, LoadError or EngineDeadError.
+        """
         self._stopped = True  # until there is something to stop
         if multiprocessing.current_process().name == CORE_NAME:
             # A core of ours is importing the program to find its classes: it would start another.
@@ -179,23 +188,12 @@ class ProcessClient:
             tuple(f"ipc://{self.directory}/from-core-{i}" for i in range(1 + num_others)),
         )
         self._link = FrontLink(self.addresses, 0)
-        # Not a daemon: a daemon may not have children, and the ranks are the core's.
-        self._process: SpawnProcess = multiprocessing.get_context("spawn").Process(
-            target=core_main,
-            args=(make_core or make_engine_core, config, self.addresses),
-            name=CORE_NAME,
-        )
         self._at_exit = _stop_at_exit(self)
-        try:
-            self._process.start()
-            self._stopped = False
-            self._link.watch(self._process.sentinel)
-            self.ready = self._wait_until_ready()
-        except BaseException:
-            # A core that failed ends by itself; killed, it would leave semaphores behind.
-            self._end((self._process.terminate, self._process.kill), START_PATIENCE_S)
-            self.close()
-            raise
+        self._process = _start(make_core or make_engine_core, config, self.addresses)
+        self._stopped = False
+        self._link.watch(self._process.sentinel)
+        if wait:
+            self.wait_until_ready()
 
     def __del__(self) -> None:
         self.stop()
@@ -235,7 +233,21 @@ class ProcessClient:
             escalate()
         self._process.join()
 
-    def _wait_until_ready(self) -> EngineReady:
+    def wait_until_ready(self) -> None:
+        """Before anything is received. Raises as the constructor does, and gives up the core."""
+        try:
+            self.ready = self._first_word()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """End a core that is not up yet."""
+        # A core that failed ends by itself; killed, it would leave semaphores behind.
+        self._end((self._process.terminate, self._process.kill), START_PATIENCE_S)
+        self.close()
+
+    def _first_word(self) -> EngineReady:
         first = self._next()
         if isinstance(first, EngineDead):
             known = START_ERRORS.get(first.kind)
@@ -267,6 +279,20 @@ class ProcessClient:
         else:
             how = f"ended with exit code {code}"
         return f"the engine core (process {self._process.pid}) {how}"
+
+
+def _start(make_core: CoreMaker, config: VllmConfig, addresses: Addresses) -> SpawnProcess:
+    """The process of a core: one that waits for it, or a new one."""
+    early = take()
+    if early is not None:
+        early.order(core_main, make_core, config, addresses)
+        return early.process
+    # Not a daemon: a daemon may not have children, and the ranks are the core's.
+    process = multiprocessing.get_context("spawn").Process(
+        target=core_main, args=(make_core, config, addresses), name=CORE_NAME
+    )
+    process.start()
+    return process
 
 
 class Attachment(NamedTuple):

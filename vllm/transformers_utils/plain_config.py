@@ -69,7 +69,9 @@ _STATED: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 # What checkpoints carry besides, and this engine does not read.
-_CARRIED: Final = frozenset({"transformers_version", "_name_or_path", "model_type"})
+_CARRIED: Final = frozenset(
+    {"_name_or_path", "model_type", "output_router_logits", "transformers_version"}
+)
 _RENAMED: Final = frozenset({"torch_dtype", "dtype", "rope_theta", "rope_scaling"})
 _DTYPES: Final = frozenset({None, "float32", "bfloat16", "float16"})
 _DEFAULT_THETA: Final = 10000.0

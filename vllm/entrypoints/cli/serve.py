@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.early_core import start_early
 from vllm.entrypoints.openai.cli_args import add_server_flags
 from vllm.errors import ConfigError
 
@@ -23,7 +24,9 @@ def run(args: argparse.Namespace) -> None:
         if given is not None and given != args.model_tag:
             raise ConfigError(f"--model {given} and MODEL {args.model_tag} differ; give one.")
         args.model = args.model_tag
-    # The server's imports take a second, which a wrong flag need not cost.
+    # The server's imports take a second, which a wrong flag need not cost. The core's take another:
+    # its process begins with them before it is known what it is to run.
+    start_early()
     from vllm.entrypoints.openai.launcher import run_server
 
     run_server(args)

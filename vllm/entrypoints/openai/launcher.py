@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import signal
+from functools import partial
+from importlib import import_module
 from types import FrameType
+from typing import Final
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.chat_utils import load_chat_template
 from vllm.entrypoints.openai.announcement import announce
-from vllm.entrypoints.openai.application import make_app
 from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
-from vllm.entrypoints.openai.fleet import run_fleet
 from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
 from vllm.entrypoints.openai.transport.listener import Listener, allow_many_connections
 from vllm.entrypoints.openai.transport.logs import configure_logs
@@ -23,6 +24,8 @@ from vllm.entrypoints.openai.transport.users_middleware import imported
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)
+
+APPLICATION: Final = "vllm.entrypoints.openai.application"
 
 
 def run_server(args: argparse.Namespace) -> None:
@@ -45,6 +48,8 @@ def run_server(args: argparse.Namespace) -> None:
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
         if options.api_server_count > 1:
+            from vllm.entrypoints.openai.fleet import run_fleet
+
             run_fleet(config, options, listener)
         else:
             run_in_loop(_serve(config, options, listener, tls))
@@ -57,9 +62,12 @@ def run_server(args: argparse.Namespace) -> None:
 async def _serve(
     config: VllmConfig, options: ServerOptions, listener: Listener, tls: Tls | None
 ) -> None:
-    engine = AsyncLLM.from_vllm_config(config)
+    # FastAPI is imported while the core loads the model.
+    engine = AsyncLLM.from_vllm_config(config, meanwhile=partial(import_module, APPLICATION))
     try:
         await engine.check_health()  # from here on it notices when the core ends
+        from vllm.entrypoints.openai.application import make_app
+
         app, context = await make_app(engine, config, options)
         server = HttpServer(options, app, engine, context.admission, tls)
         server.on_started = lambda: announce(listener, options, context.model_name)

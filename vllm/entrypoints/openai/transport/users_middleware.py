@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Sequence
-
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
 
 from vllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def add_users_middleware(app: FastAPI, paths: Sequence[str]) -> None:
