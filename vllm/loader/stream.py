@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vllm.errors import LoadError
+from vllm.loader.pages import MappedPages
 
 Named = tuple[str, Tensor]
 SUFFIXES = {"safetensors": (".safetensors",), "pt": (".bin", ".pt", ".pth")}
@@ -93,8 +94,12 @@ def stream(files: Sequence[Path], progress: bool) -> Iterator[Named]:
 def _safetensors(path: Path) -> Iterator[Named]:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
+            pages: MappedPages | None = None
             for name in file.keys():  # noqa: SIM118 - not a mapping
-                yield name, file.get_tensor(name)
+                tensor = file.get_tensor(name)
+                pages = pages or MappedPages(path)  # it is mapped with the first tensor
+                yield name, tensor
+                pages.drop(tensor)
     except (SafetensorError, OSError) as error:
         raise LoadError(f"cannot read {path}: {error}. {REMEDY}.") from error
 
