@@ -23,8 +23,8 @@ SHOWN = (
     "peak_rss_mib",
 )
 COLUMNS = 3
-CHART_WIDTH, BAR_HEIGHT, GAP = 330, 16, 6
-NAME_WIDTH, VALUE_WIDTH = 96, 66
+CHART_WIDTH, BAR_HEIGHT, GAP = 380, 16, 6
+NAME_WIDTH, VALUE_WIDTH = 140, 66
 HEAD_HEIGHT, TITLE_HEIGHT = 40, 26
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#333}.t{font-weight:600}.n{text-anchor:end}"
