@@ -411,7 +411,7 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                              .value_dim = static_cast<int>(latent_dim),
                              .block_size = static_cast<int>(block_size),
                              // Latent rows are long: a small chunk keeps them in the L2 cache.
-                             .chunk = std::max(32, static_cast<int>(block_size)),
+                             .chunk = std::max(64, static_cast<int>(block_size)),
                              .latent = true,
                              .scale = static_cast<float>(scale),
                              .softcap = static_cast<float>(softcap),

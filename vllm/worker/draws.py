@@ -8,7 +8,7 @@ import numpy as np
 
 from vllm.core.plan import Int32Array, StepPlan
 from vllm.sample.interface import NO_MASK
-from vllm.worker.planner import Launch
+from vllm.worker.planner import Launch, Phase, ascending
 from vllm.worker.slots import DUMMY_SLOT
 
 
@@ -31,6 +31,8 @@ class Draws:
 
 def draws_of(plan: StepPlan, launch: Launch) -> Draws | None:
     """The draws of a launch of this plan; None if it has none."""
+    if not launch.is_padded and plan.samples.all() and launch.key.phase is Phase.DECODE:
+        return _draws_of_all(plan, launch)
     drawing = np.flatnonzero(plan.samples[launch.plan_rows_np]).astype(np.int32)
     if not len(drawing):
         return None
@@ -51,6 +53,14 @@ def draws_of(plan: StepPlan, launch: Launch) -> Draws | None:
     hidden = launch.query_start_np[:-1][rows] + np.maximum(launch.counts_np[rows] - 1, 0)
     masks_np, masks = _masks(plan, plan_rows, picked, len(slots), launch.is_padded)
     return Draws(plan_rows, picked, hidden, slots, positions, masks_np, masks)
+
+
+def _draws_of_all(plan: StepPlan, launch: Launch) -> Draws:
+    """Where every row has one token, and draws the next."""
+    rows = ascending(launch.num_rows)
+    masks_np, masks = _masks(plan, launch.plan_rows_np, rows, launch.num_rows, False)
+    positions = launch.starts_np + 1
+    return Draws(launch.plan_rows_np, rows, rows, launch.slots_np, positions, masks_np, masks)
 
 
 def dummy_draws(launch: Launch) -> Draws:

@@ -64,6 +64,23 @@ class Launch:
         return len(self.positions_np)
 
 
+def _read_only_range(count: int) -> Int32Array:
+    array = np.arange(count, dtype=np.int32)
+    array.flags.writeable = False
+    return array
+
+
+_ascending = _read_only_range(1024)
+
+
+def ascending(count: int) -> Int32Array:
+    """0 .. count - 1, shared by all who ask."""
+    global _ascending
+    if count > len(_ascending):
+        _ascending = _read_only_range(2 * count)
+    return _ascending[:count]
+
+
 def make_launch(
     slots: Int32Array,
     starts: Int32Array,
@@ -73,19 +90,21 @@ def make_launch(
 ) -> Launch:
     """The launch of these rows, unpadded. `plan_rows` defaults to 0..R-1."""
     num_rows = len(slots)
-    row_ids = np.arange(num_rows, dtype=np.int32)
-    query_start = np.zeros(num_rows + 1, np.int32)
-    np.cumsum(counts, out=query_start[1:])
-    num_tokens = int(query_start[-1])
+    row_ids = ascending(num_rows)
+    num_tokens = int(counts.sum())
     longest = int(counts.max())
     if longest == 1 and num_tokens == num_rows:
         phase, token_rows, positions = Phase.DECODE, row_ids, starts
+        query_start = ascending(num_rows + 1)
+        kv_blocks = num_rows + int((starts // block_size).sum())
     else:
         phase = Phase.MIXED
+        query_start = np.zeros(num_rows + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
         token_rows = np.repeat(row_ids, counts)
         positions = np.arange(num_tokens, dtype=np.int32)
         positions += np.repeat(starts - query_start[:-1], counts)
-    kv_blocks = int(((starts + (counts + block_size - 1)) // block_size).sum())
+        kv_blocks = int(((starts + (counts + block_size - 1)) // block_size).sum())
     return Launch(
         key=ShapeKey(phase, num_rows, longest, kv_blocks),
         plan_rows_np=row_ids if plan_rows is None else plan_rows,

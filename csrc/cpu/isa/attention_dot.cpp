@@ -223,20 +223,30 @@ void gather_queries(const AttentionShape& shape, const AttentionTile& tile, BFlo
   }
 }
 
+// Swaps what is off the diagonal of all squares of 2 * kStep rows and columns.
+template <int kStep>
+inline void swap_corners(__m512i (&rows)[16]) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i other = _mm512_set1_epi32(16);  // of the second operand
+  const __m512i step = _mm512_set1_epi32(kStep);
+  const __mmask16 right = _mm512_test_epi32_mask(lane, step);
+  const __m512i upper = _mm512_mask_or_epi32(lane, right, _mm512_sub_epi32(lane, step), other);
+  const __m512i lower = _mm512_add_epi32(upper, step);
+#pragma GCC unroll 8
+  for (int pair = 0; pair < 8; ++pair) {
+    const int i = pair / kStep * 2 * kStep + pair % kStep;
+    const __m512i a = rows[i], b = rows[i + kStep];
+    rows[i] = _mm512_permutex2var_epi32(a, upper, b);
+    rows[i + kStep] = _mm512_permutex2var_epi32(a, lower, b);
+  }
+}
+
 // Row i of 16 becomes column i.
 inline void transpose(__m512i (&rows)[16]) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  for (int step = 1; step < 16; step *= 2) {
-    // Swaps the elements off the diagonal of squares of 2 * step: bit `step` of row and column.
-    const __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(step));
-    const __m512i partner = _mm512_xor_si512(lane, _mm512_set1_epi32(step));
-    for (int i = 0; i < 16; ++i) {
-      if (i & step) continue;
-      const __m512i a = rows[i], b = rows[i + step];
-      rows[i] = _mm512_mask_permutexvar_epi32(a, upper, partner, b);
-      rows[i + step] = _mm512_mask_permutexvar_epi32(b, static_cast<__mmask16>(~upper), partner, a);
-    }
-  }
+  swap_corners<1>(rows);
+  swap_corners<2>(rows);
+  swap_corners<4>(rows);
+  swap_corners<8>(rows);
 }
 
 void pack_keys(const Work& work) {
@@ -269,12 +279,14 @@ void pack_latent_keys(const Work& work) {
       const int left = shape.head_dim - d;
       const __mmask32 columns = left >= 32 ? ~0u : (1u << left) - 1;
       __m512i rows[16];
+#pragma GCC unroll 16
       for (int t = 0; t < kLanes; ++t) {
         rows[t] = _mm512_maskz_loadu_epi16(columns, tokens + t * shape.value_stride + d);
       }
       transpose(rows);
-      for (int k = 0; k < kLanes && d / 2 + k < pairs; ++k) {
-        _mm512_storeu_si512(out + int64_t{d / 2 + k} * kStrip, rows[k]);
+#pragma GCC unroll 16
+      for (int k = 0; k < kLanes; ++k) {
+        if (d / 2 + k < pairs) _mm512_storeu_si512(out + int64_t{d / 2 + k} * kStrip, rows[k]);
       }
     }
   }
