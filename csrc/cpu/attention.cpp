@@ -19,11 +19,12 @@ namespace {
 // may be cut for other threads. A multiple of every chunk, counted from the first token, so that
 // results do not depend on who computes what.
 constexpr int kSegment = 512;
-static_assert(kSegment % kMaxChunk == 0);
+static_assert(kSegment % kMaxChunk == 0 && kMaxChunk % kMaxBlock == 0);
 // Multiplications below which claiming a task, or waking a thread for it, costs more than it saves.
 constexpr int64_t kMinTaskWork = 128 * 1024;
-// Enough for threads to finish together; in larger tasks more is known of what will be read next.
-constexpr int kTasksPerThread = 16;
+// A task is this part of what is left for a thread: large ones, in which more is known of what will
+// be read next, come first, and small ones let the threads finish together.
+constexpr int kSharesPerThread = 8;
 
 struct Rows {
   const int32_t* query_start;
@@ -83,35 +84,29 @@ class Cutter {
 
   Work cut() {
     int64_t num_tiles = 0;
-    int64_t total = 0;
-    for (int r = 0; r < rows_.num_rows; ++r) {
-      num_tiles += size_.tiles_of(rows_.count(r));
-      total += cost_of(rows_.count(r) * size_.group, rows_.seq_lens[r]);
-    }
+    for (int r = 0; r < rows_.num_rows; ++r) num_tiles += size_.tiles_of(rows_.count(r));
     num_tiles *= num_kv_heads_;
-    total *= num_kv_heads_;
-    task_cost_ = std::max(kMinTaskWork, total / (kTasksPerThread * num_threads()));
     // Several tiles per thread finish together; where there are fewer, segments are tasks.
     split_ = num_threads() > 1 && num_tiles < 4 * num_threads();
     work_.tiles.reserve(num_tiles);
-    work_.tasks.push_back(0);
     for (int r = 0; r < rows_.num_rows; ++r) {
       for (int kv_head = 0; kv_head < num_kv_heads_; ++kv_head) add_row(r, kv_head);
     }
-    end_task();
+    cut_tasks();
     return std::move(work_);
   }
 
  private:
+  // The last queries, which see most, come first: what is left for the end is small.
   void add_row(int row, int kv_head) {
     const int count = rows_.count(row), past = rows_.seq_lens[row] - count;
     for (int h = 0; h < size_.group; h += size_.heads) {
       const int heads = std::min(size_.heads, size_.group - h);
-      for (int i = 0; i < count; i += size_.queries) {
-        const int queries = std::min(size_.queries, count - i), first = past + i;
+      for (int end = count; end > 0; end -= size_.queries) {
+        const int i = std::max(0, end - size_.queries), first = past + i;
         const int begin = shape_.window > 0 ? std::max(0, first - shape_.window + 1) : 0;
         const int head = kv_head * size_.group + h;
-        add_tile({row, kv_head, head, heads, i, queries, begin, first + queries, -1});
+        add_tile({row, kv_head, head, heads, i, end - i, begin, past + end, -1});
       }
     }
   }
@@ -119,7 +114,7 @@ class Cutter {
   void add_tile(const Tile& tile) {
     const int first = tile.kv_begin / kSegment, last = (tile.kv_end - 1) / kSegment;
     if (!split_ || first == last) {
-      add_piece(tile);
+      work_.tiles.push_back(tile);
       return;
     }
     work_.joins.push_back({static_cast<int>(work_.tiles.size()), last + 1 - first});
@@ -128,24 +123,28 @@ class Cutter {
       piece.kv_begin = std::max(tile.kv_begin, s * kSegment);
       piece.kv_end = std::min(tile.kv_end, (s + 1) * kSegment);
       piece.split = work_.num_splits++;
-      add_piece(piece);
+      work_.tiles.push_back(piece);
     }
   }
 
-  void add_piece(const Tile& piece) {
-    work_.tiles.push_back(piece);
-    cost_ += cost_of(piece.num_queries * piece.num_heads, piece.kv_end - piece.kv_begin);
-    if (cost_ >= task_cost_) end_task();
+  void cut_tasks() {
+    int64_t left = 0;
+    for (const Tile& tile : work_.tiles) left += cost_of(tile);
+    work_.tasks.push_back(0);
+    for (int begin = 0, end = 0, count = static_cast<int>(work_.tiles.size()); begin < count;) {
+      const int64_t share = std::max(kMinTaskWork, left / (kSharesPerThread * num_threads()));
+      for (int64_t cost = 0; end < count && cost < share; ++end) {
+        cost += cost_of(work_.tiles[end]);
+        left -= cost_of(work_.tiles[end]);
+      }
+      work_.tasks.push_back(end);
+      begin = end;
+    }
   }
 
-  int64_t cost_of(int lines, int tokens) const {
-    return int64_t{lines} * tokens * (shape_.head_dim + shape_.value_dim);
-  }
-
-  void end_task() {
-    const int end = static_cast<int>(work_.tiles.size());
-    if (work_.tasks.back() < end) work_.tasks.push_back(end);
-    cost_ = 0;
+  int64_t cost_of(const Tile& tile) const {
+    return int64_t{tile.num_queries} * tile.num_heads * (tile.kv_end - tile.kv_begin) *
+           (shape_.head_dim + shape_.value_dim);
   }
 
   const Rows& rows_;
@@ -153,8 +152,6 @@ class Cutter {
   const TileSize size_;
   const int num_kv_heads_;
   bool split_ = false;
-  int64_t cost_ = 0;  // of the task being filled
-  int64_t task_cost_ = 0;
   Work work_;
 };
 
@@ -170,7 +167,7 @@ char* scratch_memory(int64_t bytes) {
 class Launch {
  public:
   Launch(const AttentionShape& shape, const Rows& rows, const at::Tensor& q, const at::Tensor& out,
-         int num_kv_heads)
+         int num_kv_heads, int lines)
       : shape_(shape),
         rows_(rows),
         dtype_(dtype_of(q, "q")),
@@ -179,7 +176,7 @@ class Launch {
         q_(bytes(q)),
         out_(mutable_bytes(out)),
         num_heads_(static_cast<int>(q.size(1))) {
-    const TileSize size(num_heads_, num_kv_heads, kernels_.attention_lines[dtype_]);
+    const TileSize size(num_heads_, num_kv_heads, lines);
     work_ = Cutter(rows, shape, size, num_kv_heads).cut();
     for (const Tile& tile : work_.tiles) {
       max_lines_ = std::max(max_lines_, tile.num_queries * tile.num_heads);
@@ -348,8 +345,12 @@ int sum_stride(int64_t value_dim) {
   return static_cast<int>((value_dim + kSumAlignment - 1) / kSumAlignment * kSumAlignment);
 }
 
+AttentionTiling tiling_of(const at::Tensor& q, bool latent, int64_t block_size) {
+  return kernels().attention_tiling[dtype_of(q, "q")](latent, static_cast<int>(block_size));
+}
+
 void check_block_size(int64_t block_size) {
-  TORCH_CHECK(block_size >= 16 && kMaxChunk % block_size == 0,
+  TORCH_CHECK(block_size >= 16 && kMaxBlock % block_size == 0,
               "cache must have 16, 32, 64, 128 or 256 tokens per block, has ", block_size);
 }
 
@@ -371,10 +372,11 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& cache,
               " does not hold heads of ", head_dim, " + ", value_dim);
   const int64_t block_size = cache.size(2) / (head_dim + value_dim);
   check_block_size(block_size);
+  const AttentionTiling tiling = tiling_of(q, false, block_size);
   const AttentionShape shape{.head_dim = static_cast<int>(head_dim),
                              .value_dim = static_cast<int>(value_dim),
                              .block_size = static_cast<int>(block_size),
-                             .chunk = std::max(128, static_cast<int>(block_size)),
+                             .chunk = tiling.chunk,
                              .latent = false,
                              .scale = static_cast<float>(scale),
                              .softcap = static_cast<float>(softcap),
@@ -389,7 +391,7 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& cache,
                              .sum_stride = sum_stride(value_dim)};
   const Rows rows = checked_rows(q, query_start, seq_lens, block_table, cache.size(0), shape);
   const at::Tensor out = output(q, rows, value_dim);
-  Launch(shape, rows, q, out, static_cast<int>(num_kv_heads)).run();
+  Launch(shape, rows, q, out, static_cast<int>(num_kv_heads), tiling.lines).run();
   return out;
 }
 
@@ -407,11 +409,11 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
               " must be positive and at most ", q.size(2));
   const int64_t block_size = cache.size(1);
   check_block_size(block_size);
+  const AttentionTiling tiling = tiling_of(q, true, block_size);
   const AttentionShape shape{.head_dim = static_cast<int>(q.size(2)),
                              .value_dim = static_cast<int>(latent_dim),
                              .block_size = static_cast<int>(block_size),
-                             // Latent rows are long: a small chunk keeps them in the L2 cache.
-                             .chunk = std::max(64, static_cast<int>(block_size)),
+                             .chunk = tiling.chunk,
                              .latent = true,
                              .scale = static_cast<float>(scale),
                              .softcap = static_cast<float>(softcap),
@@ -426,7 +428,7 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                              .sum_stride = sum_stride(latent_dim)};
   const Rows rows = checked_rows(q, query_start, seq_lens, block_table, cache.size(0), shape);
   const at::Tensor out = output(q, rows, latent_dim);
-  Launch(shape, rows, q, out, 1).run();
+  Launch(shape, rows, q, out, 1, tiling.lines).run();
   return out;
 }
 

@@ -7,7 +7,8 @@
 
 namespace vllm::cpu {
 
-inline constexpr int kMaxChunk = 256;  // tokens; block sizes divide it
+inline constexpr int kMaxBlock = 256;  // tokens; block sizes divide it
+inline constexpr int kMaxChunk = 512;  // tokens; chunks divide it
 
 enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kNumDTypes = 3 };
 
@@ -32,6 +33,12 @@ struct AttentionShape {
 };
 
 inline constexpr int kSumAlignment = 16;  // floats
+
+// How much is computed at a time.
+struct AttentionTiling {
+  int lines;  // of a prompt
+  int chunk;  // tokens per softmax update
+};
 
 // Running softmax of some lines (query token, head): what attention is folded into.
 struct AttentionState {
@@ -148,10 +155,9 @@ struct RaceState {
 };
 
 struct KernelTable {
-  // Lines of a tile for prompts.
-  int attention_lines[kNumDTypes];
+  AttentionTiling (*attention_tiling[kNumDTypes])(bool latent, int block_size);
   int64_t (*attention_scratch[kNumDTypes])(const AttentionShape& shape, int lines);
-  // Folds the tile into its state, which the caller has reset or passed to an earlier call.
+  // Fills the state of a tile, which the caller has reset.
   void (*attend[kNumDTypes])(const AttentionShape& shape, const AttentionTile& tile);
   // Folds the state of some lines into that of earlier tokens.
   void (*fold_attention[kNumDTypes])(int lines, int sum_stride, const AttentionState& from,

@@ -290,6 +290,12 @@ void attend(const AttentionShape& shape, const AttentionTile& tile) {
   }
 }
 
+AttentionTiling tiling(bool latent, int block_size) {
+  // Latent rows are long: a small chunk keeps them in the L2 cache.
+  const int chunk = latent ? 64 : 128;
+  return {kTileLines, chunk < block_size ? block_size : chunk};
+}
+
 int64_t scratch_bytes(const AttentionShape& shape, int lines) {
   int64_t floats = int64_t{lines} * (shape.head_dim + shape.chunk);
   if (shape.latent) floats += int64_t{shape.chunk} * shape.head_dim;
@@ -329,7 +335,7 @@ void write_key(const void* key, int head_dim, int block_size, int offset, void* 
 
 template <typename T>
 void add(KernelTable& table, DType dtype) {
-  table.attention_lines[dtype] = kTileLines;
+  table.attention_tiling[dtype] = tiling;
   table.attention_scratch[dtype] = scratch_bytes;
   table.attend[dtype] = attend<T>;
   table.fold_attention[dtype] = fold;

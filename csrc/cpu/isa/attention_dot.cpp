@@ -8,302 +8,19 @@
 
 #if defined(__AVX512BF16__)
 
-#include "cpu/isa/attention_chunk.h"
-#include "cpu/isa/vec.h"
+#include "cpu/isa/attention_pairs.h"
 
 namespace vllm::cpu::VLLM_ISA {
 namespace {
 
-constexpr int kLanes = 16;     // pairs of a vector; block sizes are multiples of it
-constexpr int kStripVecs = 4;  // vectors of a strip of paired keys or values
-constexpr int kStrip = kStripVecs * kLanes;
-// Lines computed together: 24 sums, 4 vectors of pairs and one broadcast fit the 32 registers.
-constexpr int kMaxLines = 6;
-constexpr int kTileLines = 128;
-// Up to here pairing anew for every group of lines costs less than a detour through memory.
-constexpr int kFewLines = 2 * kMaxLines;
 constexpr float kLog2E = 1.44269504f;
 constexpr float kHidden = -__builtin_huge_valf();
-
-constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
-
-inline __m512i load_pairs(const void* p) { return _mm512_loadu_si512(p); }
-
-// Elements i of two rows become pair i.
-inline __m512i paired(__m256i first, __m256i second) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order,
-                                  _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1));
-}
-
-inline __m256i load_row(const BFloat16* p) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-}
-
-inline __m256i load_row(const BFloat16* p, __mmask16 columns) {
-  return _mm256_maskz_loadu_epi16(columns, p);
-}
-
-inline __mmask16 first_lanes(int count) {
-  return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1u << (count < 0 ? 0 : count)) - 1);
-}
-
-constexpr int kLine = 64;  // bytes of a cache line
-
-inline void fetch(const char* line) { __builtin_prefetch(line, 0, 2); }
-
-// Where pairs come from: pair k of vector i. Those that read the cache itself fetch as many lines
-// as they use of what will be read next: blocks are small and anywhere in memory, which gives the
-// hardware too little to guess from.
-struct PairedStrip {
-  const uint32_t* memory;  // [pairs, 64]
-  __m512i operator()(int k, int i) const {
-    return load_pairs(memory + int64_t{k} * kStrip + i * kLanes);
-  }
-};
-
-struct KeyRows {
-  const BFloat16* const* panels;  // of 16 tokens each
-  int64_t stride;                 // between dimensions
-  const char* const* ahead;       // by panel
-  __m512i operator()(int k, int i) const {
-    fetch(ahead[i] + k * kLine);
-    const BFloat16* row = panels[i] + 2 * k * stride;
-    return paired(load_row(row), load_row(row + stride));
-  }
-};
-
-// The last of an odd number of dimensions: what follows is not a key.
-struct LastKeyRow {
-  const BFloat16* const* panels;
-  int64_t stride;
-  __m512i operator()(int k, int i) const {
-    return paired(load_row(panels[i] + 2 * k * stride), __m256i{});
-  }
-};
-
-struct ValueRows {
-  const BFloat16* row;  // of pair 0
-  int64_t stride;       // between tokens
-  const char* ahead;
-  __m512i operator()(int k, int i) const {
-    fetch(ahead + 2 * k * stride * int64_t{sizeof(BFloat16)} + i * kLine);
-    const BFloat16* pair = row + 2 * k * stride + i * kLanes;
-    return paired(load_row(pair), load_row(pair + stride));
-  }
-};
-
-// Some columns, or only the first token of a pair.
-struct ValueRowsInPart {
-  const BFloat16* row;
-  int64_t stride;
-  __mmask16 columns;
-  bool whole;
-  __m512i operator()(int k, int i) const {
-    const BFloat16* pair = row + 2 * k * stride + i * kLanes;
-    return paired(load_row(pair, columns),
-                  load_row(whole ? pair + stride : pair, whole ? columns : __mmask16{0}));
-  }
-};
-
-// sums[m][i] += lines[m][k] * pairs(k, i) for k in [begin, end).
-template <int kLines, int kVecs, typename Pairs>
-inline void add_pairs(const BFloat16* lines, int64_t stride, int begin, int end, const Pairs& pairs,
-                      __m512 (&sums)[kLines][kVecs]) {
-  for (int k = begin; k < end; ++k) {
-    __m512bh other[kVecs];
-    for (int i = 0; i < kVecs; ++i) other[i] = (__m512bh)pairs(k, i);
-    for (int m = 0; m < kLines; ++m) {
-      int32_t pair;
-      __builtin_memcpy(&pair, lines + m * stride + 2 * k, sizeof(pair));
-      const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-      for (int i = 0; i < kVecs; ++i) sums[m][i] = _mm512_dpbf16_ps(sums[m][i], other[i], both);
-    }
-  }
-}
-
-template <int kLines, int kVecs>
-inline void store_sums(const __m512 (&sums)[kLines][kVecs], float* out, int64_t stride) {
-  for (int m = 0; m < kLines; ++m) {
-    for (int i = 0; i < kVecs; ++i) _mm512_storeu_ps(out + m * stride + i * kLanes, sums[m][i]);
-  }
-}
-
-template <int kLines, int kVecs>
-inline void load_sums(const float* in, int64_t stride, const float* factors,
-                      __m512 (&sums)[kLines][kVecs]) {
-  for (int m = 0; m < kLines; ++m) {
-    const __m512 factor = _mm512_set1_ps(factors[m]);
-    for (int i = 0; i < kVecs; ++i) {
-      sums[m][i] = _mm512_mul_ps(_mm512_loadu_ps(in + m * stride + i * kLanes), factor);
-    }
-  }
-}
-
-// Memory of one tile.
-struct Scratch {
-  BFloat16* query;    // [lines, head_dim rounded up to pairs]
-  float* scores;      // [lines, chunk]
-  BFloat16* weights;  // [lines, chunk]
-  float* factors;     // [lines]
-  uint32_t* keys;     // [chunk / 64, pairs of head_dim, 64]
-  uint32_t* values;   // [value_dim / 64, chunk / 2, 64]
-};
-
-int64_t lay_out(const AttentionShape& shape, int lines, char* memory, Scratch& scratch) {
-  int64_t used = 0;
-  const auto take = [&]<typename T>(T*& part, int64_t count) {
-    if (memory != nullptr) part = reinterpret_cast<T*>(memory + used);
-    used += (count * int64_t{sizeof(T)} + 63) / 64 * 64;
-  };
-  const int64_t pairs = (shape.head_dim + 1) / 2, chunk = round_up(shape.chunk, kStrip);
-  take(scratch.query, lines * pairs * 2);
-  take(scratch.scores, lines * chunk);
-  take(scratch.weights, lines * chunk);
-  take(scratch.factors, lines);
-  if (lines > kFewLines || shape.latent) {
-    take(scratch.keys, chunk * pairs);
-    take(scratch.values, round_up(shape.value_dim, kStrip) * chunk / 2);
-  }
-  return used;
-}
-
-// One chunk of a tile.
-struct Work {
-  const AttentionShape& shape;
-  const AttentionTile& tile;
-  const Scratch& scratch;
-  Chunk chunk;
-  const BFloat16* blocks[kMaxChunk / kLanes];
-  const BFloat16* next_blocks[kMaxChunk / kLanes];  // of the next chunk, or once more those
-
-  int query_stride() const { return round_up(shape.head_dim, 2); }
-  int lines() const { return tile.num_queries * tile.num_heads; }
-  bool is_packed() const { return shape.latent || lines() > kFewLines; }
-  int score_stride() const { return round_up(shape.chunk, kStrip); }
-
-  // What any of the lines sees.
-  Span seen_by(int first, int count) const {
-    const Span early = visible(shape, tile, chunk, first / tile.num_heads);
-    const Span late = visible(shape, tile, chunk, (first + count - 1) / tile.num_heads);
-    return {early.begin, late.end};
-  }
-
-  const BFloat16* key_panel(int panel) const {
-    const int token = panel * kLanes;
-    return blocks[token / shape.block_size] + token % shape.block_size;
-  }
-
-  // Values of the panel, to read when its keys have been.
-  const char* after_keys(int panel) const {
-    return reinterpret_cast<const char*>(value_row(panel * kLanes));
-  }
-
-  // Keys of the next chunk, to read when values of this one have been.
-  const char* after_values(int block, int column) const {
-    return reinterpret_cast<const char*>(next_blocks[block] + 2 * column);
-  }
-
-  const BFloat16* value_row(int token) const {
-    return blocks[token / shape.block_size] + shape.value_offset +
-           token % shape.block_size * shape.value_stride;
-  }
-};
-
-void gather_queries(const AttentionShape& shape, const AttentionTile& tile, BFloat16* out) {
-  const int64_t stride = round_up(shape.head_dim, 2);
-  for (int i = 0; i < tile.num_queries; ++i) {
-    for (int h = 0; h < tile.num_heads; ++h, out += stride) {
-      const BFloat16* in = static_cast<const BFloat16*>(tile.query) + i * shape.query_token_stride +
-                           h * shape.query_head_stride;
-      if (stride != shape.head_dim) out[stride - 1] = BFloat16{0};
-      __builtin_memcpy(out, in, shape.head_dim * sizeof(BFloat16));
-    }
-  }
-}
-
-// Swaps what is off the diagonal of all squares of 2 * kStep rows and columns.
-template <int kStep>
-inline void swap_corners(__m512i (&rows)[16]) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i other = _mm512_set1_epi32(16);  // of the second operand
-  const __m512i step = _mm512_set1_epi32(kStep);
-  const __mmask16 right = _mm512_test_epi32_mask(lane, step);
-  const __m512i upper = _mm512_mask_or_epi32(lane, right, _mm512_sub_epi32(lane, step), other);
-  const __m512i lower = _mm512_add_epi32(upper, step);
-#pragma GCC unroll 8
-  for (int pair = 0; pair < 8; ++pair) {
-    const int i = pair / kStep * 2 * kStep + pair % kStep;
-    const __m512i a = rows[i], b = rows[i + kStep];
-    rows[i] = _mm512_permutex2var_epi32(a, upper, b);
-    rows[i + kStep] = _mm512_permutex2var_epi32(a, lower, b);
-  }
-}
-
-// Row i of 16 becomes column i.
-inline void transpose(__m512i (&rows)[16]) {
-  swap_corners<1>(rows);
-  swap_corners<2>(rows);
-  swap_corners<4>(rows);
-  swap_corners<8>(rows);
-}
-
-void pack_keys(const Work& work) {
-  const AttentionShape& shape = work.shape;
-  const int pairs = (shape.head_dim + 1) / 2, odd = shape.head_dim % 2;
-  const int num_panels = work.chunk.num_blocks * (shape.block_size / kLanes);
-  for (int p = 0; p < num_panels; ++p) {
-    uint32_t* out =
-        work.scratch.keys + int64_t{p / kStripVecs} * pairs * kStrip + p % kStripVecs * kLanes;
-    const BFloat16* panel = work.key_panel(p);
-    const char* values = work.after_keys(p);
-    const KeyRows rows{&panel, shape.block_size, &values};
-    for (int k = 0; k < pairs - odd; ++k) _mm512_storeu_si512(out + k * kStrip, rows(k, 0));
-    if (odd) {
-      _mm512_storeu_si512(out + (pairs - 1) * kStrip,
-                          LastKeyRow{&panel, shape.block_size}(pairs - 1, 0));
-    }
-  }
-}
-
-// Latent rows hold the pairs already: 16 tokens by 16 pairs are transposed at a time.
-void pack_latent_keys(const Work& work) {
-  const AttentionShape& shape = work.shape;
-  const int pairs = (shape.head_dim + 1) / 2;
-  for (int p = 0; p * kLanes < work.chunk.end; ++p) {
-    uint32_t* out =
-        work.scratch.keys + int64_t{p / kStripVecs} * pairs * kStrip + p % kStripVecs * kLanes;
-    const BFloat16* tokens = work.value_row(p * kLanes);
-    for (int d = 0; d < shape.head_dim; d += 2 * kLanes) {
-      const int left = shape.head_dim - d;
-      const __mmask32 columns = left >= 32 ? ~0u : (1u << left) - 1;
-      __m512i rows[16];
-#pragma GCC unroll 16
-      for (int t = 0; t < kLanes; ++t) {
-        rows[t] = _mm512_maskz_loadu_epi16(columns, tokens + t * shape.value_stride + d);
-      }
-      transpose(rows);
-#pragma GCC unroll 16
-      for (int k = 0; k < kLanes; ++k) {
-        if (d / 2 + k < pairs) _mm512_storeu_si512(out + int64_t{d / 2 + k} * kStrip, rows[k]);
-      }
-    }
-  }
-}
-
-void pack_values(const Work& work) {
-  const AttentionShape& shape = work.shape;
-  const int strip_size = work.score_stride() / 2 * kStrip;
-  for (int t = work.chunk.begin / 2 * 2; t < work.chunk.end; t += 2) {
-    uint32_t* out = work.scratch.values + t / 2 * kStrip;
-    ValueRowsInPart rows{work.value_row(t), shape.value_stride, 0xffff, t + 1 < work.chunk.end};
-    for (int d = 0; d < shape.value_dim; d += kLanes) {
-      rows.columns = first_lanes(shape.value_dim - d);
-      _mm512_storeu_si512(out + int64_t{d / kStrip} * strip_size + d % kStrip, rows(0, d / kLanes));
-    }
-  }
-}
+// A whole number of groups of kMaxLines for 1, 2, 3, 4 and 8 heads; with a chunk of kMaxChunk
+// tokens, its pairs and the sums of head_dim 128 half a megabyte, which a core's L2 cache holds.
+constexpr int kTileLines = 192;
+// Latent rows are long: fewer of them fit that cache.
+constexpr int kLatentLines = 126;
+constexpr int kLatentChunk = 64;
 
 // Calls body.run<kLines, kVecs>() for the given numbers, kLines <= kMaxLines, kVecs <= kStripVecs.
 template <int kLines, int kVecs, typename Body>
@@ -317,17 +34,38 @@ inline void with_sizes(int lines, int vecs, const Body& body) {
   body.template run<kLines, kVecs>();
 }
 
-// Scores of some lines against some panels of 16 tokens.
+// Lines computed together, and what they share of one chunk.
+struct Group {
+  int line;
+  int count;
+  Span seen;   // by any of them
+  Span whole;  // whole strips that all of them see, where scores need neither masks nor bounds
+  __m512 largest[kMaxLines];  // scores of `whole`
+  float factors[kMaxLines];   // for what was summed before this chunk
+
+  Group(const Work& work, int first, int num_lines) : line(first), count(num_lines) {
+    const Span early = work.seen_by(first), late = work.seen_by(first + num_lines - 1);
+    seen = {early.begin, late.end};
+    whole = {0, 0};
+    if (work.shape.softcap == 0 && work.shape.scale > 0) {
+      const int begin = round_up(late.begin, kStrip), end = early.end / kStrip * kStrip;
+      if (begin < end) whole = {begin, end};
+    }
+    for (int m = 0; m < kMaxLines; ++m) largest[m] = _mm512_set1_ps(kHidden);
+  }
+};
+
+// Scores of a group against some panels of 16 tokens.
 struct ScoreStrip {
   const Work& work;
-  int line;
+  Group& group;
   int panel;
 
   template <int kLines, int kVecs>
   void run() const {
     const AttentionShape& shape = work.shape;
-    const int stride = work.query_stride(), pairs = stride / 2, whole = shape.head_dim / 2;
-    const BFloat16* query = work.scratch.query + int64_t{line} * stride;
+    const int stride = work.query_stride(), pairs = stride / 2, all = shape.head_dim / 2;
+    const BFloat16* query = work.scratch.query + int64_t{group.line} * stride;
     __m512 sums[kLines][kVecs] = {};
     if (work.is_packed()) {
       const uint32_t* strip = work.scratch.keys + int64_t{panel / kStripVecs} * pairs * kStrip;
@@ -339,30 +77,35 @@ struct ScoreStrip {
         panels[i] = work.key_panel(panel + i);
         ahead[i] = work.after_keys(panel + i);
       }
-      add_pairs(query, stride, 0, whole, KeyRows{panels, shape.block_size, ahead}, sums);
-      add_pairs(query, stride, whole, pairs, LastKeyRow{panels, shape.block_size}, sums);
+      add_pairs(query, stride, 0, all, KeyRows{panels, shape.block_size, ahead}, sums);
+      add_pairs(query, stride, all, pairs, LastKeyRow{panels, shape.block_size}, sums);
     }
-    store_sums(sums, work.scratch.scores + int64_t{line} * work.score_stride() + panel * kLanes,
-               work.score_stride());
+    store_sums(sums, work.scratch.scores + panel * kLanes, work.score_stride());
+    if (panel * kLanes < group.whole.begin || panel * kLanes >= group.whole.end) return;
+    for (int m = 0; m < kLines; ++m) {
+      for (int i = 0; i < kVecs; ++i) {
+        group.largest[m] = _mm512_max_ps(group.largest[m], sums[m][i]);
+      }
+    }
   }
 };
 
-// The tokens of `seen`, some lines, some columns of the values.
+// The tokens a group sees, some columns of the values.
 struct ValueStrip {
   const Work& work;
-  int line;
+  const Group& group;
   int column;
-  Span seen;
+  bool is_first;  // nothing was summed before this chunk
 
   template <int kLines, int kVecs>
   void run() const {
     const AttentionShape& shape = work.shape;
     const int stride = work.score_stride();
-    const BFloat16* weights = work.scratch.weights + int64_t{line} * stride;
-    float* out = work.tile.state.sums + int64_t{line} * shape.sum_stride + column;
-    const int begin = seen.begin / 2, end = (seen.end + 1) / 2;
-    __m512 sums[kLines][kVecs];
-    load_sums(out, shape.sum_stride, work.scratch.factors + line, sums);
+    const BFloat16* weights = work.scratch.weights;
+    float* out = work.tile.state.sums + int64_t{group.line} * shape.sum_stride + column;
+    const int begin = group.seen.begin / 2, end = (group.seen.end + 1) / 2;
+    __m512 sums[kLines][kVecs] = {};
+    if (!is_first) load_scaled(out, sums);
     if (work.is_packed()) {
       const uint32_t* strip =
           work.scratch.values + int64_t{column / kStrip} * (stride / 2) * kStrip + column % kStrip;
@@ -374,6 +117,17 @@ struct ValueStrip {
   }
 
  private:
+  template <int kLines, int kVecs>
+  void load_scaled(const float* in, __m512 (&sums)[kLines][kVecs]) const {
+    for (int m = 0; m < kLines; ++m) {
+      const __m512 factor = _mm512_set1_ps(group.factors[m]);
+      const float* line = in + int64_t{m} * work.shape.sum_stride;
+      for (int i = 0; i < kVecs; ++i) {
+        sums[m][i] = _mm512_mul_ps(_mm512_loadu_ps(line + i * kLanes), factor);
+      }
+    }
+  }
+
   template <int kLines, int kVecs>
   void add_blocks(const BFloat16* weights, int stride, int begin, int end,
                   __m512 (&sums)[kLines][kVecs]) const {
@@ -410,95 +164,144 @@ struct ValueStrip {
   }
 };
 
-// 2^x for x <= 0; relative error below 2e-7.
+// 2^x for x <= 0; relative error below 3e-6, far below what rounding a weight costs.
 inline __m512 exp2(__m512 x) {
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(0.0013264752f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.0096715122f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.055507337f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24022242f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69314698f));
+  __m512 p = _mm512_set1_ps(0.0095828526f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.055906430f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24024099f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69312419f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, n);
 }
 
 inline float exp2_of(float x) { return _mm512_cvtss_f32(exp2(_mm512_set1_ps(x))); }
 
-void bound_scores(const AttentionShape& shape, float* scores, int first, int last) {
-  for (int p = first; p < last; ++p) {
-    float* at = scores + p * kLanes;
-    const Vec s = load(at) * (shape.scale / shape.softcap);
-    store(at, vtanh(s) * (shape.softcap * kLog2E));
-  }
-}
+// The softmax of a group's scores, a line at a time.
+class Softmax {
+ public:
+  Softmax(const Work& work, Group& group)
+      : work_(work),
+        group_(group),
+        scale_(work.shape.scale * kLog2E),
+        first_(group.seen.begin / kLanes),
+        last_((group.seen.end + kLanes - 1) / kLanes),
+        whole_first_(group.whole.end > 0 ? group.whole.begin / kLanes : last_),
+        whole_last_(group.whole.end > 0 ? group.whole.end / kLanes : last_) {}
 
-// Scores of one line become weights, zero in the rest of `seen`. State and factor are of base 2.
-void weigh(const Work& work, int line, Span own, Span seen) {
-  const AttentionShape& shape = work.shape;
-  float* scores = work.scratch.scores + int64_t{line} * work.score_stride();
-  BFloat16* weights = work.scratch.weights + int64_t{line} * work.score_stride();
-  float& maximum = work.tile.state.maximum[line];
-  const int first = own.begin / kLanes, last = (own.end + kLanes - 1) / kLanes;
-  const __m256i zero = {};
-  for (int p = seen.begin / kLanes; p * kLanes < seen.end; ++p) {
-    if (p >= first && p < last) continue;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + p * kLanes), zero);
+  // Scores become weights, zero where a line does not see what others do. State and factors are of
+  // base 2.
+  void run() {
+    if (work_.shape.softcap > 0 || work_.shape.scale <= 0) finish_scores();
+    __m512 peaks[kMaxLines];
+    float added[kMaxLines];
+    for (int m = 0; m < group_.count; ++m) peaks[m] = _mm512_set1_ps(peak_of(m));
+    for (int m = 0; m < group_.count; ++m) added[m] = weigh(m, peaks[m]);
+    for (int m = 0; m < group_.count; ++m) {
+      float& maximum = work_.tile.state.maximum[group_.line + m];
+      float& total = work_.tile.state.total[group_.line + m];
+      const float peak = _mm512_cvtss_f32(peaks[m]);
+      group_.factors[m] = maximum == peak      ? 1.0f
+                          : maximum == kHidden ? 0.0f
+                                               : exp2_of(maximum - peak);
+      total = total * group_.factors[m] + added[m];
+      maximum = peak;
+    }
   }
-  work.scratch.factors[line] = 1.0f;
-  if (own.begin == own.end) return;
 
-  float scale = shape.scale * kLog2E;
-  if (shape.softcap > 0) {
-    bound_scores(shape, scores, first, last);
-    scale = 1.0f;
-  }
-  const __m512 scales = _mm512_set1_ps(scale);
-  const auto shown = [&](int p) {
+ private:
+  float* scores_of(int m) const { return work_.scratch.scores + m * work_.score_stride(); }
+
+  __mmask16 shown(const Span& own, int p) const {
     return static_cast<__mmask16>(first_lanes(own.end - p * kLanes) &
                                   ~first_lanes(own.begin - p * kLanes));
-  };
-  __m512 largest = _mm512_set1_ps(maximum);
-  for (int p = first; p < last; ++p) {
-    const __m512 s = _mm512_mul_ps(_mm512_loadu_ps(scores + p * kLanes), scales);
-    largest = _mm512_mask_max_ps(largest, shown(p), largest, s);
   }
-  const float peak = _mm512_reduce_max_ps(largest);
-  const __m512 peaks = _mm512_set1_ps(peak);
-  __m512 added = _mm512_setzero_ps();
-  for (int p = first; p < last; ++p) {
-    const __m512 s = _mm512_fmsub_ps(_mm512_loadu_ps(scores + p * kLanes), scales, peaks);
-    const __m512 weight = _mm512_maskz_mov_ps(shown(p), exp2(s));
-    added = _mm512_add_ps(added, weight);
-    const __m256bh rounded = _mm512_cvtneps_pbh(weight);
-    __builtin_memcpy(weights + p * kLanes, &rounded, sizeof(rounded));
-  }
-  const float factor = maximum == kHidden ? 0.0f : exp2_of(maximum - peak);
-  work.scratch.factors[line] = factor;
-  float& total = work.tile.state.total[line];
-  total = total * factor + _mm512_reduce_add_ps(added);
-  maximum = peak;
-}
 
-void attend_lines(const Work& work, int line, int count) {
-  const AttentionShape& shape = work.shape;
-  const Span seen = work.seen_by(line, count);
-  if (seen.begin >= seen.end) return;
-  const int last = (seen.end + kLanes - 1) / kLanes;
-  for (int p = seen.begin / kLanes; p < last;) {
-    // Strips of paired keys begin at multiples of their width.
-    const int strip_end = (p / kStripVecs + 1) * kStripVecs;
-    const int vecs = (strip_end < last ? strip_end : last) - p;
-    with_sizes<kMaxLines, kStripVecs>(count, vecs, ScoreStrip{work, line, p});
-    p += vecs;
+  // Scores whose greatest is not found before they are scaled.
+  void finish_scores() {
+    const float softcap = work_.shape.softcap;
+    for (int m = 0; m < group_.count; ++m) {
+      for (int p = first_; p < last_; ++p) {
+        float* at = scores_of(m) + p * kLanes;
+        const Vec s = load(at);
+        store(at, softcap > 0 ? vtanh(s * (work_.shape.scale / softcap)) * (softcap * kLog2E)
+                              : s * scale_);
+      }
+    }
+    scale_ = 1.0f;
   }
-  for (int m = line; m < line + count; ++m) {
-    weigh(work, m, visible(shape, work.tile, work.chunk, m / work.tile.num_heads), seen);
+
+  float peak_of(int m) const {
+    const Span own = work_.seen_by(group_.line + m);
+    const float* scores = scores_of(m);
+    __m512 largest = group_.largest[m];
+    const auto look = [&](int p) {
+      const __m512 s = _mm512_loadu_ps(scores + p * kLanes);
+      largest = _mm512_mask_max_ps(largest, shown(own, p), largest, s);
+    };
+    for (int p = first_; p < whole_first_; ++p) look(p);
+    for (int p = whole_last_; p < last_; ++p) look(p);
+    const float peak = _mm512_reduce_max_ps(largest) * scale_;
+    const float before = work_.tile.state.maximum[group_.line + m];
+    return peak > before ? peak : before;
+  }
+
+  // Returns the sum of the weights.
+  float weigh(int m, __m512 peak) const {
+    const Span own = work_.seen_by(group_.line + m);
+    const float* scores = scores_of(m);
+    BFloat16* weights = work_.scratch.weights + m * work_.score_stride();
+    const __m512 scale = _mm512_set1_ps(scale_);
+    __m512 added = _mm512_setzero_ps();
+    const auto weight_of = [&](int p) {
+      return exp2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + p * kLanes), scale, peak));
+    };
+    const auto masked = [&](int p) {
+      const __m512 weight = _mm512_maskz_mov_ps(shown(own, p), weight_of(p));
+      added = _mm512_add_ps(added, weight);
+      const __m256bh rounded = _mm512_cvtneps_pbh(weight);
+      __builtin_memcpy(weights + p * kLanes, &rounded, sizeof(rounded));
+    };
+    for (int p = first_; p < whole_first_; ++p) masked(p);
+    for (int p = whole_first_; p < whole_last_; p += 2) {
+      const __m512 low = weight_of(p), high = weight_of(p + 1);
+      added = _mm512_add_ps(_mm512_add_ps(added, low), high);
+      _mm512_storeu_si512(weights + p * kLanes, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+    for (int p = whole_last_; p < last_; ++p) masked(p);
+    return _mm512_reduce_add_ps(added);
+  }
+
+  const Work& work_;
+  Group& group_;
+  float scale_;
+  const int first_;  // panels of 16 tokens that are seen
+  const int last_;
+  const int whole_first_;
+  const int whole_last_;
+};
+
+void attend_lines(const Work& work, int line, int count, bool is_first) {
+  const AttentionShape& shape = work.shape;
+  Group group(work, line, count);
+  if (group.seen.begin < group.seen.end) {
+    const int last = (group.seen.end + kLanes - 1) / kLanes;
+    for (int p = group.seen.begin / kLanes; p < last;) {
+      // Strips of paired keys begin at multiples of their width.
+      const int strip_end = (p / kStripVecs + 1) * kStripVecs;
+      const int vecs = (strip_end < last ? strip_end : last) - p;
+      with_sizes<kMaxLines, kStripVecs>(count, vecs, ScoreStrip{work, group, p});
+      p += vecs;
+    }
+    Softmax(work, group).run();
+  } else if (!is_first) {
+    return;
   }
   for (int column = 0; column < shape.value_dim;) {
     const int left = shape.value_dim - column;
     const int vecs = left >= kStrip ? kStripVecs : left >= kLanes ? left / kLanes : 1;
-    with_sizes<kMaxLines, kStripVecs>(count, vecs, ValueStrip{work, line, column, seen});
+    with_sizes<kMaxLines, kStripVecs>(count, vecs, ValueStrip{work, group, column, is_first});
     column += vecs * kLanes;
   }
 }
@@ -527,8 +330,8 @@ void attend(const AttentionShape& shape, const AttentionTile& tile) {
   const BFloat16* head =
       static_cast<const BFloat16*>(shape.cache) + tile.kv_head * shape.head_stride;
   Work work{shape, tile, scratch, {}, {}, {}};
-  for (int position = tile.kv_begin / shape.chunk * shape.chunk; position < tile.kv_end;
-       position += shape.chunk) {
+  const int start = tile.kv_begin / shape.chunk * shape.chunk;
+  for (int position = start; position < tile.kv_end; position += shape.chunk) {
     work.chunk = chunk_at(shape, tile, position);
     for (int b = 0; b < work.chunk.num_blocks; ++b) {
       work.blocks[b] = head + tile.blocks[work.chunk.first_block + b] * shape.block_stride;
@@ -546,9 +349,14 @@ void attend(const AttentionShape& shape, const AttentionTile& tile) {
     const int groups = (work.lines() + kMaxLines - 1) / kMaxLines;
     for (int g = 0; g < groups; ++g) {
       const int first = work.lines() * g / groups, next = work.lines() * (g + 1) / groups;
-      attend_lines(work, first, next - first);
+      attend_lines(work, first, next - first, position == start);
     }
   }
+}
+
+AttentionTiling tiling(bool latent, int block_size) {
+  if (!latent) return {kTileLines, kMaxChunk};
+  return {kLatentLines, kLatentChunk < block_size ? block_size : kLatentChunk};
 }
 
 int64_t scratch_bytes(const AttentionShape& shape, int lines) {
@@ -576,7 +384,7 @@ void fold(int lines, int stride, const AttentionState& from, const AttentionStat
 }  // namespace
 
 void add_dot_attention(KernelTable& table) {
-  table.attention_lines[kBFloat16] = kTileLines;
+  table.attention_tiling[kBFloat16] = tiling;
   table.attention_scratch[kBFloat16] = scratch_bytes;
   table.attend[kBFloat16] = attend;
   table.fold_attention[kBFloat16] = fold;
