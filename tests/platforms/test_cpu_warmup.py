@@ -10,6 +10,7 @@ from vllm.worker.slots import DUMMY_SLOT
 
 
 def run_warm_up(cost_s: float) -> list[Launch]:
+    """Launches of a warm-up of a model that takes `cost_s` for a short prefill."""
     launches: list[Launch] = []
 
     def run(launch: Launch) -> None:
@@ -21,8 +22,10 @@ def run_warm_up(cost_s: float) -> list[Launch]:
     return launches
 
 
-@pytest.mark.parametrize(("cost_s", "tokens"), [(0.0, [1, 4, 64, 500]), (0.3, [1, 4, 64])])
-def test_warm_up_leaves_out_a_full_prefill_that_would_take_long(
+@pytest.mark.parametrize(
+    ("cost_s", "tokens"), [(0.0, [1, 8, 4, 500]), (0.02, [1, 8, 4]), (0.3, [1, 8])]
+)
+def test_warm_up_leaves_out_large_launches_that_would_take_long(
     cost_s: float, tokens: list[int]
 ) -> None:
     launches = run_warm_up(cost_s)

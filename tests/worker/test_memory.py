@@ -39,6 +39,18 @@ def test_activation_bytes_grow_with_tokens_beyond_those_measured() -> None:
     assert activation_bytes(run, 1, num_rows=1, vocab_size=10) > 0
 
 
+def test_activation_bytes_are_the_same_where_steps_are_padded() -> None:
+    def padded(num_tokens: int) -> tuple[int, int]:
+        tokens = -(-num_tokens // 128) * 128
+        return tokens, 1000 + 50 * tokens
+
+    def exact(num_tokens: int) -> tuple[int, int]:
+        return num_tokens, 1000 + 50 * num_tokens
+
+    of_padded, of_exact = (activation_bytes(run, 512, 1, 10) for run in (padded, exact))
+    assert of_padded == of_exact
+
+
 def test_shared_weights_count_once() -> None:
     first, second = torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 10, bias=False)
     second.weight = first.weight

@@ -10,6 +10,9 @@ from torch import Tensor
 _FLOAT32_BYTES = 4
 # The sampler holds, at its peak, the logits, their processed copy, the noise and the sorted values.
 _LOGITS_COPIES = 4
+_FEW_TOKENS = 4
+# Devices that pad steps may not tell the first of these from few.
+_MORE_TOKENS = (12, 136)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -28,8 +31,10 @@ def activation_bytes(
     the peak. Two short runs give the bytes per token, so that a large model does not have to
     compute a full step before it can start.
     """
-    few, peak_of_few = peak_of(8)
-    many, peak = peak_of(min(num_tokens, 136))
+    few, peak_of_few = many, peak = peak_of(min(num_tokens, _FEW_TOKENS))
+    for wanted in _MORE_TOKENS:
+        if many <= few:
+            many, peak = peak_of(min(num_tokens, wanted))
     if many <= few:
         few, peak_of_few = peak_of(1)
     per_token = max(0, peak - peak_of_few) / max(1, many - few)

@@ -13,8 +13,9 @@ from vllm.worker.planner import Launch, UnifiedPlanner
 
 logger = logging.getLogger(__name__)
 
-_PROBE_TOKENS = 64
-_PATIENCE_S = 2.0  # a prefill that would take longer teaches nothing that the probe did not
+_PROBE_TOKENS = 8
+# A larger launch only adds memory that is touched for the first time: little of its own time.
+_PATIENCE_S = 0.1
 
 
 def warm_up(
@@ -25,17 +26,19 @@ def warm_up(
     max_row_tokens: int,
     block_size: int,
 ) -> None:
-    """Run a decode of one row and of all, a short prefill, and a full one if that is quick."""
+    """Run a decode of one row and a short prefill; the largest of both if they are quick."""
     started = time.monotonic()
     planner = UnifiedPlanner(block_size)
     with tqdm(total=4, desc="Warm-up", disable=not sys.stderr.isatty(), leave=False) as bar:
-        for rows in (1, max_rows):
-            run(planner.rehearsal_of([1] * rows))
-            bar.update()
-        probe = min(_PROBE_TOKENS, max_tokens)
-        probe_s = _timed(run, planner.rehearsal(probe, max_row_tokens))
+        run(planner.rehearsal_of([1]))
         bar.update()
-        if max_tokens > probe and probe_s / probe * max_tokens < _PATIENCE_S:
+        probe = min(_PROBE_TOKENS, max_tokens)
+        token_s = _timed(run, planner.rehearsal(probe, max_row_tokens)) / probe
+        bar.update()
+        if max_rows > 1 and max_rows * token_s < _PATIENCE_S:
+            run(planner.rehearsal_of([1] * max_rows))
+        bar.update()
+        if max_tokens > probe and max_tokens * token_s < _PATIENCE_S:
             run(planner.rehearsal(max_tokens, max_row_tokens))
         bar.update()
     logger.info("Warm-up took %.2f s", time.monotonic() - started)
