@@ -22,6 +22,9 @@ TORCH_LIBRARY(vllm, m) {
       "normed_rotary(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, float eps, Tensor cos, "
       "Tensor sin, str style) -> (Tensor, Tensor)");
   m.def("pack_weight(Tensor weight, bool gated=False) -> Tensor");
+  m.def("empty_packed(int outputs, int inputs, bool gated, ScalarType dtype) -> Tensor",
+        &vllm::cpu::empty_packed);
+  m.def("pack_rows(Tensor rows, Tensor(a!) packed, int first, int half=-1) -> ()");
   m.def("packed_rows(Tensor packed, Tensor ids, int outputs, int inputs) -> Tensor");
   m.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs, bool wide) -> Tensor");
   m.def("packed_gated(Tensor x, Tensor packed, Tensor? bias, int outputs, str act) -> Tensor");
@@ -55,6 +58,7 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("rotary", &vllm::cpu::rotary);
   m.impl("normed_rotary", &vllm::cpu::normed_rotary);
   m.impl("pack_weight", &vllm::cpu::pack_weight);
+  m.impl("pack_rows", &vllm::cpu::pack_rows);
   m.impl("packed_rows", &vllm::cpu::packed_rows);
   m.impl("packed_linear", &vllm::cpu::packed_linear);
   m.impl("packed_gated", &vllm::cpu::packed_gated);

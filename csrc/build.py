@@ -28,6 +28,7 @@ HOST_SOURCES = (
     "csrc/cpu/gemm.cpp",
     "csrc/cpu/logprobs.cpp",
     "csrc/cpu/moe.cpp",
+    "csrc/cpu/pack.cpp",
     "csrc/cpu/pool.cpp",
     "csrc/cpu/sampling.cpp",
     "csrc/cpu/select.cpp",

@@ -102,56 +102,6 @@ void multiply_groups(const at::Tensor& x, const std::vector<WeightedRows>& group
                });
 }
 
-at::Tensor pack_weight(const at::Tensor& weight, bool gated) {
-  VLLM_CHECK_RANK(weight, 2);
-  VLLM_CHECK_DENSE_ROWS(weight);
-  const DType dtype = dtype_of(weight, "weight");
-  const int parts = gated ? 2 : 1, width = kPanelOutputs / parts;
-  TORCH_CHECK(weight.size(0) % parts == 0, "weight must have a gate for every output, has shape ",
-              weight.sizes());
-  const int64_t outputs = weight.size(0) / parts, inputs = weight.size(1);
-  const int64_t depth = packed_depth(inputs, dtype), panels = (outputs + width - 1) / width;
-  at::Tensor packed = at::empty({panels, depth, kPanelOutputs}, weight.options());
-  const int64_t row_bytes = weight.stride(0) * weight.element_size();
-  const int64_t panel_bytes = depth * kPanelOutputs * weight.element_size();
-  const auto pack = kernels().pack_panel[dtype];
-  for_each_task(panels, [&](int64_t p) {
-    for (int part = 0; part < parts; ++part) {
-      const char* rows = bytes(weight) + (part * outputs + p * width) * row_bytes;
-      pack({rows, weight.stride(0), outputs - p * width, inputs}, part * width, width,
-           mutable_bytes(packed) + p * panel_bytes);
-    }
-  });
-  return packed;
-}
-
-at::Tensor packed_rows(const at::Tensor& packed, const at::Tensor& ids, int64_t outputs,
-                       int64_t inputs) {
-  VLLM_CHECK_RANK(packed, 3);
-  VLLM_CHECK_CONTIGUOUS(packed);
-  const DType dtype = dtype_of(packed, "packed");
-  VLLM_CHECK_SIZE(packed, 0, num_panels(outputs));
-  VLLM_CHECK_SIZE(packed, 1, packed_depth(inputs, dtype));
-  VLLM_CHECK_SIZE(packed, 2, kPanelOutputs);
-  VLLM_CHECK_RANK(ids, 1);
-  const at::Tensor wanted = ids.to(at::kLong).contiguous();
-  const int64_t* id = wanted.const_data_ptr<int64_t>();
-  const int64_t count = wanted.size(0), element = packed.element_size();
-  const int64_t panel_bytes = packed.stride(0) * element;
-  at::Tensor out = at::empty({count, inputs}, packed.options());
-  const auto unpack = kernels().unpack_row[dtype];
-  parallel_for(0, count, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      TORCH_CHECK(0 <= id[i] && id[i] < outputs, "ids[", i, "] = ", id[i],
-                  " is outside of the table's ", outputs, " rows");
-      unpack(bytes(packed) + id[i] / kPanelOutputs * panel_bytes,
-             static_cast<int>(id[i] % kPanelOutputs), inputs,
-             mutable_bytes(out) + i * inputs * element);
-    }
-  });
-  return out;
-}
-
 namespace {
 
 void check_packed(const at::Tensor& x, const at::Tensor& packed,

@@ -32,6 +32,11 @@ std::tuple<at::Tensor, at::Tensor> normed_rotary(const at::Tensor& q, const at::
 // A weight [outputs, inputs] in the layout that products with it read: [panels, depth, 64]. Of a
 // gated one, which has gates in its first half, panels hold 32 of either half.
 at::Tensor pack_weight(const at::Tensor& weight, bool gated);
+// Memory for that, to be filled by pack_rows: what no row of the weight is packed to is zero.
+at::Tensor empty_packed(int64_t outputs, int64_t inputs, bool gated, at::ScalarType dtype);
+// Packs outputs [first, first + T) of a weight, `rows` [T, inputs]; of a gated weight those of a
+// `half`: 0 for the gates, 1 for what they gate.
+void pack_rows(const at::Tensor& rows, at::Tensor packed, int64_t first, int64_t half);
 // Rows `ids` [T] of a packed weight -> [T, inputs].
 at::Tensor packed_rows(const at::Tensor& packed, const at::Tensor& ids, int64_t outputs,
                        int64_t inputs);

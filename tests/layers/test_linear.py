@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vllm.layers.linear import Linear, LinearShape, Part, Shard, ShardInfo, single
+from vllm.layers.linear import GatedLinear, Linear, LinearShape, Part, Shard, ShardInfo, single
 from vllm.layers.weights import Rule
 from vllm.loader.mapping import Filler
 
@@ -58,3 +58,24 @@ def test_row_shards_sum_to_the_whole_projection(make_context):
 def test_a_span_never_cuts_a_unit():
     assert [ShardInfo(r, 2).span(12, 3) for r in range(2)] == [(0, 6), (6, 6)]
     assert [ShardInfo(r, 4).span(6, 3) for r in range(4)] == [(0, 3), (0, 3), (3, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float64])
+def test_weights_are_converted_from_whatever_they_are_stored_as(
+    make_context, dtype, stored, monkeypatch
+):
+    torch.manual_seed(0)
+    monkeypatch.setattr("vllm.platforms.cpu.weights._PIECE_BYTES", 100)
+    layer = GatedLinear(6, 70, "silu", make_context(dtype=dtype), bias=True)
+    # Transposed, as some checkpoints have them.
+    tensors = {name: torch.randn(6, 70).to(stored).T for name in ("gate.weight", "up.weight")}
+    tensors |= {name: torch.randn(70).to(stored) for name in ("gate.bias", "up.bias")}
+    fill(layer, tensors, tuple(Rule(f"{p}.{{w}}", "{w}", (p,)) for p in ("gate", "up")))
+    x = torch.randn(3, 6).to(dtype)
+    gate, up = (
+        F.linear(x.float(), *(tensors[f"{p}.{w}"].to(dtype).float() for w in ("weight", "bias")))
+        for p in ("gate", "up")
+    )
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 3e-2, "atol": 6e-2}
+    torch.testing.assert_close(layer(x).float(), F.silu(gate) * up, **close)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vllm.layers.moe import Experts, MoE, Router, Routing
 from vllm.loader.mapping import Filler
@@ -79,7 +80,13 @@ def test_experts_load_one_by_one_or_all_in_one_tensor(make_context):
         loaded.append(block.experts)
     assert torch.equal(loaded[0].w13, loaded[1].w13)
     assert torch.equal(loaded[0].w2, loaded[1].w2)
-    assert torch.equal(loaded[0].w13[3, WIDTH:], one_by_one["e.3.up_proj.weight"])
+    gate, up, down = (
+        one_by_one[f"e.3.{name}.weight"] for name in ("gate_proj", "up_proj", "down_proj")
+    )
+    x = torch.randn(2, HIDDEN)
+    ids, weights = torch.full((2, 1), 3), torch.ones(2, 1)
+    expected = (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(loaded[0](x, weights, ids), expected)
 
 
 class _Named(torch.nn.Module):

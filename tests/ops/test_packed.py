@@ -99,6 +99,58 @@ def test_packed_rows_are_those_of_the_weight(dtype, outputs, inputs):
         torch.ops.vllm.packed_rows(packed, torch.tensor([outputs]), outputs, inputs)
 
 
+def pack_in_pieces(weight, pieces, gated):
+    parts = weight.chunk(2) if gated else (weight,)
+    packed = torch.ops.vllm.empty_packed(*weight.shape, gated, weight.dtype)
+    for half, part in enumerate(parts):
+        first = 0
+        for piece in part.split(pieces):
+            torch.ops.vllm.pack_rows(piece, packed, first, half if gated else -1)
+            first += len(piece)
+    return packed
+
+
+@pytest.mark.parametrize("override", [Override(isa, pack_in_pieces) for isa in isas()], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(2, 1), (64, 32), (64, 64), (130, 67), (96, 33), (320, 130)]
+)
+def test_a_weight_may_be_packed_in_pieces(override, dtype, gated, outputs, inputs):
+    weight = torch.randn(outputs, 2 * inputs).to(dtype)[:, inputs // 2 : inputs // 2 + inputs]
+    each = outputs // 2 if gated else outputs
+    width = 32 if gated else 64
+    halves = weight.unflatten(0, (-1, each))
+    panels, depth = -(-each // width), inputs + inputs % 2 * (dtype == torch.bfloat16)
+    expected = torch.zeros(panels * width, depth, len(halves), dtype=dtype)
+    expected[:each, :inputs] = halves.permute(1, 2, 0)
+    pair = 2 if dtype == torch.bfloat16 else 1
+    # [panel, output, pair, input of it, half] -> [panel, pair, half, output, input of it]
+    expected = expected.view(panels, width, depth // pair, pair, -1).permute(0, 2, 4, 1, 3)
+    expected = expected.reshape(panels, depth, 64)
+    for pieces in ([each], [1] * each, [each // 3, each - each // 3]):
+        packed = override(weight, pieces, gated)
+        assert torch.equal(packed, expected)
+    assert torch.equal(torch.ops.vllm.pack_weight(weight, gated), expected)
+
+
+def test_rows_that_do_not_fit_a_packed_weight_are_refused():
+    if not isas():
+        pytest.skip("native kernels are not built")
+    packed = torch.ops.vllm.empty_packed(70, 8, False, torch.float32)
+    assert torch.ops.vllm.pack_rows(torch.zeros(0, 8), packed, 0) is None
+    for rows, first, text in (
+        (torch.zeros(70, 8), 64, "rows 64 to 134 are outside"),
+        (torch.zeros(1, 8), -1, "rows -1 to 0 are outside"),
+        (torch.zeros(1, 9), 0, "packed must have size 9 in dimension 1"),
+        (torch.zeros(1, 8).half(), 0, "packed must be"),
+    ):
+        with pytest.raises(RuntimeError, match=text):
+            torch.ops.vllm.pack_rows(rows, packed, first)
+    with pytest.raises(RuntimeError, match="a gate for every output, has 7"):
+        torch.ops.vllm.empty_packed(7, 8, True, torch.float32)
+
+
 def test_a_weight_of_another_shape_is_refused():
     if not isas():
         pytest.skip("native kernels are not built")

@@ -15,10 +15,16 @@ class Embedding(Weighted):
 
     def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
         super().__init__()
-        self.weight = context.parameter(rows, hidden)
         self.bias = None
         # A table that is only looked up in stays as it is.
-        self.method: LinearMethod = Unquantized()
+        self.method = Unquantized()
+        self.method.allocate(self, rows, hidden, context)
+
+    def store_by(self, method: LinearMethod, context: ModelContext) -> None:
+        """Use another method; before anything is loaded."""
+        del self.weight  # first, or a device would have to hold it twice
+        self.method = method
+        method.allocate(self, self.num_outputs, self.num_inputs, context)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.method.look_up(self, ids)
@@ -29,12 +35,9 @@ class Head(Weighted):
 
     def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
         super().__init__()
-        self.weight = context.parameter(rows, hidden)
         self.bias = None
         self.method = context.linear_method
-
-    def finish(self) -> None:
-        self.method.finish(self)
+        self.method.allocate(self, rows, hidden, context)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.method.apply(self, hidden, wide=True)
@@ -47,10 +50,8 @@ class TiedHead(Loadable):
         super().__init__()
         # In a tuple, so that the parameter is not registered (and loaded) a second time.
         self._embedding = (embedding,)
-        self.method = embedding.method = context.linear_method
-
-    def finish(self) -> None:
-        self.method.finish(self._embedding[0])
+        self.method = context.linear_method
+        embedding.store_by(self.method, context)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.method.apply(self._embedding[0], hidden, wide=True)

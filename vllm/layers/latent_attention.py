@@ -10,6 +10,7 @@ from vllm.attention.interface import AttentionMetas, AttentionSpec
 from vllm.attention.mla import LatentAttention, LatentShape
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
+from vllm.layers.methods import Unquantized
 from vllm.layers.norm import RMSNorm
 from vllm.layers.rope.table import Rope, Rotary
 from vllm.layers.weights import Loadable
@@ -43,7 +44,7 @@ class LatentSelfAttention(Loadable):
         self.latent_norm = RMSNorm(shape.latent, NORM_EPS, context)
         expanded = shape.nope + shape.value
         kv = LinearShape(shape.latent, (Part("", heads * expanded, expanded),), Shard.COLUMN)
-        self.kv_expand = Linear(kv, context)
+        self.kv_expand = Linear(kv, context, Unquantized())  # absorbed as it is, not multiplied
         self.out = Linear(
             single(heads * shape.value, hidden, Shard.ROW, hf.attention_bias), context
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -82,28 +82,37 @@ def single(inputs: int, out: int, shard: Shard = Shard.NONE, bias: bool = False)
 class Weighted(Loadable):
     """A layer whose weight [num_outputs, num_inputs] a LinearMethod stores and multiplies."""
 
+    is_gated: ClassVar[bool] = False  # outputs are gates, then as many that they gate
+    method: LinearMethod
     weight: Tensor
     bias: Tensor | None
     num_outputs: int
     num_inputs: int
 
+    def slots(self) -> Iterator[Slot]:
+        whole = self.method.target(self, 0, self.num_outputs)
+        yield Slot("weight", whole, (self.num_outputs, self.num_inputs))
+
+    def finish(self) -> None:
+        self.method.finish(self)
+
 
 class Linear(Weighted):
     """y = x W^T + b over this rank's shard.   x: [T, in_local] -> [T, out_local], dtype of x"""
 
-    def __init__(self, shape: LinearShape, context: ModelContext) -> None:
+    def __init__(
+        self, shape: LinearShape, context: ModelContext, method: LinearMethod | None = None
+    ) -> None:
+        """By default the method is the platform's."""
         super().__init__()
         self.shape = shape
         self.shard = context.shard
         self.widths = shape.widths(context.shard)
-        self.method: LinearMethod = context.linear_method
+        self.method = method or context.linear_method
         self.method.create(self, context)
 
     def slots(self) -> Iterator[Slot]:
         return self.method.slots(self)
-
-    def finish(self) -> None:
-        self.method.finish(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.method.apply(self, x)
@@ -112,6 +121,8 @@ class Linear(Weighted):
 class GatedLinear(Linear):
     """act(gate(x)) * up(x) over this rank's share.   x: [T, in] -> [T, intermediate_local]"""
 
+    is_gated = True
+
     def __init__(
         self, inputs: int, intermediate: int, act: str, context: ModelContext, bias: bool = False
     ) -> None:
@@ -119,9 +130,6 @@ class GatedLinear(Linear):
         super().__init__(LinearShape(inputs, parts, Shard.COLUMN, bias), context)
         self.act = gated_name(act)
         self.activate = gated(act, context.ops)
-
-    def finish(self) -> None:
-        self.method.finish_gated(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.method.apply_gated(self, x)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vllm.layers.linear import GatedLinear, Linear, Shard, Weighted
-from vllm.layers.weights import Slot
+from vllm.layers.weights import Slot, Target
 
 if TYPE_CHECKING:
     from vllm.layers.context import ModelContext
@@ -24,6 +24,16 @@ class LinearMethod(ABC):
     @abstractmethod
     def create(self, layer: Linear, context: ModelContext) -> None:
         """Give `layer` its parameters."""
+
+    @abstractmethod
+    def allocate(
+        self, layer: Weighted, num_outputs: int, num_inputs: int, context: ModelContext
+    ) -> None:
+        """Give `layer` the weight, uninitialised, and its sizes."""
+
+    @abstractmethod
+    def target(self, layer: Weighted, first: int, count: int) -> Target:
+        """Takes [count, num_inputs], the weight of outputs [first, first + count)."""
 
     @abstractmethod
     def slots(self, layer: Linear) -> Iterator[Slot]:
@@ -40,10 +50,6 @@ class LinearMethod(ABC):
     def look_up(self, layer: Weighted, ids: Tensor) -> Tensor:
         """Rows `ids` [T] of the weight -> [T, num_inputs]."""
 
-    def finish_gated(self, layer: GatedLinear) -> None:
-        """As finish, of gate and up together."""
-        self.finish(layer)
-
     def apply_gated(self, layer: GatedLinear, x: Tensor) -> Tensor:
         """x [T, num_inputs] -> act(gate) * up [T, num_outputs / 2]."""
         return layer.activate(self.apply(layer, x))
@@ -54,8 +60,17 @@ class Unquantized(LinearMethod):
 
     def create(self, layer: Linear, context: ModelContext) -> None:
         out = sum(layer.widths)
-        layer.weight = context.parameter(out, layer.shape.local_inputs(layer.shard))
+        self.allocate(layer, out, layer.shape.local_inputs(layer.shard), context)
         layer.bias = context.parameter(out) if layer.shape.bias else None
+
+    def allocate(
+        self, layer: Weighted, num_outputs: int, num_inputs: int, context: ModelContext
+    ) -> None:
+        layer.num_outputs, layer.num_inputs = num_outputs, num_inputs
+        layer.weight = context.parameter(num_outputs, num_inputs)
+
+    def target(self, layer: Weighted, first: int, count: int) -> Target:
+        return layer.weight.data[first : first + count]
 
     def slots(self, layer: Linear) -> Iterator[Slot]:
         shape, info = layer.shape, layer.shard
@@ -66,13 +81,12 @@ class Unquantized(LinearMethod):
                 dim, start = 0, info.span(part.out, part.unit)[0]
             elif info.size > 1 and shape.shard is Shard.ROW:
                 dim, start = 1, info.span(shape.inputs)[0]
-            rows = slice(first, first + width)
-            full = (part.out, shape.inputs)
-            yield Slot("weight", layer.weight.data[rows], full, part.name, dim=dim, start=start)
+            full, weight = (part.out, shape.inputs), self.target(layer, first, width)
+            yield Slot("weight", weight, full, part.name, dim=dim, start=start)
             if layer.bias is not None:
                 bias_dim = dim if shape.shard is Shard.COLUMN else -1
-                target = layer.bias.data[rows]
-                yield Slot("bias", target, full[:1], part.name, dim=bias_dim, start=start)
+                bias = layer.bias.data[first : first + width]
+                yield Slot("bias", bias, full[:1], part.name, dim=bias_dim, start=start)
             first += width
 
     def apply(self, layer: Weighted, x: Tensor, wide: bool = False) -> Tensor:
@@ -88,6 +102,18 @@ class ExpertsMethod:
 
     def __init__(self, ops: Ops) -> None:
         self.moe = ops.moe
+
+    def create(
+        self, layer: Experts, num_experts: int, hidden: int, width: int, context: ModelContext
+    ) -> None:
+        """Give `layer` its parameters, uninitialised: experts of `width` outputs each."""
+        layer.w13 = context.parameter(num_experts, 2 * width, hidden)
+        layer.w2 = context.parameter(num_experts, hidden, width)
+
+    def targets(self, layer: Experts, expert: int) -> tuple[Target, Target, Target]:
+        """Of gate [width, hidden], up [width, hidden] and down [hidden, width]."""
+        gate, up = layer.w13.data[expert].chunk(2)
+        return gate, up, layer.w2.data[expert]
 
     def finish(self, layer: Experts) -> None:
         """Called once, after loading."""

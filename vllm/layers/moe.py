@@ -80,24 +80,27 @@ class Router(Loadable):
 class Experts(Loadable):
     """Gated MLPs, one per expert; a rank has some of the intermediate width of each."""
 
+    w13: Tensor
+    w2: Tensor
+
     def __init__(
         self, num_experts: int, hidden: int, intermediate: int, act: str, context: ModelContext
     ) -> None:
         super().__init__()
         self.hidden, self.intermediate = hidden, intermediate
         self.start, width = context.shard.span(intermediate)
-        self.w13 = context.parameter(num_experts, 2 * width, hidden)
-        self.w2 = context.parameter(num_experts, hidden, width)
+        self.num_experts = num_experts
         self.act = gated_name(act)
         self.method = context.experts_method
+        self.method.create(self, num_experts, hidden, width, context)
 
     def slots(self) -> Iterator[Slot]:
         wide = (self.intermediate, self.hidden)
-        for expert, (w13, w2) in enumerate(zip(self.w13.data, self.w2.data, strict=True)):
-            gate, up = w13.chunk(2)
+        for expert in range(self.num_experts):
+            gate, up, down = self.method.targets(self, expert)
             yield Slot("w13", gate, wide, "gate", expert, dim=0, start=self.start)
             yield Slot("w13", up, wide, "up", expert, dim=0, start=self.start)
-            yield Slot("w2", w2, wide[::-1], "", expert, dim=1, start=self.start)
+            yield Slot("w2", down, wide[::-1], "", expert, dim=1, start=self.start)
 
     def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         return self.method.apply(self, x, weights, ids)

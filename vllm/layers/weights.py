@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
+
+
+class Target(Protocol):
+    """Where a tensor is loaded to: a view of a parameter, or what brings it into its layout."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def copy_(self, source: Tensor, /) -> object:
+        """Take `source`, which has `shape` and any plain dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One checkpoint tensor's place in a parameter.
 
-    `target` is the view to fill. Of a source of shape `source_shape` this rank keeps
+    `target` is what to fill. Of a source of shape `source_shape` this rank keeps
     [start, start + length) along `dim`; dim -1 means all of it.
     """
 
     parameter: str  # name within the layer
-    target: Tensor
+    target: Target
     source_shape: tuple[int, ...]
     part: str = ""
     expert: int = -1

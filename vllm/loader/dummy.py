@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vllm.layers.weights import Loadable
+
 STD = 0.02
 
 
@@ -12,6 +14,6 @@ STD = 0.02
 def fill(model: nn.Module, seed: int) -> None:
     """Small normal weights, the same for the same seed whatever the dtype and device."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(noise * STD)
+    for module in model.modules():
+        for slot in module.slots() if isinstance(module, Loadable) else ():
+            slot.target.copy_(torch.randn(slot.target.shape, generator=generator) * STD)

@@ -9,7 +9,7 @@
 #include "cpu/isa/kernels_of_isa.h"
 #include "cpu/isa/vec.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -237,36 +237,101 @@ inline int64_t place(int64_t k, int n) {
   return k / kPair<T> * kPair<T> * kPanelOutputs + n * kPair<T> + k % kPair<T>;
 }
 
+// What of a row stays together. Moving it without a look at its values is what makes packing a
+// copy.
+template <typename T>
+using Unit = std::conditional_t<kPair<T> * sizeof(T) == sizeof(uint32_t), uint32_t, uint16_t>;
+
+// Rows and units that are moved at once: a cache line of each row becomes lines of the panel.
+constexpr int kTile = 16;
+// Bytes of a row that are fetched ahead. Into L2: rows often lie where L1 holds only few of them.
+constexpr int64_t kFetchAhead = 512;
+
+// out[u * 64 + n] = unit u of row n.
+inline void transpose_tile(const char* rows, int64_t row_bytes, uint32_t* out) {
+#if defined(__AVX512F__)
+  __m512i a[kTile], b[kTile];
+  for (int n = 0; n < kTile; ++n) {
+    a[n] = _mm512_loadu_si512(rows + n * row_bytes);
+    _mm_prefetch(rows + n * row_bytes + kFetchAhead, _MM_HINT_T1);
+  }
+  for (int n = 0; n < kTile; n += 2) {
+    b[n] = _mm512_unpacklo_epi32(a[n], a[n + 1]);
+    b[n + 1] = _mm512_unpackhi_epi32(a[n], a[n + 1]);
+  }
+  for (int n = 0; n < kTile; n += 4) {  // a[n + i]: unit i of each quarter of rows n to n + 3
+    a[n] = _mm512_unpacklo_epi64(b[n], b[n + 2]);
+    a[n + 1] = _mm512_unpackhi_epi64(b[n], b[n + 2]);
+    a[n + 2] = _mm512_unpacklo_epi64(b[n + 1], b[n + 3]);
+    a[n + 3] = _mm512_unpackhi_epi64(b[n + 1], b[n + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512i upper = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+    const __m512i upper_odd = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+    const __m512i lower = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    const __m512i lower_odd = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    const auto store = [&](int u, __m512i line) {
+      _mm512_storeu_si512(out + u * kPanelOutputs, line);
+    };
+    store(i, _mm512_shuffle_i32x4(upper, lower, 0x88));
+    store(i + 4, _mm512_shuffle_i32x4(upper_odd, lower_odd, 0x88));
+    store(i + 8, _mm512_shuffle_i32x4(upper, lower, 0xdd));
+    store(i + 12, _mm512_shuffle_i32x4(upper_odd, lower_odd, 0xdd));
+  }
+#else
+  uint32_t tile[kTile][kTile];
+  for (int n = 0; n < kTile; ++n) {
+    __builtin_memcpy(tile[n], rows + n * row_bytes, sizeof tile[n]);
+    __builtin_prefetch(rows + n * row_bytes + kFetchAhead, 0, 2);
+  }
+  for (int u = 0; u < kTile; ++u) {
+    for (int n = 0; n < kTile; ++n) out[u * kPanelOutputs + n] = tile[n][u];
+  }
+#endif
+}
+
+// The same of any number of rows, and of units [begin, end).
+template <typename T>
+void transpose(const char* rows, int64_t row_bytes, int num_rows, int64_t inputs, int64_t begin,
+               Unit<T>* out) {
+  const int64_t whole = inputs / kPair<T>, units = (inputs + kPair<T> - 1) / kPair<T>;
+  for (int n = 0; n < num_rows; ++n) {
+    const char* row = rows + n * row_bytes;
+    for (int64_t u = begin; u < whole; ++u) {
+      __builtin_memcpy(out + u * kPanelOutputs + n, row + u * sizeof(Unit<T>), sizeof(Unit<T>));
+    }
+    if (whole < units) {  // an input without another to make a pair
+      Unit<T> half = 0;
+      __builtin_memcpy(&half, row + whole * sizeof(Unit<T>), sizeof(T));
+      out[whole * kPanelOutputs + n] = half;
+    }
+  }
+}
+
 // Rows of a weight become outputs [first, first + count) of a panel: input by input, all outputs;
 // bfloat16 in pairs of inputs. Missing rows and inputs are zero.
 template <typename T>
 void pack_panel(const PanelRows& source, int first, int count, void* panel) {
-  // What of a row stays together. Moving it without a look at its values is what makes this copy.
-  using Unit = std::conditional_t<kPair<T> * sizeof(T) == sizeof(uint32_t), uint32_t, uint16_t>;
-  static_assert(sizeof(Unit) == kPair<T> * sizeof(T));
-  constexpr int64_t kBlock = 128 / sizeof(Unit);  // reads whole cache lines, writes stay in L1
-  const int64_t whole = source.inputs / kPair<T>;
-  const int64_t units = (source.inputs + kPair<T> - 1) / kPair<T>;
+  static_assert(sizeof(Unit<T>) == kPair<T> * sizeof(T));
+  const int64_t row_bytes = source.row_stride * int64_t{sizeof(T)};
   const int rows = source.num_rows < count ? static_cast<int>(source.num_rows) : count;
-  Unit* out = static_cast<Unit*>(panel) + first;
-  for (int64_t begin = 0; begin < units; begin += kBlock) {
-    const int64_t end = begin + kBlock < units ? begin + kBlock : units;
-    const int64_t last = whole < end ? whole : end;
-    for (int n = 0; n < rows; ++n) {
-      const char* row =
-          static_cast<const char*>(source.rows) + n * source.row_stride * int64_t{sizeof(T)};
-      for (int64_t u = begin; u < last; ++u) {
-        __builtin_memcpy(out + u * kPanelOutputs + n, row + u * sizeof(Unit), sizeof(Unit));
+  const char* from = static_cast<const char*>(source.rows);
+  Unit<T>* out = static_cast<Unit<T>*>(panel) + first;
+  int n = 0;
+  if constexpr (sizeof(Unit<T>) == sizeof(uint32_t)) {
+    const int64_t tiled = source.inputs / kPair<T> / kTile * kTile;
+    for (; n + kTile <= rows; n += kTile) {
+      const char* some = from + n * row_bytes;
+      for (int64_t u = 0; u < tiled; u += kTile) {
+        transpose_tile(some + u * sizeof(Unit<T>), row_bytes, out + u * kPanelOutputs + n);
       }
-      if (last < end) {  // an input without another to make a pair
-        Unit half = 0;
-        __builtin_memcpy(&half, row + last * sizeof(Unit), sizeof(T));
-        out[last * kPanelOutputs + n] = half;
-      }
+      transpose<T>(some, row_bytes, kTile, source.inputs, tiled, out + n);
     }
-    for (int n = rows; n < count; ++n) {
-      for (int64_t u = begin; u < end; ++u) out[u * kPanelOutputs + n] = 0;
-    }
+  }
+  transpose<T>(from + n * row_bytes, row_bytes, rows - n, source.inputs, 0, out + n);
+  const int64_t units = (source.inputs + kPair<T> - 1) / kPair<T>;
+  for (int64_t u = 0; u < units && rows < count; ++u) {
+    for (int missing = rows; missing < count; ++missing) out[u * kPanelOutputs + missing] = 0;
   }
 }
 

@@ -36,7 +36,10 @@ _PLAIN = (
 )
 _WRAPPED = ("paged_attention", "mla_attention", "choose")
 # Called by name, by what holds packed weights.
-_PACKED = ("pack_weight", "packed_rows", "packed_linear", "packed_gated", "packed_moe")
+_PACKED = (
+    *("pack_weight", "empty_packed", "pack_rows", "packed_rows"),
+    *("packed_linear", "packed_gated", "packed_moe"),
+)
 
 
 @cache
