@@ -120,3 +120,14 @@ def test_zeroed_memory_is_aligned_and_taken_only_when_written() -> None:
     assert device.memory().reserved_bytes - before < 1 << 28
     memory[: 1 << 20] = 1
     assert int(memory[: 1 << 21].sum(dtype=torch.int64)) == 1 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_zeroed_memory_is_private_which_large_pages_need() -> None:
+    memory = CpuDevice().zeros(1 << 20, torch.uint8)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(bound, 16) for bound in line.split()[0].split("-"))
+        if begin <= memory.data_ptr() < end:
+            assert line.split()[1] == "rw-p"
+            return
+    pytest.fail("the memory is not mapped")

@@ -42,9 +42,10 @@ class CpuDevice(Device):
     def zeros(self, num_bytes: int, dtype: torch.dtype) -> Tensor:
         # Mapped pages are zero without being written: a cache that is larger than what requests
         # ever use costs nothing, nor does start-up wait for it. Large ones where the system has
-        # them: a prompt touches many of its layers' pages for the first time.
+        # them: a prompt touches many of its layers' pages for the first time, and attention reads
+        # blocks from all over the cache. Private, because Linux has few large ones to share.
         try:
-            memory = mmap.mmap(-1, max(1, num_bytes))
+            memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
         except OSError:
             raise ConfigError(
                 f"--kv-cache-memory-bytes {num_bytes}: this machine does not give that much memory "
