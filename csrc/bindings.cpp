@@ -3,6 +3,7 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include "cpu/graph.h"
 #include "cpu/ops.h"
 #include "cpu/select.h"
 
@@ -47,6 +48,11 @@ TORCH_LIBRARY(vllm, m) {
       "gather_logprobs(Tensor scores, Tensor token_ids, int k, bool normalizes) -> "
       "(Tensor, Tensor, Tensor)");
   m.def("apply_token_bitmask(Tensor(a!) logits, Tensor masks) -> ()");
+
+  m.class_<vllm::cpu::Graph>("Graph")
+      .def(torch::init<std::vector<at::Tensor>, const std::vector<at::Tensor>&>())
+      .def("end", &vllm::cpu::Graph::end)
+      .def("replay", &vllm::cpu::Graph::replay);
 }
 
 TORCH_LIBRARY_IMPL(vllm, CPU, m) {

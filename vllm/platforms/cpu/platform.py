@@ -71,9 +71,12 @@ class CpuPlatform(Platform):
         return UnifiedPlanner(config.cache.block_size)
 
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
+        from vllm.platforms.cpu.graphs import CpuGraphRunner
         from vllm.worker.graphs import EagerRunner
 
-        return EagerRunner()
+        # Ranks exchange partial sums by calls that no graph sees.
+        captures = native.is_available() and config.parallel.world_size == 1
+        return CpuGraphRunner() if captures and not config.device.enforce_eager else EagerRunner()
 
     def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
         from vllm.platforms.cpu.warmup import warm_up

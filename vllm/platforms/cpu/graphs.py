@@ -1,0 +1,90 @@
+"""CPU graphs: the ops of a decode step, captured once for a number of rows, replayed by C++.
+
+A layer is a dozen ops of a few microseconds each; calling them from Python takes longer than some
+of them. A replay makes the same calls, so every bit is the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from vllm.logger import init_logger
+from vllm.platforms.cpu.attention import NativeAttention
+from vllm.worker.graphs import EagerRunner
+from vllm.worker.planner import Phase, ShapeKey
+
+if TYPE_CHECKING:
+    from vllm.attention.interface import AttentionMetas
+    from vllm.models.interfaces import ForwardInputs, Model
+
+logger = init_logger(__name__)
+
+# Beyond, the kernels take so much longer than their calls that a graph would not be noticed.
+MOST_ROWS: Final = 256
+MOST_GRAPHS: Final = 64  # the least recently used one goes first; a graph takes some 100 KiB
+
+
+class CpuGraphRunner(EagerRunner):
+    """Replays decode steps; captures one when its number of rows comes for the second time."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[int, Any] = OrderedDict()  # torch.classes.vllm.Graph, by rows
+        self._met: set[int] = set()
+        self._refusal = ""
+
+    def run(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> Tensor:
+        if key.phase is not Phase.DECODE or key.rows > MOST_ROWS or self._refusal:
+            return super().run(key, model, inputs, metas)
+        graph = self._graphs.get(key.rows)
+        if graph is not None:
+            self._graphs.move_to_end(key.rows)
+            hidden: Tensor = graph.replay(_tensors(inputs, metas))
+            return hidden
+        if key.rows not in self._met:
+            self._met.add(key.rows)
+            return super().run(key, model, inputs, metas)
+        return self._capture(key, model, inputs, metas)
+
+    def _capture(
+        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+    ) -> Tensor:
+        if not all(isinstance(backend, NativeAttention) for backend in model.backends):
+            self._refusal = "its attention is not the native one"  # and takes lengths as numbers
+            return super().run(key, model, inputs, metas)
+        graph = torch.classes.vllm.Graph(_tensors(inputs, metas), list(_constants(model)))
+        hidden = None
+        try:
+            hidden = super().run(key, model, inputs, metas)
+        finally:
+            self._refusal = graph.end(torch.empty(0) if hidden is None else hidden)
+        if self._refusal:
+            logger.debug("no CPU graphs: %s", self._refusal)
+            return hidden
+        if len(self._graphs) == MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        self._graphs[key.rows] = graph
+        return hidden
+
+    def close(self) -> None:
+        self._graphs.clear()
+        self._met.clear()
+
+
+def _tensors(inputs: ForwardInputs, metas: AttentionMetas) -> list[Tensor]:
+    """What differs from step to step."""
+    return [*inputs, *(part for meta in metas for part in meta if isinstance(part, Tensor))]
+
+
+def _constants(model: Model) -> Iterator[Tensor]:
+    """Tensors that belong to the model: parameters, buffers, caches and what layers derived."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
