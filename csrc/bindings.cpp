@@ -28,6 +28,7 @@ TORCH_LIBRARY(vllm, m) {
   m.def("pack_rows(Tensor rows, Tensor(a!) packed, int first, int half=-1) -> ()");
   m.def("packed_rows(Tensor packed, Tensor ids, int outputs, int inputs) -> Tensor");
   m.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs, bool wide) -> Tensor");
+  m.def("packed_greatest(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor");
   m.def("packed_gated(Tensor x, Tensor packed, Tensor? bias, int outputs, str act) -> Tensor");
   m.def("write_kv(Tensor k, Tensor v, Tensor(a!) cache, Tensor slot_mapping) -> ()");
   m.def("write_latent(Tensor latent, Tensor(a!) cache, Tensor slot_mapping) -> ()");
@@ -67,6 +68,7 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("pack_rows", &vllm::cpu::pack_rows);
   m.impl("packed_rows", &vllm::cpu::packed_rows);
   m.impl("packed_linear", &vllm::cpu::packed_linear);
+  m.impl("packed_greatest", &vllm::cpu::packed_greatest);
   m.impl("packed_gated", &vllm::cpu::packed_gated);
   m.impl("write_kv", &vllm::cpu::write_kv);
   m.impl("write_latent", &vllm::cpu::write_latent);

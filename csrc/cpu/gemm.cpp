@@ -4,6 +4,9 @@
 
 #include <ATen/ops/empty.h>
 
+#include <cmath>
+#include <limits>
+
 #include "common/check.h"
 #include "cpu/ops.h"
 #include "cpu/pool.h"
@@ -16,9 +19,24 @@ constexpr int64_t kMinTaskWork = 64 * 1024;
 // Bytes of x that should stay in a core's L2 cache beside a panel.
 constexpr int64_t kBlockBytes = 256 * 1024;
 constexpr int64_t kMinBlockRows = 48;
+constexpr int32_t kNoOutput = -1;
 
 // Outputs that a panel makes.
 int64_t panel_width(Gate gate) { return gate == Gate::kNone ? kPanelOutputs : kPanelOutputs / 2; }
+
+// Index of the greatest of some floats, the first of equals; -1 if there is NaN, or only -inf.
+int64_t first_greatest(const float* values, int64_t count) {
+  int64_t best = -1;
+  float most = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isnan(values[i])) return -1;
+    if (values[i] > most) {
+      most = values[i];
+      best = i;
+    }
+  }
+  return best;
+}
 
 // Groups cut so that the rows of each stay in the cache while the panels pass.
 std::vector<WeightedRows> cut_to_blocks(const std::vector<WeightedRows>& groups,
@@ -62,44 +80,81 @@ at::Tensor rows_to_multiply(const at::Tensor& x) {
   return wider;
 }
 
+namespace {
+
+// Products of rows of x with single panels, as kernels take them, but for where results go.
+class Products {
+ public:
+  Products(const at::Tensor& x, const char* bias, Gate gate, int64_t outputs)
+      : x_(x), bias_(bias), gate_(gate), outputs_(outputs) {
+    const DType dtype = dtype_of(x, "x");
+    multiply_ = kernels().multiply[dtype];
+    const bool in_pairs = dtype == kBFloat16 && kernels().has_dot_products;
+    if (!in_pairs) wide_x_ = x.to(at::kFloat).contiguous();
+  }
+
+  int64_t panels() const { return num_panels(outputs_, gate_); }
+
+  PanelProduct of(const WeightedRows& rows, int64_t panel) const {
+    const int64_t element = x_.element_size(), depth = x_.size(1), width = panel_width(gate_);
+    PanelProduct product{};
+    product.x = bytes(x_) + rows.first_row * x_.stride(0) * element;
+    if (wide_x_.defined()) {
+      product.wide_x = wide_x_.const_data_ptr<float>() + rows.first_row * depth;
+    }
+    product.x_stride = x_.stride(0);
+    product.num_rows = static_cast<int>(rows.num_rows);
+    product.depth = depth;
+    product.panel = rows.packed + panel * depth * kPanelOutputs * element;
+    product.bias = bias_ == nullptr ? nullptr : bias_ + panel * kPanelOutputs * element;
+    product.num_outputs = static_cast<int>(std::min(width, outputs_ - panel * width));
+    product.gate = gate_;
+    return product;
+  }
+
+  void multiply(const PanelProduct& product) const { multiply_(product); }
+
+  // Calls body(rows, panel) for all panels of blocks of all groups, divided over the threads.
+  template <typename Body>
+  void for_each(const std::vector<WeightedRows>& groups, const Body& body) const {
+    const int64_t depth = x_.size(1), count = panels();
+    const std::vector<WeightedRows> blocks = cut_to_blocks(groups, depth * x_.element_size());
+    int64_t rows = 1;
+    for (const WeightedRows& block : blocks) rows = std::max(rows, block.num_rows);
+    const int64_t work = std::max<int64_t>(1, rows * depth * kPanelOutputs);
+    const int64_t grain = (kMinTaskWork + work - 1) / work;
+    parallel_for(0, static_cast<int64_t>(blocks.size()) * count, grain,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t task = begin; task < end; ++task) {
+                     body(blocks[task / count], task % count);
+                   }
+                 });
+  }
+
+ private:
+  const at::Tensor& x_;
+  at::Tensor wide_x_;
+  const char* bias_;
+  Gate gate_;
+  int64_t outputs_;
+  void (*multiply_)(const PanelProduct&);
+};
+
+}  // namespace
+
 void multiply_groups(const at::Tensor& x, const std::vector<WeightedRows>& groups, const char* bias,
                      Gate gate, const at::Tensor& out) {
-  const DType dtype = dtype_of(x, "x");
-  const KernelTable& table = kernels();
-  const bool in_pairs = dtype == kBFloat16 && table.has_dot_products;
-  const at::Tensor wide_x = in_pairs ? at::Tensor() : x.to(at::kFloat).contiguous();
-  const int64_t depth = x.size(1), element = x.element_size(), outputs = out.size(1);
-  const int64_t width = panel_width(gate), panels = num_panels(outputs, gate);
-  const int64_t panel_bytes = depth * kPanelOutputs * element;
-  const std::vector<WeightedRows> blocks = cut_to_blocks(groups, depth * element);
-  const auto multiply = table.multiply[dtype];
-  const auto run = [&](int64_t task) {
-    const WeightedRows& block = blocks[task / panels];
-    const int64_t panel = task % panels, first = panel * width;
-    PanelProduct product;
-    product.x = bytes(x) + block.first_row * x.stride(0) * element;
-    product.wide_x = in_pairs ? nullptr : wide_x.const_data_ptr<float>() + block.first_row * depth;
-    product.x_stride = x.stride(0);
-    product.num_rows = static_cast<int>(block.num_rows);
-    product.depth = depth;
-    product.panel = block.packed + panel * panel_bytes;
-    product.bias = bias == nullptr ? nullptr : bias + panel * kPanelOutputs * element;
-    product.out =
-        mutable_bytes(out) + (block.first_row * out.stride(0) + first) * out.element_size();
+  const Products products(x, bias, gate, out.size(1));
+  const bool wide = gate == Gate::kNone && out.scalar_type() == at::kFloat;
+  const int64_t width = panel_width(gate);
+  products.for_each(groups, [&](const WeightedRows& rows, int64_t panel) {
+    PanelProduct product = products.of(rows, panel);
+    const int64_t place = rows.first_row * out.stride(0) + panel * width;
+    product.out = mutable_bytes(out) + place * out.element_size();
     product.out_stride = out.stride(0);
-    product.num_outputs = static_cast<int>(std::min(width, outputs - first));
-    product.wide = gate == Gate::kNone && out.scalar_type() == at::kFloat;
-    product.gate = gate;
-    multiply(product);
-  };
-  int64_t rows = 1;
-  for (const WeightedRows& block : blocks) rows = std::max(rows, block.num_rows);
-  const int64_t work = std::max<int64_t>(1, rows * depth * kPanelOutputs);
-  const int64_t grain = (kMinTaskWork + work - 1) / work;
-  parallel_for(0, static_cast<int64_t>(blocks.size()) * panels, grain,
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t task = begin; task < end; ++task) run(task);
-               });
+    product.wide = wide;
+    products.multiply(product);
+  });
 }
 
 namespace {
@@ -130,6 +185,42 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
   multiply_groups(rows_to_multiply(x), {{0, x.size(0), bytes(packed)}},
                   bias ? bytes(*bias) : nullptr, Gate::kNone, out);
   return out;
+}
+
+at::Tensor packed_greatest(const at::Tensor& x, const at::Tensor& packed,
+                           const std::optional<at::Tensor>& bias, int64_t outputs) {
+  check_packed(x, packed, bias, num_panels(outputs), outputs);
+  const at::Tensor dense = rows_to_multiply(x);
+  const Products products(dense, bias ? bytes(*bias) : nullptr, Gate::kNone, outputs);
+  const int64_t num_rows = x.size(0), panels = products.panels();
+  const char* weight = bytes(packed);
+  const at::Tensor maxima = at::empty({num_rows, panels}, x.options().dtype(at::kFloat));
+  float* of_panels = maxima.mutable_data_ptr<float>();
+  products.for_each({{0, num_rows, weight}}, [&](const WeightedRows& rows, int64_t panel) {
+    PanelProduct product = products.of(rows, panel);
+    product.out = of_panels + rows.first_row * panels + panel;
+    product.out_stride = panels;
+    product.greatest = true;
+    products.multiply(product);
+  });
+  const at::Tensor ids = at::empty({num_rows}, x.options().dtype(at::kInt));
+  int32_t* id = ids.mutable_data_ptr<int32_t>();
+  // Which output of its panel it was is found by multiplying that panel again: the same sums.
+  parallel_for(0, num_rows, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t panel = first_greatest(of_panels + row * panels, panels);
+      id[row] = kNoOutput;
+      if (panel < 0) continue;
+      PanelProduct product = products.of({row, 1, weight}, panel);
+      float values[kPanelOutputs];
+      product.out = values;
+      product.wide = true;
+      products.multiply(product);
+      id[row] =
+          static_cast<int32_t>(panel * kPanelOutputs + first_greatest(values, product.num_outputs));
+    }
+  });
+  return ids;
 }
 
 at::Tensor packed_gated(const at::Tensor& x, const at::Tensor& packed,

@@ -98,9 +98,8 @@ Graph::Argument Graph::argument(const c10::IValue& value, const std::string& op)
       argument.elements.push_back(this->argument(list.get(i), op));
     }
     argument.is_list =
-        std::any_of(argument.elements.begin(), argument.elements.end(), [](const Argument& element) {
-          return element.is_list || element.number >= 0;
-        });
+        std::any_of(argument.elements.begin(), argument.elements.end(),
+                    [](const Argument& element) { return element.is_list || element.number >= 0; });
     if (argument.is_list) {
       argument.constant = c10::impl::GenericList(list.elementType());
       return argument;

@@ -111,6 +111,8 @@ struct PanelProduct {
   int64_t out_stride;  // elements
   int num_outputs;     // those that exist, of 64 or, with a gate, of 32
   bool wide;           // out is float32; not with a gate
+  // Out is but the greatest output of each row, float32: NaN where there is one. Not with a gate.
+  bool greatest;
   Gate gate;
 };
 

@@ -42,6 +42,10 @@ class Head(Weighted):
     def forward(self, hidden: Tensor) -> Tensor:
         return self.method.apply(self, hidden, wide=True)
 
+    def greatest(self, hidden: Tensor) -> Tensor | None:
+        """The token of the greatest score of each row, [S] int32; None: it takes the scores."""
+        return self.method.greatest(self, hidden)
+
 
 class TiedHead(Loadable):
     """A head that multiplies with the embedding's weight and has none of its own."""
@@ -55,3 +59,7 @@ class TiedHead(Loadable):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.method.apply(self._embedding[0], hidden, wide=True)
+
+    def greatest(self, hidden: Tensor) -> Tensor | None:
+        """As of Head."""
+        return self.method.greatest(self._embedding[0], hidden)

@@ -15,6 +15,10 @@ class LogitsTransform:
     divisor: float = 1.0
     softcap: float = 0.0
 
+    @property
+    def is_nothing(self) -> bool:
+        return self.divisor == 1.0 and self.softcap <= 0.0
+
     def __call__(self, scores: Tensor) -> Tensor:
         """[S, V] float32 -> [S, V] float32."""
         logits = scores

@@ -46,6 +46,10 @@ class LinearMethod(ABC):
     def apply(self, layer: Weighted, x: Tensor, wide: bool = False) -> Tensor:
         """x [T, num_inputs] -> [T, num_outputs], of x's dtype or, if `wide`, float32."""
 
+    def greatest(self, layer: Weighted, x: Tensor) -> Tensor | None:
+        """What `ops.greatest` says of the wide product, [T] int32; None: it takes that product."""
+        return None
+
     @abstractmethod
     def look_up(self, layer: Weighted, ids: Tensor) -> Tensor:
         """Rows `ids` [T] of the weight -> [T, num_inputs]."""

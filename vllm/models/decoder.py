@@ -197,3 +197,7 @@ class Decoder(Model):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.transform(self.head(hidden))
+
+    def greatest(self, hidden: Tensor) -> Tensor | None:
+        # A transform that rounds can make two scores equal, of which the first is then meant.
+        return self.head.greatest(hidden) if self.transform.is_nothing else None

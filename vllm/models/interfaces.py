@@ -47,6 +47,10 @@ class Model(nn.Module, ABC):
     def logits(self, hidden: Tensor) -> Tensor:
         """[S, H] -> [S, V] float32."""
 
+    def greatest(self, hidden: Tensor) -> Tensor | None:
+        """`ops.greatest` of what `logits` gives, [S] int32, without it; None: it takes that."""
+        return None
+
     def attention_layers(self) -> Mapping[str, Attention]:
         """Every layer that has a KV cache, by name, in layer order."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Attention)}

@@ -16,7 +16,7 @@ from vllm.ops.sampling import draw
 from vllm.sample.interface import LogprobTensors, SamplerOutput, SampleRows
 from vllm.sample.logprobs import spread
 from vllm.sample.stages import STAGES
-from vllm.sample.state import Want
+from vllm.sample.state import SamplingState, Want
 
 LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
 
@@ -63,6 +63,10 @@ class Sampler:
         self.gather_logprobs = ops.gather_logprobs
         self.normalizes = logprobs_mode.endswith("logprobs")
         self.is_raw = logprobs_mode.startswith("raw")
+
+    def wants_greatest(self, slots_np: Int32Array, state: SamplingState) -> bool:
+        """Whether nothing but the greatest logit of every row is wanted."""
+        return not np.bitwise_or.reduce(state.wants_np[slots_np], initial=0)
 
     def sample(self, logits: Tensor, rows: SampleRows) -> SamplerOutput:
         """Draw from logits [S, V] float32, which are used up: their values change."""

@@ -13,7 +13,7 @@ from vllm.attention.interface import AttentionBackend, AttentionMetas
 from vllm.core.plan import StepPlan
 from vllm.models.interfaces import ForwardInputs, Model
 from vllm.platforms.base import Device
-from vllm.sample.interface import SampleRows
+from vllm.sample.interface import SampleRows, SamplerOutput
 from vllm.sample.sampler import USUAL_WANTS, Sampler
 from vllm.worker.draws import Draws, draws_of, dummy_draws
 from vllm.worker.graphs import GraphRunner
@@ -114,22 +114,10 @@ class ModelRunner:
 
     def _draw(self, draws: Draws, hidden: Tensor) -> Drawn:
         """Draw a token for each row of `draws` from hidden states [T, H] of its launch."""
-        upload = self.device.upload
         if len(draws.hidden_np) != len(hidden):
-            hidden = hidden.index_select(0, upload(draws.hidden_np))
+            hidden = hidden.index_select(0, self.device.upload(draws.hidden_np))
             self.device.step_boundary()  # what follows depends on the number of rows alone
-        sampled = self.sampler.sample(
-            self.model.logits(hidden),
-            SampleRows(
-                slots_np=draws.slots_np,
-                positions_np=draws.positions_np,
-                upload=upload,
-                tokens=self.slots.tokens,
-                state=self.slots.sampling,
-                masks_np=draws.masks_np,
-                masks=upload(draws.masks) if len(draws.masks) else self._no_masks,
-            ),
-        )
+        sampled = self._sample(draws, hidden)
         self.slots.write_drawn(draws.slots_np, draws.positions_np, sampled.token_ids)
         logprobs = sampled.logprobs
         return Drawn(
@@ -138,6 +126,23 @@ class ModelRunner:
             self.device.download(sampled.token_ids),
             None if logprobs is None else LogprobCopies(self.device, [logprobs]),
         )
+
+    def _sample(self, draws: Draws, hidden: Tensor) -> SamplerOutput:
+        if self.sampler.wants_greatest(draws.slots_np, self.slots.sampling):
+            token_ids = self.model.greatest(hidden)
+            if token_ids is not None:
+                return SamplerOutput(token_ids, None)
+        upload = self.device.upload
+        rows = SampleRows(
+            slots_np=draws.slots_np,
+            positions_np=draws.positions_np,
+            upload=upload,
+            tokens=self.slots.tokens,
+            state=self.slots.sampling,
+            masks_np=draws.masks_np,
+            masks=upload(draws.masks) if len(draws.masks) else self._no_masks,
+        )
+        return self.sampler.sample(self.model.logits(hidden), rows)
 
     def _prompt_logprobs(
         self, launch: Launch, hidden: Tensor

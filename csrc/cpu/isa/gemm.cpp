@@ -170,6 +170,21 @@ inline void finish_row(const PanelProduct& product, int64_t row, const float* su
   });
 }
 
+// One row of a tile, of which no more is wanted than its greatest output.
+template <typename T>
+inline void keep_greatest(const PanelProduct& product, int64_t row, const float* sums) {
+  Vec most = splat(-__builtin_inff());
+  IntVec nan = {};
+  for_each_vector(product.num_outputs, [&](int64_t i, int n) {
+    Vec value = with_bias<T>(product, sums, static_cast<int>(i), n);
+    for (int lane = n; lane < kWidth; ++lane) value[lane] = -__builtin_inff();
+    nan |= value != value;
+    most = vmax(value, most);
+  });
+  const float greatest = bits_of(nan) != 0 ? __builtin_nanf("") : greatest_of(most);
+  static_cast<float*>(product.out)[row * product.out_stride] = greatest;
+}
+
 // What group `index` of `count` groups of rows reads ahead: the first few share the next panel, a
 // single one its own stream.
 template <typename T>
@@ -197,7 +212,13 @@ void multiply_rows(const PanelProduct& product, int row, Ahead ahead) {
     }
     tile.take(column, sums);
   }
-  for (int m = 0; m < kRows; ++m) finish_row<T>(product, row + m, tile.sums[m]);
+  for (int m = 0; m < kRows; ++m) {
+    if (product.greatest) {
+      keep_greatest<T>(product, row + m, tile.sums[m]);
+    } else {
+      finish_row<T>(product, row + m, tile.sums[m]);
+    }
+  }
 }
 
 template <typename T, int kRows>

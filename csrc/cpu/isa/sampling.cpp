@@ -6,10 +6,6 @@
 #include "cpu/isa/kernels_of_isa.h"
 #include "cpu/isa/vec.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 namespace vllm::cpu::VLLM_ISA {
 namespace {
 
@@ -21,27 +17,6 @@ inline Word mix(Word x) {
   x = (x ^ (x >> 16)) * 0x85ebca6bu;
   x = (x ^ (x >> 13)) * 0xc2b2ae35u;
   return x ^ (x >> 16);
-}
-
-inline float greatest_of(Vec v) {
-  float most = v[0];
-  for (int i = 1; i < kWidth; ++i) most = v[i] > most ? v[i] : most;
-  return most;
-}
-
-// A bit for each lane that is set.
-inline uint32_t bits_of(IntVec mask) {
-#if defined(__AVX512F__)
-  return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
-#elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(bit_cast<__m256>(mask)));
-#elif defined(__SSE2__)
-  return static_cast<uint32_t>(_mm_movemask_ps(bit_cast<__m128>(mask)));
-#else
-  uint32_t bits = 0;
-  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
-  return bits;
-#endif
 }
 
 // Calls body(lane) for each lane that is set.

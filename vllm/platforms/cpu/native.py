@@ -38,7 +38,7 @@ _WRAPPED = ("paged_attention", "mla_attention", "choose")
 # Called by name, by what holds packed weights.
 _PACKED = (
     *("pack_weight", "empty_packed", "pack_rows", "packed_rows"),
-    *("packed_linear", "packed_gated", "packed_moe"),
+    *("packed_linear", "packed_greatest", "packed_gated", "packed_moe"),
 )
 
 

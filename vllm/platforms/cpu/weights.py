@@ -73,6 +73,12 @@ class PackedLinear(Unquantized):
         )
         return out
 
+    def greatest(self, layer: Weighted, x: Tensor) -> Tensor | None:
+        ids: Tensor = torch.ops.vllm.packed_greatest.default(
+            x, layer.weight, layer.bias, layer.num_outputs
+        )
+        return ids
+
     def apply_gated(self, layer: GatedLinear, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.packed_gated.default(
             x, layer.weight, layer.bias, layer.num_outputs // 2, layer.act
