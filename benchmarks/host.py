@@ -114,8 +114,8 @@ def watch_parts(watch: Watch) -> None:
     from vllm.engine.front_end import FrontEnd
     from vllm.engine.output_processor import OutputProcessor
     from vllm.models.decoder import Decoder
+    from vllm.platforms.cpu.graphs import CpuGraphRunner
     from vllm.sample.sampler import Sampler
-    from vllm.worker.graphs import EagerRunner
     from vllm.worker.planner import UnifiedPlanner
     from vllm.worker.running_step import RunningStep
     from vllm.worker.slots import Slots
@@ -128,8 +128,9 @@ def watch_parts(watch: Watch) -> None:
         (UnifiedPlanner, "split", "split"),
         (PagedAttention, "plan", "attention plan"),
         (runner, "gather_inputs", "inputs"),
-        (EagerRunner, "run", "model"),
+        (CpuGraphRunner, "run", "model"),
         (Decoder, "logits", "model"),
+        (Decoder, "greatest", "model"),
         (runner, "draws_of", "draws"),
         (runner.ModelRunner, "_draw", "draws"),
         (runner.ModelRunner, "execute", "runner"),

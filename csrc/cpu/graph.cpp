@@ -52,6 +52,10 @@ std::unique_ptr<at::ObserverContext> Graph::on_start(const at::RecordFunction& f
     self.refuse("no such op: " + std::string(function.name()));
     return nullptr;
   }
+  // What torch.tensor() calls with memory that no op filled.
+  if (function.operator_name()->name == "aten::lift_fresh") {
+    self.refuse("values of Python become a tensor");
+  }
   Call call{*op, {}, {}, {}};
   for (const c10::IValue& value : function.inputs()) {
     call.arguments.push_back(self.argument(value, function.name()));

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.ops.overrides import Override, isas
+from vllm.ops import REFERENCES
 from vllm.ops.moe import GATED_ACTIVATIONS
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -39,6 +40,35 @@ def test_products_match_float64(override, dtype, rows, inputs, outputs):
     wide = override(x, weight, None, True)
     assert wide.dtype == torch.float32
     torch.testing.assert_close(wide.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def packed_greatest(x, weight, bias):
+    return torch.ops.vllm.packed_greatest(x, torch.ops.vllm.pack_weight(weight), bias, len(weight))
+
+
+@pytest.mark.parametrize("override", [Override(isa, packed_greatest) for isa in isas()], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+def test_the_greatest_output_is_that_of_the_product(override, dtype, rows, inputs, outputs):
+    generator = torch.Generator().manual_seed(rows)
+    # Few values, so that many outputs are equal.
+    x = torch.randint(-1, 2, (rows, inputs), generator=generator).to(dtype)
+    weight = torch.randint(-1, 2, (outputs, inputs), generator=generator).to(dtype)
+    bias = torch.randint(-1, 2, (outputs,), generator=generator).to(dtype)
+    for some in (bias, None):
+        product = x.float() @ weight.float().T + (0 if some is None else some.float())
+        got = override(x, weight, some)
+        assert got.dtype == torch.int32
+        assert torch.equal(got, REFERENCES["greatest"](product))
+
+
+@pytest.mark.parametrize("override", [Override(isa, packed_greatest) for isa in isas()], ids=str)
+def test_rows_without_a_greatest_output_have_none(override):
+    x = torch.tensor([[1.0], [torch.nan], [-torch.inf], [torch.inf]])
+    assert override(x, torch.ones(70, 1), None).tolist() == [0, -1, -1, 0]
+    weight = torch.ones(130, 1)
+    weight[129] = torch.nan
+    assert override(x[:1], weight, None).tolist() == [-1]
 
 
 def packed_gated(x, weight, bias, act):

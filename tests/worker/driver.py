@@ -59,7 +59,7 @@ def make_config(path: Path, depth: int = 1) -> Any:
             logits_processors=(),
         ),
         parallel=SimpleNamespace(world_size=1, distributed_executor_backend="uni"),
-        device=SimpleNamespace(device="cpu"),
+        device=SimpleNamespace(device="cpu", enforce_eager=False),
         load=SimpleNamespace(load_format="auto", ignore_patterns=(), use_tqdm_on_load=False),
     )
 

@@ -13,7 +13,7 @@ from vllm.attention.interface import AttentionBackend, AttentionMetas
 from vllm.core.plan import StepPlan
 from vllm.models.interfaces import ForwardInputs, Model
 from vllm.platforms.base import Device
-from vllm.sample.interface import SampleRows, SamplerOutput
+from vllm.sample.interface import SamplerOutput, SampleRows
 from vllm.sample.sampler import USUAL_WANTS, Sampler
 from vllm.worker.draws import Draws, draws_of, dummy_draws
 from vllm.worker.graphs import GraphRunner

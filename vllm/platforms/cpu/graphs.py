@@ -59,11 +59,12 @@ class CpuGraphRunner(EagerRunner):
             self._refusal = "its attention is not the native one"  # and takes lengths as numbers
             return super().run(key, model, inputs, metas)
         graph = torch.classes.vllm.Graph(_tensors(inputs, metas), list(_constants(model)))
-        hidden = None
         try:
             hidden = super().run(key, model, inputs, metas)
-        finally:
-            self._refusal = graph.end(torch.empty(0) if hidden is None else hidden)
+        except BaseException:
+            graph.end(inputs.token_ids)
+            raise
+        self._refusal = graph.end(hidden)
         if self._refusal:
             logger.debug("no CPU graphs: %s", self._refusal)
             return hidden

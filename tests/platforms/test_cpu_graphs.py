@@ -1,0 +1,201 @@
+"""CPU graphs: a replay gives the bits of the call, and what cannot be replayed is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.overrides import isas
+from vllm.platforms.cpu import graphs
+from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
+from vllm.platforms.cpu.graphs import CpuGraphRunner
+from vllm.worker.planner import Phase, ShapeKey
+
+pytestmark = pytest.mark.skipif(not isas(), reason="the kernels were not built")
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    with torch.inference_mode():
+        yield
+
+
+def capture(call: Callable[[Tensor], Tensor], x: Tensor, *constants: Tensor):
+    """(the graph, why it is none) of one call."""
+    graph = torch.classes.vllm.Graph([x], list(constants))
+    return graph, graph.end(call(x))
+
+
+WEIGHT = torch.randn(4, generator=torch.Generator().manual_seed(1))
+CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "views": lambda x: x.view(3, 2, 2).transpose(0, 1).reshape(3, 4),
+    "lists out": lambda x: x.split([1, 3], dim=-1)[1],
+    "lists in": lambda x: torch.cat([x, x * 2.0], dim=-1),
+    "factories": lambda x: torch.zeros_like(x).add_(x),
+    "in place": lambda x: x.exp().mul_(3).sub_(x),
+    "constants": lambda x: torch.ops.vllm.rms_norm(x, WEIGHT, 1e-6),
+    "pairs": lambda x: torch.ops.vllm.fused_add_rms_norm(x, x, WEIGHT, 1e-6)[1],
+    "composites": lambda x: x.unflatten(-1, (2, 2)).flatten(1).softmax(-1),
+    "indices": lambda x: x[torch.arange(2), 1:],
+    "no op": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_replay_calls_the_same_ops_with_other_inputs(name):
+    call = CALLS[name]
+    first, second = (torch.randn(3, 4, generator=torch.Generator().manual_seed(i)) for i in (0, 9))
+    graph, refusal = capture(call, first, WEIGHT)
+    assert not refusal
+    for x in (second, first, second):
+        torch.testing.assert_close(graph.replay([x]), call(x), rtol=0, atol=0)
+
+
+def test_writes_to_constants_are_replayed():
+    cache, x = torch.zeros(2, 4), torch.ones(1, 4)
+
+    def write(x: Tensor) -> Tensor:
+        return cache[1:].copy_(x)
+
+    graph, refusal = capture(write, x, cache)
+    assert not refusal
+    graph.replay([x * 5])
+    assert cache.tolist() == [[0.0] * 4, [5.0] * 4]
+
+
+def test_intermediate_results_are_freed():
+    graph, _ = capture(lambda x: (x + 1).mul_(2), torch.zeros(2))
+    first = graph.replay([torch.zeros(2)])
+    kept = first.clone()
+    graph.replay([torch.ones(2)])
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda x: x * x.sum().item(), "else than tensors"),
+        (lambda x: x + torch.tensor([3.0]), "values of Python"),
+        (lambda x: x @ WEIGHT, "no op made"),
+        (lambda x: torch.from_numpy(x.numpy() + 1), "values of Python"),
+    ],
+    ids=["values", "new constant", "undeclared constant", "numpy"],
+)
+def test_what_a_replay_would_not_see_is_refused(call, reason):
+    graph, refusal = capture(call, torch.ones(4))
+    assert reason in refusal
+    with pytest.raises(RuntimeError, match="not captured"):
+        graph.replay([torch.ones(4)])
+
+
+def test_one_capture_at_a_time_and_none_after_an_error():
+    stranger = torch.ones(1)
+    graph = torch.classes.vllm.Graph([], [])
+    with pytest.raises(RuntimeError, match="already"):
+        torch.classes.vllm.Graph([], [])
+    assert graph.end(stranger)
+    del graph
+    assert capture(CALLS["views"], torch.ones(3, 4))[1] == ""
+
+
+def test_a_graph_tells_how_many_inputs_it_has():
+    graph, _ = capture(CALLS["views"], torch.ones(3, 4))
+    with pytest.raises(RuntimeError, match="1 inputs was given 2"):
+        graph.replay([torch.ones(3, 4)] * 2)
+
+
+class Doubling(torch.nn.Module):
+    """A model that counts how often Python runs it."""
+
+    def __init__(self, backend: type = NativeAttention) -> None:
+        super().__init__()
+        self.backends = (backend(),)
+        self.calls = 0
+        self.fails = False
+
+    def forward(self, inputs, metas):
+        self.calls += 1
+        if self.fails:
+            raise ValueError("as told")
+        return inputs.token_ids * 2 + inputs.positions + metas[0][0]
+
+
+def step(runner: CpuGraphRunner, model: Doubling, rows: int, phase: Phase = Phase.DECODE) -> None:
+    ids = torch.randint(100, (rows,))
+    inputs = graphs_inputs(ids, torch.arange(rows))
+    key = ShapeKey(phase, rows, 1, int(ids[0]))
+    hidden = runner.run(key, model, inputs, [(torch.ones(rows), 7)])
+    assert torch.equal(hidden, ids * 2 + torch.arange(rows) + 1)
+
+
+def graphs_inputs(token_ids: Tensor, positions: Tensor):
+    from vllm.models.interfaces import ForwardInputs
+
+    return ForwardInputs(token_ids, positions)
+
+
+def test_the_second_decode_step_of_a_size_is_captured():
+    runner, model = CpuGraphRunner(), Doubling()
+    for _ in range(5):
+        step(runner, model, 3)
+        step(runner, model, 3, Phase.MIXED)
+    assert model.calls == 2 + 5
+    step(runner, model, 4)
+    assert model.calls == 2 + 5 + 1
+    runner.close()
+    step(runner, model, 3)
+    assert model.calls == 2 + 5 + 2
+
+
+def test_the_least_recently_used_graph_goes(monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    runner, model = CpuGraphRunner(), Doubling()
+    for rows in (1, 2, 1, 2, 1, 3, 3):  # graphs of 1, 2 and 3: that of 2 makes room
+        step(runner, model, rows)
+    calls = model.calls
+    step(runner, model, 1)
+    step(runner, model, 3)
+    assert model.calls == calls
+    step(runner, model, 2)
+    assert model.calls == calls + 1
+
+
+def test_attention_that_takes_numbers_and_large_steps_run_eagerly(monkeypatch):
+    runner, model = CpuGraphRunner(), Doubling(TorchAttention)
+    for _ in range(4):
+        step(runner, model, 3)
+    assert model.calls == 4
+    monkeypatch.setattr(graphs, "MOST_ROWS", 2)
+    runner, model = CpuGraphRunner(), Doubling()
+    for _ in range(4):
+        step(runner, model, 3)
+    assert model.calls == 4
+
+
+def test_an_error_of_the_model_is_the_callers():
+    runner, model = CpuGraphRunner(), Doubling()
+    step(runner, model, 3)
+    model.fails = True
+    with pytest.raises(ValueError, match="as told"):
+        step(runner, model, 3)
+    model.fails = False
+    step(runner, model, 3)
+    calls = model.calls
+    step(runner, model, 3)
+    assert model.calls == calls
+
+
+def test_eager_mode_and_several_ranks_have_no_graphs():
+    from vllm.platforms.cpu import CpuPlatform
+
+    def runner_of(eager: bool, ranks: int) -> object:
+        device, parallel = SimpleNamespace(enforce_eager=eager), SimpleNamespace(world_size=ranks)
+        return CpuPlatform().graph_runner(SimpleNamespace(device=device, parallel=parallel))
+
+    assert isinstance(runner_of(False, 1), CpuGraphRunner)
+    assert not isinstance(runner_of(True, 1), CpuGraphRunner)
+    assert not isinstance(runner_of(False, 2), CpuGraphRunner)
