@@ -84,17 +84,66 @@ def test_preempted_requests_are_recomputed_to_the_same_tokens(depth: int, cachin
         assert engine.outputs[str(i)] == expected(prompt, 20)
 
 
-def test_prefix_is_found_only_after_its_step_has_committed() -> None:
+@pytest.mark.parametrize("depth", [1, 4])
+def test_a_prefix_is_shared_from_the_step_after_the_one_that_computes_it(depth: int) -> None:
+    engine = Engine(pipeline_depth=depth)
+    shared = PROMPT * 2
+    for i, name in enumerate("abc"):
+        engine.add(name, [*shared, i], max_tokens=1)
+    engine.add("other", [7] * len(shared), max_tokens=1)
+    engine.run()
+    first, second = engine.plans[:2]
+    assert (first.starts.tolist(), first.counts.tolist()) == ([0, 0], [21, 20]), "a and other"
+    assert (second.starts.tolist(), second.counts.tolist()) == ([20, 20], [1, 1]), "b and c"
+    for i, name in enumerate("abc"):
+        assert engine.outputs[name] == expected([*shared, i], 1)
+
+
+def test_a_request_does_not_wait_for_the_little_it_could_share() -> None:
+    engine = Engine()
+    rest = PROMPT * 3
+    engine.add("a", [8] * BLOCK + rest, max_tokens=1)
+    engine.add("b", [8] * BLOCK + rest[::-1], max_tokens=1)
+    engine.run()
+    assert engine.plans[0].starts.tolist() == [0, 0]
+    assert engine.outputs["b"] == expected([8] * BLOCK + rest[::-1], 1)
+
+
+def test_requests_wait_while_a_long_prefix_is_computed_in_chunks() -> None:
+    engine = Engine(max_num_batched_tokens=16)
+    for i, name in enumerate("ab"):
+        engine.add(name, PROMPT * 4 + [i], max_tokens=2)
+    engine.run()
+    computed = sum(plan.num_tokens for plan in engine.plans)
+    assert computed == 41 + 1 + 2, "each token once, but for those that only draw"
+    for i, name in enumerate("ab"):
+        assert engine.outputs[name] == expected(PROMPT * 4 + [i], 2)
+
+
+def test_no_more_requests_are_looked_at_than_could_run() -> None:
+    engine = Engine(max_num_seqs=3)
+    matched = []
+    match = engine.scheduler.kv.match
+    engine.scheduler.kv.match = lambda request, *most: (
+        matched.append(request) or match(request, *most)
+    )
+    for i in range(20):
+        engine.add(str(i), PROMPT * 2, max_tokens=1)
+    engine.step()
+    assert len(matched) == 1 + 2
+    engine.run()
+    assert all(engine.outputs[str(i)] == expected(PROMPT * 2, 1) for i in range(20))
+
+
+def test_an_aborted_request_leaves_what_its_step_computes() -> None:
     engine = Engine(pipeline_depth=4)
     engine.add("a", PROMPT * 2, max_tokens=1)
     engine.add("b", PROMPT * 2, max_tokens=1)
     engine.step()
-    assert engine.plans[0].num_tokens == 4 * len(PROMPT), "nothing to share while in flight"
+    engine.scheduler.abort("a")
     engine.run()
-    engine.add("c", PROMPT * 2, max_tokens=1)
-    engine.run()
-    assert engine.plans[-1].starts.tolist() == [16]
-    assert engine.outputs["c"] == expected(PROMPT * 2, 1)
+    assert engine.plans[1].starts.tolist() == [16]
+    assert engine.outputs["b"] == expected(PROMPT * 2, 1)
 
 
 def test_fully_cached_prompt_still_computes_one_token() -> None:
@@ -197,7 +246,7 @@ def test_long_prompts_leave_room_for_short_ones() -> None:
     )
     engine.add("long1", PROMPT * 4)
     engine.add("long2", [0, *PROMPT * 4])
-    engine.add("short", PROMPT[:6])
+    engine.add("short", PROMPT[1:7])
     engine.step()
     assert sorted(engine.plans[0].counts.tolist()) == [6, 8], "short overtakes long2"
     engine.run()

@@ -17,7 +17,7 @@ class DeviceConfig:
     enforce_eager: bool = option(
         False,
         help="Neither compile the model nor capture graphs of it: quicker to start, slower to run. "
-        "Makes no difference on the CPU.",
+        "On the CPU graphs are captured as they are needed, and cost no start-up.",
     )
     recipe_cache: str = option(
         "",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from vllm.core.kv_cache.manager import BlockDelta, KVCacheManager
+from vllm.core.kv_cache.manager import BlockDelta, KVCacheManager, PrefixMatch
 from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import (
     NO_ROWS,
@@ -160,6 +160,7 @@ class Scheduler:
             self.take_compiled()
         if len(self.running) < self.steady.least_rows // 2:
             self.steady.leave_all()
+        self.kv.begin_step()
         steady = self.steady.next_rows()
         others = self._others()
         if self._has_room(steady, others):
@@ -241,6 +242,8 @@ class Scheduler:
             self._count_partial(request, count, builder)
             if deltas:
                 builder.add_blocks(request.slot, deltas)
+            if count > 1:
+                self.kv.announce(request, request.num_planned + count)
             builder.add_row(request, count)
         return enough
 
@@ -262,7 +265,12 @@ class Scheduler:
             request = self.waiting.peek()
             if request is None:
                 break
-            match = self.kv.match(request)
+            match = self._match(request)
+            if match is None:
+                passed_over.append(self.waiting.pop())
+                if len(passed_over) >= len(self.free_slots):
+                    break
+                continue
             rest = request.num_tokens - match.num_tokens
             count = self._limit(rest, builder)
             if count == 0 or (
@@ -289,9 +297,20 @@ class Scheduler:
             assert deltas is not None, "fits() promised these blocks"
             builder.add_blocks(request.slot, deltas)
             self._count_partial(request, count, builder)
+            self.kv.announce(request, match.num_tokens + count)
             builder.add_row(request, count)
         for request in passed_over:
             self.waiting.push(request)
+
+    def _match(self, request: Request) -> PrefixMatch | None:
+        """What a request starts from; None if it had better wait for what this step computes."""
+        match = self.kv.match(request)
+        ready = self.kv.num_ready(match) * self.kv.block_size
+        if ready == match.num_tokens:
+            return match
+        if 2 * (match.num_tokens - ready) >= request.num_tokens - ready:
+            return None
+        return self.kv.match(request, ready // self.kv.block_size)
 
     def _chunk(self, request: Request, builder: PlanBuilder) -> int:
         """Tokens of a running request to compute in this step."""

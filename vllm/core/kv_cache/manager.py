@@ -109,8 +109,8 @@ def rule_of(group: KVGroup, index: int) -> GroupRule:
 class KVCacheManager:
     """Owner of the pool and of the block lists on requests.
 
-    A request calls, per step, `match` (once, while it holds nothing), `reserve` when a row is
-    planned, `commit` when it is done, and `release` at its end.
+    A request calls, per step, `match` (while it holds nothing), `reserve` and `announce` when a row
+    is planned, `commit` when it is done, and `release` at its end.
     """
 
     def __init__(
@@ -124,9 +124,15 @@ class KVCacheManager:
         self.pool = BlockPool(layout.num_blocks, len(layout.groups))
         self.rules = [rule_of(group, i) for i, group in enumerate(layout.groups)]
         self._sliding = [rule for rule in self.rules if isinstance(rule, SlidingRule)]
+        # Found by `match`, but filled only by the step that is being planned.
+        self._underway: set[BlockId] = set()
 
-    def match(self, request: Request) -> PrefixMatch:
-        """The longest cached prefix this request can start from. Changes no block.
+    def begin_step(self) -> None:
+        """A step is planned: all before it come first, and fill what they were to fill."""
+        self._underway.clear()
+
+    def match(self, request: Request, most_blocks: int | None = None) -> PrefixMatch:
+        """The longest prefix this request can start from, up to `most_blocks`. Changes no block.
 
         At least one token is left to compute, since its hidden state gives the next token. A
         request that wants prompt log-probabilities needs every hidden state and reuses nothing.
@@ -136,7 +142,8 @@ class KVCacheManager:
             return nothing
         extend_hashes(request, self.block_size)
         hashes = request.block_hashes
-        length = limit = min(len(hashes), (request.num_tokens - 1) // self.block_size)
+        limit = min(len(hashes), (request.num_tokens - 1) // self.block_size)
+        length = limit = limit if most_blocks is None else min(limit, most_blocks)
         # Each rule may shorten what the others found; a shorter length is a new question for them.
         while length > 0:
             for rule in self.rules:
@@ -148,6 +155,16 @@ class KVCacheManager:
             return nothing
         num_tokens = length * self.block_size
         return PrefixMatch(num_tokens, [self._cached(rule, hashes, length) for rule in self.rules])
+
+    def num_ready(self, match: PrefixMatch) -> int:
+        """How many lead blocks of a match do not wait for the step that is being planned."""
+        num_blocks = match.num_tokens // self.block_size
+        if not self._underway:
+            return num_blocks
+        return min(
+            next((i for i, block in enumerate(blocks) if block in self._underway), num_blocks)
+            for blocks in match.blocks
+        )
 
     def fits(self, request: Request, upto: int, match: PrefixMatch) -> bool:
         """Whether a request that holds nothing could go on to `upto` with what is free now."""
@@ -210,19 +227,35 @@ class KVCacheManager:
             due[(rule.window - 1) % self.block_size] = True
         return due
 
+    def announce(self, request: Request, upto: int) -> None:
+        """After rows up to position `upto` are planned: publish the blocks that they will fill.
+
+        Steps run in order, so whatever a later one reads is there by then.
+        """
+        if not self.enable_prefix_caching:
+            return
+        first = request.num_published
+        self._publish(request, min(upto, request.num_tokens) // self.block_size)
+        for blocks in request.blocks:
+            self._underway.update(blocks[first : request.num_published])
+        self._underway.discard(DUMMY_BLOCK)
+
     def commit(self, request: Request) -> None:
         """After `num_computed` has grown: publish filled blocks, drop those no query will read."""
-        num_full = request.num_computed // self.block_size
-        if num_full > request.num_published:
-            if self.enable_prefix_caching:
-                extend_hashes(request, self.block_size)
-                for rule, blocks in zip(self.rules, request.blocks, strict=True):
-                    first = max(request.num_published, request.num_released[rule.index])
-                    for i in range(first, num_full):
-                        self.pool.publish(blocks[i], request.block_hashes[i], rule.index)
-            request.num_published = num_full
+        self._publish(request, request.num_computed // self.block_size)
         # At every commit, not just when a block fills: `most_held` counts on it.
         self._release_passed(request)
+
+    def _publish(self, request: Request, num_full: int) -> None:
+        if num_full <= request.num_published:
+            return
+        if self.enable_prefix_caching:
+            extend_hashes(request, self.block_size)
+            for rule, blocks in zip(self.rules, request.blocks, strict=True):
+                first = max(request.num_published, request.num_released[rule.index])
+                for i in range(first, num_full):
+                    self.pool.publish(blocks[i], request.block_hashes[i], rule.index)
+        request.num_published = num_full
 
     def release(self, request: Request) -> None:
         """Give back all blocks, the last to be reused first: prefixes are what others share."""
