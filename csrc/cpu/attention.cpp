@@ -25,6 +25,7 @@ constexpr int64_t kMinTaskWork = 128 * 1024;
 // A task is this part of what is left for a thread: large ones, in which more is known of what will
 // be read next, come first, and small ones let the threads finish together.
 constexpr int kSharesPerThread = 8;
+constexpr int kFewLines = 16;  // of a tile: those of decoding rows
 
 struct Rows {
   const int32_t* query_start;
@@ -86,8 +87,10 @@ class Cutter {
     int64_t num_tiles = 0;
     for (int r = 0; r < rows_.num_rows; ++r) num_tiles += size_.tiles_of(rows_.count(r));
     num_tiles *= num_kv_heads_;
-    // Several tiles per thread finish together; where there are fewer, segments are tasks.
-    split_ = num_threads() > 1 && num_tiles < 4 * num_threads();
+    // Many tiles per thread finish together; where there are fewer, their segments are divided.
+    // States of few lines are small, so that more of them may be kept.
+    const int most = most_lines() <= kFewLines ? 32 : 4;
+    split_ = num_threads() > 1 && num_tiles < most * num_threads();
     work_.tiles.reserve(num_tiles);
     for (int r = 0; r < rows_.num_rows; ++r) {
       for (int kv_head = 0; kv_head < num_kv_heads_; ++kv_head) add_row(r, kv_head);
@@ -97,6 +100,12 @@ class Cutter {
   }
 
  private:
+  int most_lines() const {
+    int queries = 0;
+    for (int r = 0; r < rows_.num_rows; ++r) queries = std::max(queries, rows_.count(r));
+    return std::min(queries, size_.queries) * size_.heads;
+  }
+
   // The last queries, which see most, come first: what is left for the end is small.
   void add_row(int row, int kv_head) {
     const int count = rows_.count(row), past = rows_.seq_lens[row] - count;
@@ -155,14 +164,23 @@ class Cutter {
   Work work_;
 };
 
-// At least `bytes`, aligned to a cache line; belongs to the calling thread until its next call.
-char* scratch_memory(int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  thread_local std::vector<char> memory;
-  if (static_cast<int64_t>(memory.size()) < bytes + kLine) memory.resize(bytes + kLine);
-  const int64_t address = reinterpret_cast<intptr_t>(memory.data());
-  return memory.data() + (kLine - address % kLine) % kLine;
-}
+// Memory of one thread, which it keeps: mapping its pages anew would cost more than many a call.
+class ThreadMemory {
+ public:
+  // At least `bytes`, aligned to a cache line; valid until the next call.
+  char* of(int64_t bytes) {
+    constexpr int64_t kLine = 64;
+    if (static_cast<int64_t>(memory_.size()) < bytes + kLine) memory_.resize(bytes + kLine);
+    const int64_t address = reinterpret_cast<intptr_t>(memory_.data());
+    return memory_.data() + (kLine - address % kLine) % kLine;
+  }
+
+ private:
+  std::vector<char> memory_;
+};
+
+thread_local ThreadMemory scratch_memory;
+thread_local ThreadMemory split_memory;
 
 class Launch {
  public:
@@ -187,31 +205,51 @@ class Launch {
   }
 
   void run() {
-    std::vector<float> splits(work_.num_splits * state_floats_);
+    const int64_t state_bytes = state_floats_ * int64_t{sizeof(float)};
+    float* splits = nullptr;
+    if (work_.num_splits > 0) {
+      splits = reinterpret_cast<float*>(split_memory.of(work_.num_splits * state_bytes));
+    }
     for_each_task(static_cast<int64_t>(work_.tasks.size()) - 1, [&](int64_t task) {
-      char* scratch = scratch_memory(scratch_bytes_ + 2 * state_floats_ * int64_t{sizeof(float)});
+      char* scratch = scratch_memory.of(scratch_bytes_ + 2 * state_bytes);
       float* memory = reinterpret_cast<float*>(scratch + scratch_bytes_);
       for (int i = work_.tasks[task]; i < work_.tasks[task + 1]; ++i) {
         const Tile& tile = work_.tiles[i];
-        const Tile* next = i + 1 < work_.tasks[task + 1] ? &work_.tiles[i + 1] : nullptr;
+        const Tile* next = tile_after(task, i);
         if (tile.split >= 0) {
-          attend(tile, next, scratch, state_in(splits.data() + tile.split * state_floats_));
+          attend(tile, next, scratch, state_in(splits + tile.split * state_floats_));
         } else {
           attend_and_finish(tile, next, scratch, memory);
         }
       }
     });
-    for (const Join& join : work_.joins) {
-      const Tile& tile = work_.tiles[join.first];
-      float* memory = splits.data() + tile.split * state_floats_;
-      for (int p = 1; p < join.count; ++p) {
-        fold(tile, state_in(memory + p * state_floats_), state_in(memory));
-      }
-      finish(tile, state_in(memory));
-    }
+    const int64_t num_joins = static_cast<int64_t>(work_.joins.size());
+    const int64_t floats = work_.num_splits * state_floats_ / std::max<int64_t>(1, num_joins);
+    parallel_for(0, num_joins, kMinTaskWork / std::max<int64_t>(1, floats),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t j = begin; j < end; ++j) join(work_.joins[j], splits);
+                 });
   }
 
  private:
+  // What this thread is likely to compute after tile `i`, the others being as fast; or null.
+  const Tile* tile_after(int64_t task, int i) const {
+    if (i + 1 < work_.tasks[task + 1]) return &work_.tiles[i + 1];
+    const int64_t later = task + num_threads();
+    return later + 1 < static_cast<int64_t>(work_.tasks.size()) ? &work_.tiles[work_.tasks[later]]
+                                                                : nullptr;
+  }
+
+  // Folds the segments of some lines in their order.
+  void join(const Join& join, float* splits) const {
+    const Tile& tile = work_.tiles[join.first];
+    float* memory = splits + tile.split * state_floats_;
+    for (int p = 1; p < join.count; ++p) {
+      fold(tile, state_in(memory + p * state_floats_), state_in(memory));
+    }
+    finish(tile, state_in(memory));
+  }
+
   AttentionState state_in(float* memory) const {
     float* maximum = memory + int64_t{max_lines_} * shape_.sum_stride;
     return {memory, maximum, maximum + max_lines_};

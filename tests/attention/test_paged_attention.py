@@ -221,6 +221,15 @@ def test_prompts_of_many_lines_attend_as_decoded_tokens_do(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("scale", [0.1, 0.0, -0.1])
+def test_prompts_longer_than_a_segment_attend_whatever_the_sign_of_the_scale(backend, scale, dtype):
+    spec = AttentionSpec(4, 2, 128, scale, dtype)
+    rows = (Row(1100, 230), Row(530, 40))
+    got, expected = run_paged(backend, spec, rows, 16)
+    torch.testing.assert_close(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("window", [None, 150])
 def test_a_token_gets_the_same_bits_in_any_chunk_batch_and_number_of_threads(
     native_backend, window, dtype, threads

@@ -80,7 +80,7 @@ struct ValueRows {
   int64_t stride;       // between tokens
   const char* ahead;
   __m512i operator()(int k, int i) const {
-    fetch(ahead + 2 * k * stride * int64_t{sizeof(BFloat16)} + i * kLine);
+    fetch(ahead + (k * kStripVecs + i) * kLine);
     const BFloat16* pair = row + 2 * k * stride + i * kLanes;
     return paired(load_row(pair), load_row(pair + stride));
   }
@@ -174,9 +174,14 @@ struct Work {
     return reinterpret_cast<const char*>(value_row(panel * kLanes));
   }
 
-  // Keys of the next chunk, to read when values of this one have been.
+  // Keys of the next chunk, to read when values of this one have been: every strip of columns goes
+  // through all blocks, and fetches its share of the next ones without a gap.
   const char* after_values(int block, int column) const {
-    return reinterpret_cast<const char*>(next_blocks[block] + 2 * column);
+    const int strips = shape.value_dim < kStrip ? 1 : shape.value_dim / kStrip;
+    const int share = column / kStrip * chunk.num_blocks + block;
+    const int next = share / strips < chunk.num_blocks ? share / strips : chunk.num_blocks - 1;
+    return reinterpret_cast<const char*>(next_blocks[next]) +
+           share % strips * (shape.block_size / 2 * kStripVecs * kLine);
   }
 
   const BFloat16* value_row(int token) const {
