@@ -24,6 +24,7 @@ HEAVY_OFFLINE = {
 }
 HEAVY_CORE = HEAVY_OFFLINE | {"prometheus_client", "tqdm.notebook"}
 HEAVY_SERVER = HEAVY_OFFLINE - {"fastapi", "pydantic", "uvicorn"}
+HEAVY_COMMAND = HEAVY_OFFLINE | {"torch"}
 
 GENERATE = """
 import sys
@@ -35,6 +36,11 @@ llm.generate("Once", SamplingParams(max_tokens=2), use_tqdm=False)
 SERVE = """
 from vllm.entrypoints.openai import application, launcher
 """
+# Until the core's process is started; which imports the first of them again.
+COMMAND = """
+from vllm.entrypoints.openai import api_server
+from vllm.entrypoints.cli import main, serve
+"""
 CORE = """
 import vllm.engine.core
 import vllm.executor.in_process
@@ -45,6 +51,7 @@ REPORT = "\nprint('loaded', *[n for n, m in sys.modules.items() if m is not None
 CASES = {
     "offline": (GENERATE, HEAVY_OFFLINE),
     "server": (SERVE, HEAVY_SERVER),
+    "command": (COMMAND, HEAVY_COMMAND),
     "core": (CORE, HEAVY_CORE),
 }
 

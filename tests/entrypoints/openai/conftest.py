@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
 from tests.entrypoints.openai.real_server import NAME, RealServer, serving
-from vllm.entrypoints.openai.api_server import build_app
+from vllm.entrypoints.openai.app import build_app
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.metrics.logging import LoggingStats

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.sse import events_of
-from vllm.entrypoints.openai import api_server
+from vllm.entrypoints.openai import app as app_module
 from vllm.worker.step_observer import ShapeUsage
 
 pytestmark = pytest.mark.asyncio
@@ -131,7 +131,7 @@ async def test_metrics_do_not_wait_for_an_engine_in_a_long_step(client, engine, 
         await asyncio.Event().wait()
 
     monkeypatch.setattr(engine, "launch_shapes", never)
-    monkeypatch.setattr(api_server, "SHAPES_LIMIT_S", 0.01)
+    monkeypatch.setattr(app_module, "SHAPES_LIMIT_S", 0.01)
     assert (await client.get("/metrics")).status_code == 200
 
 

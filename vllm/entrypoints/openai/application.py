@@ -10,7 +10,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.chat_utils import load_chat_template
 from vllm.entrypoints.openai.admission import Admission, Tallies
-from vllm.entrypoints.openai.api_server import build_app
+from vllm.entrypoints.openai.app import build_app
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.metrics.live import LiveStats
