@@ -13,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Final, NamedTuple
 
 from vllm import envs
+from vllm.utils.lasting_imports import lasting_imports
 
 CORE_NAME: Final = "vllm-engine-core"  # of the process
 _PATIENCE_S: Final = 2.0
@@ -82,7 +83,8 @@ def end_spare() -> None:
 def _wait_for_order(orders: Connection) -> None:
     # As in core_main; until then SIGTERM may end it at any point.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    importlib.import_module("vllm.engine.core")
+    with lasting_imports():
+        importlib.import_module("vllm.engine.core")
     try:
         order: Order = orders.recv()
     except EOFError:  # nothing to do after all, or the parent is gone

@@ -9,6 +9,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.early_core import start_early
 from vllm.entrypoints.openai.cli_args import add_server_flags
 from vllm.errors import ConfigError
+from vllm.utils.lasting_imports import lasting_imports
 
 
 def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
     # The server's imports take a second, which a wrong flag need not cost. The core's take another:
     # its process begins with them before it is known what it is to run.
     start_early()
-    from vllm.entrypoints.openai.launcher import run_server
+    with lasting_imports():
+        from vllm.entrypoints.openai.launcher import run_server
 
     run_server(args)

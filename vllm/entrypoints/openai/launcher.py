@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Final
@@ -22,6 +21,7 @@ from vllm.entrypoints.openai.transport.server import HttpServer, run_in_loop
 from vllm.entrypoints.openai.transport.tls import Tls, tls_of
 from vllm.entrypoints.openai.transport.users_middleware import imported
 from vllm.logger import init_logger
+from vllm.utils.lasting_imports import lasting_imports
 
 logger = init_logger(__name__)
 
@@ -63,7 +63,7 @@ async def _serve(
     config: VllmConfig, options: ServerOptions, listener: Listener, tls: Tls | None
 ) -> None:
     # FastAPI is imported while the core loads the model.
-    engine = AsyncLLM.from_vllm_config(config, meanwhile=partial(import_module, APPLICATION))
+    engine = AsyncLLM.from_vllm_config(config, meanwhile=_import_application)
     try:
         await engine.check_health()  # from here on it notices when the core ends
         from vllm.entrypoints.openai.application import make_app
@@ -74,6 +74,11 @@ async def _serve(
         await server.run_until_told(listener.socket)
     finally:
         engine.shutdown()
+
+
+def _import_application() -> None:
+    with lasting_imports():
+        import_module(APPLICATION)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
