@@ -46,11 +46,21 @@ struct Tile {
   int num_queries;
   int kv_begin;
   int kv_end;
-  int split;  // index of its state in the workspace, -1: finished by the thread that computes it
+  int64_t state;  // its place in the workspace, -1: finished by the thread that computes it
+
+  int lines() const { return num_queries * num_heads; }
 };
 
-// Tiles [first, first + count) hold the segments of the same lines.
+// The states of some lines after a segment: from line `line` of those at `state`.
+struct Part {
+  int64_t state;
+  int state_lines;
+  int line;
+};
+
+// Lines whose segments, in their order, are the parts [first, first + count).
 struct Join {
+  Tile lines;
   int first;
   int count;
 };
@@ -59,8 +69,15 @@ struct Work {
   std::vector<Tile> tiles;
   std::vector<int> tasks;  // task i computes the tiles [tasks[i], tasks[i + 1])
   std::vector<Join> joins;
-  int num_splits = 0;
+  std::vector<Part> parts;
+  int64_t state_floats = 0;
 };
+
+// Floats of the state of so many lines.
+int64_t floats_of(int64_t lines, const AttentionShape& shape) {
+  const int64_t floats = lines * (shape.sum_stride + 2);
+  return (floats + kSumAlignment - 1) / kSumAlignment * kSumAlignment;
+}
 
 // How the lines of one KV head are cut into tiles.
 struct TileSize {
@@ -92,8 +109,16 @@ class Cutter {
     const int most = most_lines() <= kFewLines ? 32 : 4;
     split_ = num_threads() > 1 && num_tiles < most * num_threads();
     work_.tiles.reserve(num_tiles);
-    for (int r = 0; r < rows_.num_rows; ++r) {
-      for (int kv_head = 0; kv_head < num_kv_heads_; ++kv_head) add_row(r, kv_head);
+    for (int r = 0; r < rows_.num_rows;) {
+      const Sharing sharing = sharing_from(r);
+      for (int kv_head = 0; kv_head < num_kv_heads_; ++kv_head) {
+        if (sharing.num_rows == 1) {
+          add_row(r, kv_head);
+        } else {
+          add_rows(r, sharing, kv_head);
+        }
+      }
+      r += sharing.num_rows;
     }
     cut_tasks();
     return std::move(work_);
@@ -104,6 +129,61 @@ class Cutter {
     int queries = 0;
     for (int r = 0; r < rows_.num_rows; ++r) queries = std::max(queries, rows_.count(r));
     return std::min(queries, size_.queries) * size_.heads;
+  }
+
+  // Neighbouring rows of one query whose first segments lie in the same blocks.
+  struct Sharing {
+    int num_rows;
+    int num_segments;
+  };
+
+  Sharing sharing_from(int row) const {
+    Sharing sharing{1, 0};
+    if (shape_.window > 0 || size_.heads < size_.group) return sharing;
+    while (row + sharing.num_rows < rows_.num_rows && sharing.num_rows < size_.queries) {
+      const int common = common_segments(row, row + sharing.num_rows);
+      if (common == 0 || common < sharing.num_segments) break;
+      if (sharing.num_rows == 1) sharing.num_segments = common;
+      ++sharing.num_rows;
+    }
+    return sharing;
+  }
+
+  int common_segments(int a, int b) const {
+    if (rows_.count(a) != 1 || rows_.count(b) != 1) return 0;
+    const int32_t* blocks_a = rows_.block_table + a * rows_.table_stride;
+    const int32_t* blocks_b = rows_.block_table + b * rows_.table_stride;
+    const int most = std::min(rows_.seq_lens[a], rows_.seq_lens[b]) / kSegment;
+    const int per_segment = kSegment / shape_.block_size;
+    int common = 0;
+    while (common < most && std::equal(blocks_a, blocks_a + per_segment, blocks_b)) {
+      blocks_a += per_segment;
+      blocks_b += per_segment;
+      ++common;
+    }
+    return common;
+  }
+
+  // What is shared is read once, by tiles that hold the rows as if they were queries of one: all of
+  // them see all of it.
+  void add_rows(int row, const Sharing& sharing, int kv_head) {
+    const int head = kv_head * size_.group, group = size_.group;
+    const int first_part = static_cast<int>(work_.parts.size());
+    for (int s = 0; s < sharing.num_segments; ++s) {
+      add_piece({row, kv_head, head, group, 0, sharing.num_rows, 0, rows_.seq_lens[row], -1}, s);
+    }
+    for (int i = 0; i < sharing.num_rows; ++i) {
+      const Tile lines{row + i, kv_head, head, group, 0, 1, 0, rows_.seq_lens[row + i], -1};
+      const int first = static_cast<int>(work_.parts.size());
+      for (int s = 0; s < sharing.num_segments; ++s) {
+        const Part shared = work_.parts[first_part + s];
+        work_.parts.push_back({shared.state, shared.state_lines, i * group});
+      }
+      for (int s = sharing.num_segments; s * kSegment < lines.kv_end; ++s) {
+        add_piece(lines, s);
+      }
+      work_.joins.push_back({lines, first, static_cast<int>(work_.parts.size()) - first});
+    }
   }
 
   // The last queries, which see most, come first: what is left for the end is small.
@@ -126,14 +206,18 @@ class Cutter {
       work_.tiles.push_back(tile);
       return;
     }
-    work_.joins.push_back({static_cast<int>(work_.tiles.size()), last + 1 - first});
-    for (int s = first; s <= last; ++s) {
-      Tile piece = tile;
-      piece.kv_begin = std::max(tile.kv_begin, s * kSegment);
-      piece.kv_end = std::min(tile.kv_end, (s + 1) * kSegment);
-      piece.split = work_.num_splits++;
-      work_.tiles.push_back(piece);
-    }
+    work_.joins.push_back({tile, static_cast<int>(work_.parts.size()), last + 1 - first});
+    for (int s = first; s <= last; ++s) add_piece(tile, s);
+  }
+
+  // What lies of a tile in a segment, with a state of its own.
+  void add_piece(Tile tile, int segment) {
+    tile.kv_begin = std::max(tile.kv_begin, segment * kSegment);
+    tile.kv_end = std::min(tile.kv_end, (segment + 1) * kSegment);
+    tile.state = work_.state_floats;
+    work_.state_floats += floats_of(tile.lines(), shape_);
+    work_.parts.push_back({tile.state, tile.lines(), 0});
+    work_.tiles.push_back(tile);
   }
 
   void cut_tasks() {
@@ -152,7 +236,7 @@ class Cutter {
   }
 
   int64_t cost_of(const Tile& tile) const {
-    return int64_t{tile.num_queries} * tile.num_heads * (tile.kv_end - tile.kv_begin) *
+    return int64_t{tile.lines()} * (tile.kv_end - tile.kv_begin) *
            (shape_.head_dim + shape_.value_dim);
   }
 
@@ -196,19 +280,16 @@ class Launch {
         num_heads_(static_cast<int>(q.size(1))) {
     const TileSize size(num_heads_, num_kv_heads, lines);
     work_ = Cutter(rows, shape, size, num_kv_heads).cut();
-    for (const Tile& tile : work_.tiles) {
-      max_lines_ = std::max(max_lines_, tile.num_queries * tile.num_heads);
-    }
+    for (const Tile& tile : work_.tiles) max_lines_ = std::max(max_lines_, tile.lines());
     scratch_bytes_ = (kernels_.attention_scratch[dtype_](shape, max_lines_) + 63) / 64 * 64;
-    state_floats_ = int64_t{max_lines_} * (shape.sum_stride + 2);
-    state_floats_ = (state_floats_ + kSumAlignment - 1) / kSumAlignment * kSumAlignment;
   }
 
   void run() {
-    const int64_t state_bytes = state_floats_ * int64_t{sizeof(float)};
-    float* splits = nullptr;
-    if (work_.num_splits > 0) {
-      splits = reinterpret_cast<float*>(split_memory.of(work_.num_splits * state_bytes));
+    constexpr int64_t kFloat = sizeof(float);
+    const int64_t state_bytes = floats_of(max_lines_, shape_) * kFloat;
+    float* states = nullptr;
+    if (work_.state_floats > 0) {
+      states = reinterpret_cast<float*>(split_memory.of(work_.state_floats * kFloat));
     }
     for_each_task(static_cast<int64_t>(work_.tasks.size()) - 1, [&](int64_t task) {
       char* scratch = scratch_memory.of(scratch_bytes_ + 2 * state_bytes);
@@ -216,18 +297,18 @@ class Launch {
       for (int i = work_.tasks[task]; i < work_.tasks[task + 1]; ++i) {
         const Tile& tile = work_.tiles[i];
         const Tile* next = tile_after(task, i);
-        if (tile.split >= 0) {
-          attend(tile, next, scratch, state_in(splits + tile.split * state_floats_));
+        if (tile.state >= 0) {
+          attend(tile, next, scratch, state_in(states + tile.state, tile.lines()));
         } else {
           attend_and_finish(tile, next, scratch, memory);
         }
       }
     });
     const int64_t num_joins = static_cast<int64_t>(work_.joins.size());
-    const int64_t floats = work_.num_splits * state_floats_ / std::max<int64_t>(1, num_joins);
+    const int64_t floats = work_.state_floats / std::max<int64_t>(1, num_joins);
     parallel_for(0, num_joins, kMinTaskWork / std::max<int64_t>(1, floats),
                  [&](int64_t begin, int64_t end) {
-                   for (int64_t j = begin; j < end; ++j) join(work_.joins[j], splits);
+                   for (int64_t j = begin; j < end; ++j) join(work_.joins[j], states);
                  });
   }
 
@@ -241,24 +322,30 @@ class Launch {
   }
 
   // Folds the segments of some lines in their order.
-  void join(const Join& join, float* splits) const {
-    const Tile& tile = work_.tiles[join.first];
-    float* memory = splits + tile.split * state_floats_;
+  void join(const Join& join, float* states) const {
+    const AttentionState into = state_of(work_.parts[join.first], states);
     for (int p = 1; p < join.count; ++p) {
-      fold(tile, state_in(memory + p * state_floats_), state_in(memory));
+      fold(join.lines, state_of(work_.parts[join.first + p], states), into);
     }
-    finish(tile, state_in(memory));
+    finish(join.lines, into);
   }
 
-  AttentionState state_in(float* memory) const {
-    float* maximum = memory + int64_t{max_lines_} * shape_.sum_stride;
-    return {memory, maximum, maximum + max_lines_};
+  AttentionState state_of(const Part& part, float* states) const {
+    const AttentionState all = state_in(states + part.state, part.state_lines);
+    return {all.sums + int64_t{part.line} * shape_.sum_stride, all.maximum + part.line,
+            all.total + part.line};
+  }
+
+  AttentionState state_in(float* memory, int lines) const {
+    float* maximum = memory + int64_t{lines} * shape_.sum_stride;
+    return {memory, maximum, maximum + lines};
   }
 
   // All segments of a tile. `memory` has room for two states.
   void attend_and_finish(const Tile& tile, const Tile* next_tile, char* scratch,
                          float* memory) const {
-    const AttentionState state = state_in(memory), next = state_in(memory + state_floats_);
+    const AttentionState state = state_in(memory, max_lines_);
+    const AttentionState next = state_in(memory + floats_of(max_lines_, shape_), max_lines_);
     for (int begin = tile.kv_begin; begin < tile.kv_end;) {
       Tile segment = tile;
       segment.kv_begin = begin;
@@ -276,7 +363,7 @@ class Launch {
   // One segment or a part of it, before `next`.
   void attend(const Tile& tile, const Tile* next, char* scratch,
               const AttentionState& state) const {
-    const int64_t lines = int64_t{tile.num_queries} * tile.num_heads;
+    const int64_t lines = tile.lines();
     std::fill_n(state.sums, lines * shape_.sum_stride, 0.0f);
     std::fill_n(state.maximum, lines, -std::numeric_limits<float>::infinity());
     std::fill_n(state.total, lines, 0.0f);
@@ -303,12 +390,11 @@ class Launch {
   }
 
   void fold(const Tile& tile, const AttentionState& from, const AttentionState& into) const {
-    const int lines = tile.num_queries * tile.num_heads;
-    kernels_.fold_attention[dtype_](lines, shape_.sum_stride, from, into);
+    kernels_.fold_attention[dtype_](tile.lines(), shape_.sum_stride, from, into);
   }
 
   void finish(const Tile& tile, const AttentionState& state) const {
-    for (int m = 0; m < tile.num_queries * tile.num_heads; ++m) {
+    for (int m = 0; m < tile.lines(); ++m) {
       const int64_t token = rows_.query_start[tile.row] + tile.query + m / tile.num_heads;
       const int64_t head = tile.head + m % tile.num_heads;
       kernels_.finish_attention[dtype_](
@@ -328,7 +414,6 @@ class Launch {
   Work work_;
   int max_lines_ = 1;
   int64_t scratch_bytes_ = 0;
-  int64_t state_floats_ = 0;
 };
 
 // Checks what would otherwise read outside of a tensor, and gives the rows as pointers.

@@ -11,6 +11,7 @@ import torch
 from tests.attention.paged_cases import MIXED_ROWS, Row, all_slots, dense_attention, random_meta
 from tests.ops.overrides import isas
 from vllm.attention.interface import AttentionSpec
+from vllm.attention.metadata import PagedMeta
 from vllm.attention.paged import PagedAttention
 from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention
 from vllm.errors import NotAvailable
@@ -274,3 +275,53 @@ def test_metadata_that_would_read_outside_of_the_cache_is_refused(change, messag
         NativeAttention().paged_attention(
             torch.zeros(2, 2, 8), torch.zeros(3, 1, 16 * 16), meta, spec
         )
+
+
+# Lengths of rows, and how many leading segments of 512 tokens each has in common with the first.
+SHARING = [(1030, 2), (1100, 2), (1536, 2), (2049, 2), (700, 1), (1024, 1), (512, 1), (600, 0)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "latent", "block_size"),
+    [(4, 2, 0, 16), (1, 1, 0, 256), (9, 1, 0, 64), (3, 1, 40, 32)],
+)
+def test_rows_that_share_blocks_get_the_bits_that_each_gets_alone(
+    native_backend, threads, heads, kv_heads, latent, block_size, dtype
+):
+    generator = torch.Generator().manual_seed(heads)
+    spec = AttentionSpec(heads, kv_heads, 48, 0.2, dtype, latent_dim=latent, rope_dim=latent and 8)
+    kind = (
+        MLA(block_size, latent, 8, 4)
+        if latent
+        else FullAttention(block_size, kv_heads, spec.head_dim, spec.head_dim, 4)
+    )
+    tables, num_blocks = [], 0
+    for length, shared in SHARING:
+        begun = shared * 512 // block_size
+        own = -(-length // block_size) - begun
+        first = tables[0][:begun] if tables else list(range(begun))
+        num_blocks = max(num_blocks, begun)
+        tables.append([*first, *range(num_blocks, num_blocks + own)])
+        num_blocks += own
+    shape = native_backend.kv_shape(kind, num_blocks)
+    cache = torch.randn(shape, generator=generator).to(dtype)
+    width = max(map(len, tables))
+    table = torch.tensor([[*t, *[0] * (width - len(t))] for t in tables], dtype=torch.int32)
+    lengths = torch.tensor([length for length, _ in SHARING], dtype=torch.int32)
+    q = torch.randn(len(tables), heads, 48, generator=generator).to(dtype)
+    attend = native_backend.mla_attention if latent else native_backend.paged_attention
+
+    def attended(rows: slice) -> torch.Tensor:
+        some = q[rows]
+        start = torch.arange(len(some) + 1, dtype=torch.int32)
+        nowhere = torch.empty(0, dtype=torch.int64)
+        return attend(
+            some, cache, PagedMeta(start, lengths[rows], table[rows], nowhere, 1, 0), spec
+        )
+
+    for count in (1, 2):
+        threads(count)
+        alone = torch.cat([attended(slice(r, r + 1)) for r in range(len(tables))])
+        assert torch.equal(attended(slice(None)), alone)
+        assert torch.equal(attended(slice(1, 5)), alone[1:5])
