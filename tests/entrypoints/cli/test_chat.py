@@ -132,9 +132,16 @@ class Terminal:
     def __init__(self, *words: str) -> None:
         self.screen, child = pty.openpty()
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "chat", *words]
+        # Of a shell that runs tests in the background, programs inherit that Ctrl-C is ignored.
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.process = subprocess.Popen(
-            command, stdin=child, stdout=child, stderr=child, env={**os.environ, "TERM": "dumb"}
+            command,
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            env={**os.environ, "TERM": "dumb"},
         )
+        signal.signal(signal.SIGINT, handler)
         os.close(child)
         self.text = ""
 
