@@ -48,6 +48,8 @@ X86_ISAS = {
     "avx512": AVX512,
     "avx512bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
 }
+ARM_ISAS = {"bf16": ("-march=armv8.2-a+bf16",)}
+_MORE_ISAS = {"X86": X86_ISAS, "ARM": ARM_ISAS}
 # No -ffast-math: results must not depend on how a compiler reorders sums. These two only say that
 # nobody reads errno or floating-point exception flags.
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
@@ -58,8 +60,12 @@ UNCONTRACTED = ("csrc/cpu/isa/sampling.cpp",)
 
 def isa_flags() -> dict[str, tuple[str, ...]]:
     """Compiler flags by instruction set, for the machine type that is built for."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return {"baseline": (), **(X86_ISAS if x86 else {})}
+    return {"baseline": (), **_MORE_ISAS.get(_machine(), {})}
+
+
+def _machine() -> str:
+    names = {"x86_64": "X86", "amd64": "X86", "aarch64": "ARM", "arm64": "ARM"}
+    return names.get(platform.machine().lower(), "")
 
 
 def cpu_extension() -> Extension:
@@ -129,9 +135,9 @@ def _host_flags() -> tuple[str, ...]:
     includes = [f"-isystem{path}" for path in include_paths()]
     includes.append(f"-isystem{sysconfig.get_paths()['include']}")
     abi = int(torch.compiled_with_cxx11_abi())
-    x86 = ("-DVLLM_CPU_WITH_X86",) if len(isa_flags()) > 1 else ()
+    machine = (f"-DVLLM_CPU_WITH_{_machine()}",) if _machine() else ()
     # As torch is built: its headers check less, and read no field that only debug builds fill.
-    return (*includes, "-DNDEBUG", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", "-fopenmp", *x86)
+    return (*includes, "-DNDEBUG", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", "-fopenmp", *machine)
 
 
 def _link_flags() -> tuple[str, ...]:

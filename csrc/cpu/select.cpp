@@ -7,7 +7,12 @@
 
 #include "cpu/kernels.h"
 
-// VLLM_CPU_WITH_X86 is set where the AVX variants are part of the build.
+#if defined(VLLM_CPU_WITH_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+// VLLM_CPU_WITH_X86 is set where the AVX variants are part of the build, VLLM_CPU_WITH_ARM where
+// that of Arm's bfloat16 instructions is.
 #define VLLM_DECLARE_ISA(isa)               \
   namespace vllm::cpu::isa {                \
   void add_attention(KernelTable& table);   \
@@ -21,6 +26,9 @@ VLLM_DECLARE_ISA(baseline)
 VLLM_DECLARE_ISA(avx2)
 VLLM_DECLARE_ISA(avx512)
 VLLM_DECLARE_ISA(avx512bf16)
+#endif
+#ifdef VLLM_CPU_WITH_ARM
+VLLM_DECLARE_ISA(bf16)
 #endif
 
 namespace vllm::cpu {
@@ -50,6 +58,17 @@ bool has_avx512() {
 }
 #endif
 
+#ifdef VLLM_CPU_WITH_ARM
+bool has_arm_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBFloat16 = 1ul << 14;  // HWCAP2_BF16 of the kernel's interface
+  return (getauxval(AT_HWCAP2) & kBFloat16) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 // Portable first, best last.
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
@@ -58,6 +77,9 @@ const std::vector<Isa>& isas() {
       VLLM_MAKE_ISA(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
       VLLM_MAKE_ISA(avx512, has_avx512()),
       VLLM_MAKE_ISA(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512bf16")),
+#endif
+#ifdef VLLM_CPU_WITH_ARM
+      VLLM_MAKE_ISA(bf16, has_arm_bf16()),
 #endif
   };
   return all;

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from vllm import envs
 from vllm.errors import ConfigError
 from vllm.ops import REFERENCES
 from vllm.platforms import current_platform
@@ -35,6 +38,13 @@ def test_every_dtype_is_one_torch_can_multiply():
     for dtype in current_platform("cpu").capabilities.dtypes:
         x = torch.ones(2, 2, dtype=dtype)
         assert (x @ x).dtype == dtype
+
+
+def test_every_instruction_set_that_is_built_can_be_asked_for(monkeypatch):
+    build = runpy.run_path(str(Path(__file__).parents[2] / "csrc" / "build.py"))
+    for isa in ("auto", "baseline", *build["X86_ISAS"], *build["ARM_ISAS"]):
+        monkeypatch.setenv("VLLM_CPU_ISA", isa)
+        assert isa == envs.VLLM_CPU_ISA
 
 
 def test_isa_the_machine_lacks_is_refused():

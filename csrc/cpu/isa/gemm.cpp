@@ -11,6 +11,8 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include <arm_neon.h>
 #endif
 
 namespace vllm::cpu::VLLM_ISA {
@@ -93,26 +95,42 @@ struct Ahead {
 };
 
 // The same by dot products of pairs.
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 constexpr bool kHasDotProducts = true;
+
+#if defined(__AVX512BF16__)
+using Pairs = __m512bh;  // two bfloat16 for each float32 of a vector
+
+inline Pairs pairs_at(const BFloat16* p) { return (Pairs)_mm512_loadu_si512(p); }
+inline Pairs everywhere(int32_t pair) { return (Pairs)_mm512_set1_epi32(pair); }
+inline Vec add_dots(Vec sums, Pairs a, Pairs b) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sums, a, b);
+}
+#else
+using Pairs = bfloat16x8_t;
+
+inline Pairs pairs_at(const BFloat16* p) {
+  return vreinterpretq_bf16_u16(vld1q_u16(reinterpret_cast<const uint16_t*>(p)));
+}
+inline Pairs everywhere(int32_t pair) { return vreinterpretq_bf16_s32(vdupq_n_s32(pair)); }
+inline Vec add_dots(Vec sums, Pairs a, Pairs b) {
+  return (Vec)vbfdotq_f32((float32x4_t)sums, a, b);
+}
+#endif
 
 template <int kRows, int kLines>
 inline void add_dot_products(const BFloat16* x, int64_t x_stride, const BFloat16* weights,
                              int64_t depth, Ahead ahead, Vec (&sums)[kRows][kStripVecs]) {
   for (int64_t k = 0; k < depth; k += 2) {
     const BFloat16* row = weights + k * kPanelOutputs;
-    __m512bh weight[kStripVecs];
-    for (int i = 0; i < kStripVecs; ++i) {
-      weight[i] = (__m512bh)_mm512_loadu_si512(row + 2 * i * kWidth);
-    }
+    Pairs weight[kStripVecs];
+    for (int i = 0; i < kStripVecs; ++i) weight[i] = pairs_at(row + 2 * i * kWidth);
     ahead.step<kLines>();
     for (int m = 0; m < kRows; ++m) {
       int32_t pair;
       __builtin_memcpy(&pair, x + m * x_stride + k, sizeof(pair));
-      const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-      for (int i = 0; i < kStripVecs; ++i) {
-        sums[m][i] = (Vec)_mm512_dpbf16_ps((__m512)sums[m][i], weight[i], both);
-      }
+      const Pairs both = everywhere(pair);
+      for (int i = 0; i < kStripVecs; ++i) sums[m][i] = add_dots(sums[m][i], weight[i], both);
     }
   }
 }
