@@ -9,8 +9,11 @@ from vllm import LLM, SamplingParams
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("arch", random_checkpoint.ARCHITECTURES)
-def test_batched_greedy_tokens_and_logprobs_are_those_of_transformers(arch, reference):
+@pytest.mark.parametrize(
+    ("arch", "eager"),
+    [*((arch, False) for arch in random_checkpoint.ARCHITECTURES), ("qwen3", True)],
+)
+def test_batched_greedy_tokens_and_logprobs_are_those_of_transformers(arch, eager, reference):
     expected = reference(arch)
     llm = LLM(
         str(expected.path),
@@ -18,6 +21,7 @@ def test_batched_greedy_tokens_and_logprobs_are_those_of_transformers(arch, refe
         max_model_len=128,
         max_num_seqs=8,
         num_gpu_blocks_override=100,
+        enforce_eager=eager,
         skip_tokenizer_init=True,
         use_tqdm_on_load=False,
     )

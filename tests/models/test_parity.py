@@ -10,6 +10,7 @@ from tests.models.harness import Harness, config_for
 from tools.tiny_models import random_checkpoint
 from vllm.config.vllm import VllmConfig
 from vllm.loader import load_model
+from vllm.ops import REFERENCES
 from vllm.platforms.base import Platform
 from vllm.platforms.cpu import CpuPlatform
 
@@ -30,7 +31,10 @@ def assert_same_text_and_logits(
     logits = []
     for _ in expected.tokens[0]:
         ends = torch.tensor(counts).cumsum(0) - 1
-        logits.append(model.logits(run.step(counts)[ends]))
+        hidden = run.step(counts)[ends]
+        logits.append(model.logits(hidden))
+        likeliest = model.greatest(hidden)
+        assert likeliest is None or torch.equal(likeliest, REFERENCES["greatest"](logits[-1]))
         for row, token in enumerate(logits[-1].argmax(-1).tolist()):
             run.add(row, [token])
         counts = [1] * len(counts)

@@ -26,7 +26,7 @@ logger = init_logger(__name__)
 
 # Beyond, the kernels take so much longer than their calls that a graph would not be noticed.
 MOST_ROWS: Final = 256
-MOST_GRAPHS: Final = 64  # the least recently used one goes first; a graph takes some 100 KiB
+MOST_GRAPHS: Final = 64  # the least recently used one goes first
 
 
 class CpuGraphRunner(EagerRunner):
