@@ -101,7 +101,10 @@ def test_an_error_of_a_step_keeps_its_type_and_shows_where_it_came_from(
 def test_a_dead_rank_fails_every_step_at_once_and_says_why(
     doomed: MultiProcessExecutor, step: int, reason: str
 ) -> None:
+    rank = doomed._processes[0].pid or 0
+    os.kill(rank, signal.SIGSTOP)  # or it may be gone before the second step is sent
     handles = [doomed.submit(fake_plan(s)) for s in (step, 1)]
+    os.kill(rank, signal.SIGCONT)
     started = time.monotonic()
     for handle in handles:
         with pytest.raises(ExecutorDied, match=reason):
@@ -110,6 +113,16 @@ def test_a_dead_rank_fails_every_step_at_once_and_says_why(
     for use in (lambda: doomed.submit(fake_plan(2)), doomed.check_health):
         with pytest.raises(ExecutorDied, match=reason):
             use()
+
+
+def test_a_step_sent_to_a_rank_that_died_is_refused_with_the_reason(
+    doomed: MultiProcessExecutor,
+) -> None:
+    doomed.submit(fake_plan(fake.STEP_KILLED))
+    doomed._processes[0].join(5)
+    for _ in range(2):
+        with pytest.raises(ExecutorDied, match="SIGKILL"):
+            doomed.submit(fake_plan(1))
 
 
 def test_health_notices_a_rank_that_dies_while_idle(doomed: MultiProcessExecutor) -> None:
