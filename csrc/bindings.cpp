@@ -39,6 +39,9 @@ TORCH_LIBRARY(vllm, m) {
       "mla_attention(Tensor q, Tensor cache, Tensor query_start, Tensor seq_lens, "
       "Tensor block_table, int latent_dim, float scale, int window, float softcap) -> Tensor");
   m.def(
+      "choose_experts(Tensor logits, Tensor? correction, int top_k, str score, bool renormalise, "
+      "int groups, int top_groups, float scale) -> (Tensor, Tensor)");
+  m.def(
       "packed_moe(Tensor x, Tensor w13, Tensor w2, Tensor topk_ids, Tensor topk_weights, "
       "int intermediate, str act) -> Tensor");
   m.def("greatest(Tensor values) -> Tensor");
@@ -74,6 +77,7 @@ TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("write_latent", &vllm::cpu::write_latent);
   m.impl("paged_attention", &vllm::cpu::paged_attention);
   m.impl("mla_attention", &vllm::cpu::mla_attention);
+  m.impl("choose_experts", &vllm::cpu::choose_experts);
   m.impl("packed_moe", &vllm::cpu::packed_moe);
   m.impl("greatest", &vllm::cpu::greatest);
   m.impl("choose", &vllm::cpu::choose);

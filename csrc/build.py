@@ -31,6 +31,7 @@ HOST_SOURCES = (
     "csrc/cpu/moe.cpp",
     "csrc/cpu/pack.cpp",
     "csrc/cpu/pool.cpp",
+    "csrc/cpu/routing.cpp",
     "csrc/cpu/sampling.cpp",
     "csrc/cpu/select.cpp",
 )

@@ -116,6 +116,16 @@ struct PanelProduct {
   Gate gate;
 };
 
+// Some float32 rows, to be weighted and added in this order.
+struct WeightedSum {
+  const float* rows;      // [*, width]
+  const int64_t* chosen;  // [count] of them
+  const float* weights;   // [count]
+  int64_t count;
+  int64_t width;
+  void* out;
+};
+
 inline constexpr int kLogitBlock = 64;  // logits that are skipped or looked at together
 
 // One row of logits as draws see it: divided by a temperature.
@@ -179,6 +189,8 @@ struct KernelTable {
   void (*rotary[kNumDTypes][2])(const RotaryHead& head);
   // The same of a head that is normalised first.
   void (*normed_rotary[kNumDTypes][2])(const RotaryHead& head, const void* weight, float eps);
+
+  void (*add_weighted[kNumDTypes])(const WeightedSum& sum);
 
   void (*multiply[kNumDTypes])(const PanelProduct& product);
   // Rows of a weight into outputs [first, first + count) of a panel; missing ones are zero.

@@ -65,6 +65,11 @@ at::Tensor mla_attention(const at::Tensor& q, const at::Tensor& cache,
                          const at::Tensor& block_table, int64_t latent_dim, double scale,
                          int64_t window, double softcap);
 
+std::tuple<at::Tensor, at::Tensor> choose_experts(const at::Tensor& logits,
+                                                  const std::optional<at::Tensor>& correction,
+                                                  int64_t top_k, const std::string& score,
+                                                  bool renormalise, int64_t groups,
+                                                  int64_t top_groups, double scale);
 // Mixture of experts; w13 and w2 are stacked, of each expert what pack_weight makes, w13 gated.
 at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tensor& w2,
                       const at::Tensor& topk_ids, const at::Tensor& topk_weights,

@@ -2,21 +2,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vllm.layers.moe import Experts, MoE, Router, Routing
+from vllm.layers.moe import Experts, MoE, Router
 from vllm.loader.mapping import Filler
 from vllm.models.decoder import GATED_NAMES, experts_weights
+from vllm.ops.moe import Routing
 
 HIDDEN, EXPERTS, WIDTH = 8, 8, 6
 
 
-def router(make_context, **fields) -> Router:
+def router(make_context, dtype=torch.float32, **fields) -> Router:
     torch.manual_seed(0)
-    made = Router(Routing(EXPERTS, 3, **fields), HIDDEN, make_context())
-    made.weight.data.normal_()
-    if made.bias is not None:
-        made.bias.data.normal_()
+    made = Router(Routing(EXPERTS, 3, **fields), HIDDEN, make_context(dtype=dtype))
+    for slot in made.slots():
+        slot.target.copy_(torch.randn(slot.source_shape))
     made.finish()
     return made
+
+
+def weight_of(made: Router) -> torch.Tensor:
+    return made.method.look_up(made, torch.arange(EXPERTS))
 
 
 def test_renormalised_weights_sum_to_the_scale(make_context):
@@ -28,7 +32,7 @@ def test_renormalised_weights_sum_to_the_scale(make_context):
 def test_weights_are_plain_probabilities_otherwise(make_context):
     made, x = router(make_context), torch.randn(5, HIDDEN)
     weights, ids = made(x)
-    probabilities = (x @ made.weight.T).softmax(-1)
+    probabilities = (x @ weight_of(made).T).softmax(-1)
     torch.testing.assert_close(weights, probabilities.gather(1, ids))
     torch.testing.assert_close(weights, probabilities.topk(3).values)
 
@@ -39,8 +43,8 @@ def test_experts_come_from_the_best_groups_only(make_context, correction):
         make_context, groups=4, top_groups=2, correction=correction, score="sigmoid", wide=True
     )
     x = torch.randn(50, HIDDEN)
-    scores = (x @ made.weight.T).sigmoid()
-    choice = scores + made.bias if correction else scores
+    scores = (x @ weight_of(made).T).sigmoid()
+    choice = scores + made.correction if correction else scores
     _, ids = made(x)
     for row, chosen in zip(choice.view(50, 4, 2), ids.tolist(), strict=True):
         quality = row.sum(-1) if correction else row.max(-1).values
@@ -49,11 +53,21 @@ def test_experts_come_from_the_best_groups_only(make_context, correction):
 
 def test_a_correction_takes_part_in_the_choice_but_not_in_the_weights(make_context):
     made = router(make_context, correction=True, score="sigmoid")
-    made.bias.data.zero_()[5] = 100.0
+    made.correction.data.zero_()[5] = 100.0
     x = torch.randn(4, HIDDEN)
     weights, ids = made(x)
     assert (ids == 5).any(-1).all()
     assert weights.max() <= 1.0
+
+
+def test_a_wide_router_multiplies_in_float32(make_context):
+    x = torch.randn(5, HIDDEN).bfloat16()
+    made = router(make_context, torch.bfloat16, wide=True)
+    weights, ids = made(x)
+    probabilities = (x.float() @ weight_of(made).T).softmax(-1)
+    torch.testing.assert_close(weights, probabilities.gather(1, ids))
+    narrow, _ = router(make_context, torch.bfloat16)(x)
+    assert narrow.dtype == torch.float32 and not torch.equal(narrow, weights)
 
 
 def test_experts_load_one_by_one_or_all_in_one_tensor(make_context):

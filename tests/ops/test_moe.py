@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.overrides import Override, isas
+from tests.ops.overrides import Override, isas, overrides_of
 from vllm.ops import REFERENCES, resolve
-from vllm.ops.moe import GATED_ACTIVATIONS
+from vllm.ops.moe import GATED_ACTIVATIONS, Routing
 
 
 def packed_moe(x, w13, w2, ids, weights, act):
@@ -55,6 +55,100 @@ def test_half_precision_matches_reference(override, dtype):
     expected = REFERENCES["moe"](x, w13, w2, ids, weights, "silu")
     got = override(x, w13, w2, ids, weights, "silu")
     torch.testing.assert_close(got, expected, rtol=2e-2, atol=0.3)
+
+
+@pytest.mark.parametrize("override", PACKED, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_token_does_not_depend_on_the_other_tokens(override, dtype):
+    generator = torch.Generator().manual_seed(2)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    x, w13, w2 = rand(40, 33), rand(5, 140, 33), rand(5, 33, 70)
+    ids = torch.rand(40, 5, generator=generator).argsort(-1)[:, :3]
+    weights = torch.rand(40, 3, generator=generator)
+    together = override(x, w13, w2, ids, weights, "silu")
+    assert together.dtype == dtype
+    for rows in (1, 2, 7):
+        alone = override(x[:rows], w13, w2, ids[:rows], weights[:rows], "silu")
+        assert torch.equal(alone, together[:rows])
+
+
+def test_tokens_may_be_part_of_a_wider_tensor():
+    x, w13, w2 = torch.randn(3, 20), torch.randn(2, 6, 5), torch.randn(2, 5, 3)
+    ids, weights = torch.tensor([[0, 1], [1, 0], [1, 1]]), torch.rand(3, 2)
+    for override in PACKED:
+        for some in (x[:, 4:9], x[:, ::4]):
+            got = override(some, w13, w2, ids, weights, "silu")
+            assert torch.equal(got, override(some.contiguous(), w13, w2, ids, weights, "silu"))
+
+
+CHOOSERS = overrides_of("choose_experts")
+ROUTINGS = [
+    Routing(1, 1),
+    Routing(7, 7, scale=2.5),
+    Routing(8, 3, renormalise=True),
+    Routing(60, 4, "sigmoid", renormalise=True),
+    Routing(64, 6, groups=8, top_groups=3, scale=16.0),
+    Routing(12, 2, "sigmoid", correction=True),
+    Routing(32, 8, "sigmoid", True, groups=8, top_groups=4, correction=True, scale=2.5),
+    Routing(9, 5, groups=3, top_groups=1),  # only three experts are left for five places
+]
+
+
+@pytest.mark.parametrize("override", CHOOSERS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("routing", ROUTINGS, ids=str)
+@pytest.mark.parametrize("num_tokens", [0, 1, 5, 300])
+def test_chosen_experts_match_reference(override, dtype, routing, num_tokens):
+    generator = torch.Generator().manual_seed(num_tokens)
+    count = routing.num_experts
+    # All of a row different: of equals the reference may choose any.
+    order = torch.rand(num_tokens, count, generator=generator).argsort(-1)
+    logits = ((order - count / 2) / 8).to(dtype)
+    correction = torch.randn(count, generator=generator) if routing.correction else None
+    weights, ids = override(logits, correction, routing)
+    expected, expected_ids = REFERENCES["choose_experts"](logits, correction, routing)
+    assert ids.dtype == torch.int64 and weights.dtype == torch.float32
+    open_experts = count // routing.groups * routing.top_groups
+    assert torch.equal(ids[:, :open_experts], expected_ids[:, :open_experts])
+    if routing.top_k <= open_experts:
+        torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("override", CHOOSERS, ids=str)
+def test_of_equally_good_experts_the_first_are_chosen(override):
+    logits = torch.tensor([[1.0, 3.0, 1.0, 3.0, 1.0, 2.0], [0.0] * 6, [-torch.inf] * 5 + [0.0]])
+    _, ids = override(logits, None, Routing(6, 4))
+    assert ids.tolist() == [[1, 3, 5, 0], [0, 1, 2, 3], [5, 0, 1, 2]]
+    _, ids = override(logits[:2], None, Routing(6, 2, groups=3, top_groups=2))
+    assert ids.tolist() == [[1, 3], [0, 1]]
+
+
+@pytest.mark.parametrize("override", CHOOSERS, ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+def test_scores_that_are_not_numbers_choose_experts_that_exist(override, value):
+    logits = torch.zeros(2, 8)
+    logits[1, 5] = value
+    for routing in (Routing(8, 3), Routing(8, 3, "sigmoid", True, groups=4, top_groups=2)):
+        weights, ids = override(logits, None, routing)
+        assert all(len(set(row)) == 3 and set(row) <= set(range(8)) for row in ids.tolist())
+        assert weights[0].isfinite().all()
+
+
+def test_wrong_choices_are_refused():
+    logits = torch.zeros(2, 6)
+    for override in CHOOSERS:
+        for correction, routing, text in (
+            (None, Routing(6, 7), "top_k must be 1 to 6, is 7"),
+            (None, Routing(6, 2, groups=4), "groups must divide the 6 experts, is 4"),
+            (None, Routing(6, 2, groups=3, top_groups=4), "top_groups must be 1 to 3, is 4"),
+            (torch.zeros(6), Routing(6, 2, groups=6), "groups must have two experts"),
+            (torch.zeros(5), Routing(6, 2), "correction must have size 6"),
+        ):
+            with pytest.raises(RuntimeError, match=text):
+                override(logits, correction, routing)
 
 
 def test_wrong_routing_is_refused():

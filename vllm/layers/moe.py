@@ -1,80 +1,47 @@
-"""Mixture of experts: a router chooses experts per token, `ops.moe` runs them."""
+"""Mixture of experts: a router chooses experts per token, a method runs them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
+from vllm.layers.linear import Weighted
 from vllm.layers.weights import Loadable, Slot
+from vllm.ops.moe import Routing
 
 
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """How experts are chosen and weighted.
-
-    With `groups` > 1, only the experts of the `top_groups` best groups may be chosen, where a group
-    is as good as its best expert, or as its best two together where there is a `correction`. A
-    correction is a learned bias that takes part in the choice but not in the weights.
-    """
-
-    num_experts: int
-    top_k: int
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    renormalise: bool = False  # weights of the chosen sum to one
-    groups: int = 1
-    top_groups: int = 1
-    correction: bool = False
-    scale: float = 1.0  # on the weights
-    wide: bool = False  # scores from a float32 product
-
-
-class Router(Loadable):
+class Router(Weighted):
     """x [T, H] -> weights [T, k] float32 and expert ids [T, k] of the chosen experts."""
 
     def __init__(self, routing: Routing, hidden: int, context: ModelContext) -> None:
         super().__init__()
         self.routing = routing
-        self.weight = context.parameter(routing.num_experts, hidden)
-        self.bias = (
+        if routing.wide:
+            context = replace(context, dtype=torch.float32)
+        self.method = context.linear_method
+        self.method.allocate(self, routing.num_experts, hidden, context)
+        self.bias = None
+        self.correction = (
             context.parameter(routing.num_experts, dtype=torch.float32)
             if routing.correction
             else None
         )
+        self.choose = context.ops.choose_experts
 
-    def finish(self) -> None:
-        if self.routing.wide:
-            self.weight = nn.Parameter(self.weight.float(), requires_grad=False)
+    def slots(self) -> Iterator[Slot]:
+        yield from super().slots()
+        if self.correction is not None:
+            yield Slot("correction", self.correction.data, tuple(self.correction.shape))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        routing = self.routing
-        logits = F.linear(x.to(self.weight.dtype), self.weight).float()  # [T, E]
-        scores = logits.softmax(-1) if routing.score == "softmax" else logits.sigmoid()
-        choice = scores if self.bias is None else scores + self.bias
-        if routing.groups > 1:
-            choice = self._within_best_groups(choice)
-        ids = choice.topk(routing.top_k, dim=-1).indices
-        weights = scores.gather(1, ids)
-        if routing.renormalise:
-            # The smallest term that matters only where all sigmoids underflow.
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * routing.scale, ids
-
-    def _within_best_groups(self, choice: Tensor) -> Tensor:
-        """`choice` [T, E] with -inf for experts outside the best groups."""
-        routing = self.routing
-        grouped = choice.unflatten(-1, (routing.groups, -1))  # [T, G, E / G]
-        counted = 2 if routing.correction else 1
-        quality = grouped.topk(counted, dim=-1).values.sum(-1)  # [T, G]
-        best = quality.topk(routing.top_groups, dim=-1).indices
-        closed = torch.ones_like(quality, dtype=torch.bool).scatter_(1, best, False)
-        return grouped.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(1)
+        logits = self.method.apply(self, x.float() if self.routing.wide else x)  # [T, E]
+        chosen: tuple[Tensor, Tensor] = self.choose(logits, self.correction, self.routing)
+        return chosen
 
 
 class Experts(Loadable):

@@ -9,7 +9,7 @@ from torch import nn
 from vllm.errors import ConfigError
 from vllm.layers.latent_attention import LatentSelfAttention
 from vllm.layers.mlp import GatedMLP
-from vllm.layers.moe import MoE, Routing, SharedMoE
+from vllm.layers.moe import MoE, SharedMoE
 from vllm.layers.rope import RopeParameters, Rotary
 from vllm.layers.rope.frequencies import mscale
 from vllm.layers.weights import Rule
@@ -23,6 +23,7 @@ from vllm.models.decoder import (
     gated_mlp_weights,
 )
 from vllm.models.registry import register
+from vllm.ops.moe import Routing
 from vllm.ops.rotary import RotaryStyle
 
 ATTN, OUR_ATTN = "model.layers.{layer}.self_attn", "layers.{layer}.attention"
@@ -40,7 +41,7 @@ WEIGHTS = (
     Rule(f"{ATTN}.o_proj.{{w}}", f"{OUR_ATTN}.out.{{w}}"),
     *MLP_WEIGHTS,
     Rule(f"{MLP}.gate.weight", f"{OUR_MLP}.routed.router.weight"),
-    Rule(f"{MLP}.gate.e_score_correction_bias", f"{OUR_MLP}.routed.router.bias"),
+    Rule(f"{MLP}.gate.e_score_correction_bias", f"{OUR_MLP}.routed.router.correction"),
     *experts_weights(f"{MLP}.experts", f"{OUR_MLP}.routed.experts", GATED_NAMES),
     *gated_mlp_weights(f"{MLP}.shared_experts", f"{OUR_MLP}.shared"),
 )

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from vllm.layers.attention import SelfAttention
-from vllm.layers.moe import MoE, Routing
+from vllm.layers.moe import MoE
 from vllm.layers.weights import Rule
 from vllm.models.decoder import (
     NORM_WEIGHTS,
@@ -17,6 +17,7 @@ from vllm.models.decoder import (
     experts_weights,
 )
 from vllm.models.registry import register
+from vllm.ops.moe import Routing
 
 # Checkpoints as published, and as transformers 5 names the modules.
 BLOCKS = ("model.layers.{layer}.block_sparse_moe", "model.layers.{layer}.mlp")

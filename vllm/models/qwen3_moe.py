@@ -8,11 +8,12 @@ from torch import nn
 
 from vllm.layers.attention import SelfAttention
 from vllm.layers.mlp import GatedMLP
-from vllm.layers.moe import MoE, Routing
+from vllm.layers.moe import MoE
 from vllm.layers.weights import Rule
 from vllm.models.decoder import DECODER_WEIGHTS, GATED_NAMES, Decoder, experts_weights
 from vllm.models.qwen3 import QK_NORM_WEIGHTS
 from vllm.models.registry import register
+from vllm.ops.moe import Routing
 
 THEIRS, OURS = "model.layers.{layer}.mlp", "layers.{layer}.mlp"
 

@@ -56,6 +56,17 @@ void gelu_tanh_and_mul(const void* in, void* out, int64_t width) {
   gate<T>(in, out, width, gelu_tanh);
 }
 
+template <typename T>
+void add_weighted(const WeightedSum& sum) {
+  for_each_vector(sum.width, [&](int64_t i, int n) {
+    Vec total = {};
+    for (int64_t c = 0; c < sum.count; ++c) {
+      total += sum.weights[c] * load_n(sum.rows + sum.chosen[c] * sum.width + i, n);
+    }
+    store_n(static_cast<T*>(sum.out) + i, total, n);
+  });
+}
+
 template <typename T, typename C>
 void rotary(const RotaryHead& head) {
   const T* in = static_cast<const T*>(head.in);
@@ -97,6 +108,7 @@ void add(KernelTable& table, DType dtype) {
   table.gemma_rms_norm[dtype] = rms_norm<T, true>;
   table.silu_and_mul[dtype] = silu_and_mul<T>;
   table.gelu_tanh_and_mul[dtype] = gelu_tanh_and_mul<T>;
+  table.add_weighted[dtype] = add_weighted<T>;
   table.rotary[dtype][0] = rotary<T, T>;
   table.rotary[dtype][1] = rotary<T, float>;
   table.normed_rotary[dtype][0] = normed_rotary<T, T>;

@@ -15,6 +15,7 @@ from vllm.attention.interface import AttentionSpec
 from vllm.attention.metadata import PagedMeta
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
+from vllm.ops.moe import Routing
 from vllm.ops.sampling import DrawTables
 
 logger = init_logger(__name__)
@@ -34,7 +35,7 @@ _PLAIN = (
     "gather_logprobs",
     "apply_token_bitmask",
 )
-_WRAPPED = ("paged_attention", "mla_attention", "choose")
+_WRAPPED = ("paged_attention", "mla_attention", "choose_experts", "choose")
 # Called by name, by what holds packed weights.
 _PACKED = (
     *("pack_weight", "empty_packed", "pack_rows", "packed_rows"),
@@ -117,6 +118,23 @@ def mla_attention(q: Tensor, cache: Tensor, meta: PagedMeta, spec: AttentionSpec
     return out
 
 
+def choose_experts(
+    logits: Tensor, correction: Tensor | None, routing: Routing
+) -> tuple[Tensor, Tensor]:
+    """As the reference of this name; of equally good experts it chooses the first."""
+    chosen: tuple[Tensor, Tensor] = torch.ops.vllm.choose_experts.default(
+        logits,
+        correction,
+        routing.top_k,
+        routing.score,
+        routing.renormalise,
+        routing.groups,
+        routing.top_groups,
+        routing.scale,
+    )
+    return chosen
+
+
 def choose(
     logits: Tensor, draws: Tensor, slots: Tensor, positions: Tensor, tables: DrawTables
 ) -> Tensor:
@@ -136,5 +154,6 @@ def native_ops() -> Mapping[str, Callable[..., Any]]:
         **plain,
         "paged_attention": paged_attention,
         "mla_attention": mla_attention,
+        "choose_experts": choose_experts,
         "choose": choose,
     }
