@@ -49,6 +49,16 @@ def test_fused_norm_matches_reference_and_leaves_inputs_alone(override, shape, d
     assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("override", overrides_of("fused_add_rms_norm"), ids=str)
+def test_sums_of_all_half_precision_numbers_are_rounded_as_by_torch(override, dtype):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    every = every[every.isfinite()].reshape(-1, 64)  # subnormal numbers too
+    for residual in (every.roll(1), every.roll(129), every / 3):
+        _, total = override(every, residual, torch.ones(64, dtype=dtype), 1e-5)
+        assert torch.equal(total, (every.float() + residual.float()).to(dtype))
+
+
 @pytest.mark.parametrize("override", overrides_of("rms_norm"), ids=str)
 def test_norm_of_heads_inside_a_fused_projection(override):
     qkv = rand(9, 8 * 20)

@@ -61,10 +61,15 @@ inline Vec load(const float* p) {
   return v;
 }
 
+// bfloat16 as float32.
+inline Vec widened(HalfVec halves) {
+  return bit_cast<Vec>(__builtin_convertvector(halves, UintVec) << 16);
+}
+
 inline Vec load(const BFloat16* p) {
-  HalfVec half;
-  __builtin_memcpy(&half, p, sizeof(half));
-  return bit_cast<Vec>(__builtin_convertvector(half, UintVec) << 16);
+  HalfVec halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  return widened(halves);
 }
 
 #if defined(__AVX512F__)
@@ -87,12 +92,24 @@ inline Vec load(const Float16* p) {
 
 inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-inline void store(BFloat16* p, Vec v) {
+// The upper halves of float32 numbers, rounded to nearest, ties to even.
+inline HalfVec rounded_halves(Vec v) {
+#if defined(__AVX512BF16__)
+  // The instruction takes subnormal numbers for zero.
+  constexpr int kSubnormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, kSubnormal) == 0, 1)) {
+    return (HalfVec)_mm512_cvtneps_pbh((__m512)v);
+  }
+#endif
   UintVec bits = bit_cast<UintVec>(v);
-  UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   rounded = v != v ? UintVec{} + 0x7fc0u : rounded;
-  HalfVec half = __builtin_convertvector(rounded, HalfVec);
-  __builtin_memcpy(p, &half, sizeof(half));
+  return __builtin_convertvector(rounded, HalfVec);
+}
+
+inline void store(BFloat16* p, Vec v) {
+  const HalfVec halves = rounded_halves(v);
+  __builtin_memcpy(p, &halves, sizeof(halves));
 }
 
 #if defined(__AVX512F__)
@@ -142,6 +159,11 @@ inline Vec rounded_to<float>(Vec x) {
   return x;
 }
 
+template <>
+inline Vec rounded_to<BFloat16>(Vec x) {
+  return widened(rounded_halves(x));
+}
+
 template <typename T>
 inline float load_one(const T* p) {
   return load_first(p, 1)[0];
@@ -159,12 +181,20 @@ inline float load_one<BFloat16>(const BFloat16* p) {
 
 // By halves: a chain of additions would take as long as many a row.
 inline float sum(Vec v) {
+#if defined(__AVX512F__)
+  const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(bit_cast<__m512d>(v), 1));
+  const __m256 eight = _mm512_castps512_ps256((__m512)v) + upper;
+  const __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+  const __m128 two = four + _mm_movehl_ps(four, four);
+  return two[0] + two[1];
+#else
   float lanes[kWidth];
   store(lanes, v);
   for (int half = kWidth / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
   return lanes[0];
+#endif
 }
 
 // Of lanes that are not NaN.
