@@ -11,9 +11,10 @@ import zlib
 import numpy as np
 
 from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import StepPlan, StepResult
+from vllm.core.plan import NO_TOKEN, StepPlan, StepResult
 
 VOCAB = 50
+BROKEN = 666  # seed of a request whose every draw fails
 
 
 def next_token(prefix: tuple[int, ...], seed: int) -> int:
@@ -61,7 +62,8 @@ class DeviceModel:
             if sample:
                 row = self.tokens[slot]
                 assert len(row) == start + count, "a draw must follow all known tokens"
-                row.append(next_token(tuple(row), self.seeds[slot]))
+                seed = self.seeds[slot]
+                row.append(NO_TOKEN if seed == BROKEN else next_token(tuple(row), seed))
                 drawn.append(row[-1])
         return StepResult(plan.step, np.array(drawn, np.int32))
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.conftest import BLOCK, Engine, expected, layout
+from tests.core.device_model import BROKEN
 from vllm.core.kv_cache.sizing import blocks_per_sequence
 from vllm.engine.messages import FinishReason
 
@@ -154,6 +155,18 @@ def test_fully_cached_prompt_still_computes_one_token() -> None:
         engine.run()
         assert engine.outputs[name] == expected(prompt, 2)
     assert engine.scheduler.stats.prefix_hits == BLOCK
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_nobody_starts_from_what_a_request_without_a_token_computed(depth: int) -> None:
+    engine = Engine(pipeline_depth=depth)
+    engine.add("broken", PROMPT * 2, seed=BROKEN)
+    engine.run()
+    assert engine.reasons["broken"] is FinishReason.ERROR
+    engine.add("next", PROMPT * 2, max_tokens=1)
+    engine.run()
+    assert engine.plans[-1].starts.tolist() == [0]
+    assert engine.outputs["next"] == expected(PROMPT * 2, 1)
 
 
 def test_requests_with_different_salts_share_nothing() -> None:

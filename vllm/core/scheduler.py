@@ -423,6 +423,7 @@ class Scheduler:
             if request.slot in result.failures:
                 update = self._fail(request, result.failures[request.slot])
             elif token_id == NO_TOKEN:
+                self.kv.retract(request)
                 update = self._fail(request, NO_TOKEN_ERROR)
             else:
                 update = self._refused(request, token_id) or self._advance(request, token_id)

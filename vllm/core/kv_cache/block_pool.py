@@ -91,6 +91,11 @@ class BlockPool:
     def is_free(self, block: BlockId) -> bool:
         return block in self._free
 
+    def forget(self, blocks: Iterable[BlockId]) -> None:
+        """What these hold is not to be found again; who refers to them keeps them."""
+        for block in blocks:
+            self._forget(block)
+
     def forget_all(self) -> bool:
         """Empty the prefix cache; False, and nothing done, while any block is referenced."""
         if self.num_free != self.num_blocks - 1:

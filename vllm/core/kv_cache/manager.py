@@ -257,6 +257,11 @@ class KVCacheManager:
                     self.pool.publish(blocks[i], request.block_hashes[i], rule.index)
         request.num_published = num_full
 
+    def retract(self, request: Request) -> None:
+        """Nobody is to start from what this request holds: its keys and values may be wrong."""
+        for blocks in request.blocks:
+            self.pool.forget(blocks)
+
     def release(self, request: Request) -> None:
         """Give back all blocks, the last to be reused first: prefixes are what others share."""
         for blocks in request.blocks:
