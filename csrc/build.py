@@ -44,13 +44,17 @@ KERNEL_SOURCES = (
     "csrc/cpu/isa/sampling.cpp",
 )
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
+AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
 X86_ISAS = {
     "avx2": ("-mavx2", "-mfma"),
     "avx512": AVX512,
-    "avx512bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
+    "avx512bf16": AVX512_BF16,
+    "amx": (*AVX512_BF16, "-mamx-tile", "-mamx-bf16"),
 }
 ARM_ISAS = {"bf16": ("-march=armv8.2-a+bf16",)}
 _MORE_ISAS = {"X86": X86_ISAS, "ARM": ARM_ISAS}
+# Of these, all but the named sources is another's.
+PARTIAL_ISAS = {"amx": ("csrc/cpu/isa/gemm_tiles.cpp",)}
 # No -ffast-math: results must not depend on how a compiler reorders sums. These two only say that
 # nobody reads errno or floating-point exception flags.
 COMMON_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
@@ -72,9 +76,9 @@ def _machine() -> str:
 def cpu_extension() -> Extension:
     """The extension as setuptools knows it; only BuildNative can build it."""
     headers = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))]
-    return Extension(
-        NAME, sources=[*HOST_SOURCES, *KERNEL_SOURCES], depends=headers, language="c++"
-    )
+    partial = (source for sources in PARTIAL_ISAS.values() for source in sources)
+    sources = [*HOST_SOURCES, *KERNEL_SOURCES, *partial]
+    return Extension(NAME, sources=sources, depends=headers, language="c++")
 
 
 class BuildNative(build_ext):
@@ -107,7 +111,7 @@ def build(output: Path, scratch: Path) -> None:
     for source in HOST_SOURCES:
         add(source, f"torch-{_torch_version()}", host_flags)
     for isa, flags in isa_flags().items():
-        for source in KERNEL_SOURCES:
+        for source in PARTIAL_ISAS.get(isa, KERNEL_SOURCES):
             exact = ("-ffp-contract=off",) if source in UNCONTRACTED else ()
             add(source, isa, (*KERNEL_FLAGS, *exact, *flags, f"-DVLLM_ISA={isa}"))
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:

@@ -47,8 +47,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "VLLM_CPU_ISA",
         "auto",
-        one_of("auto", "baseline", "avx2", "avx512", "avx512bf16", "bf16"),
-        "auto, baseline, avx2, avx512, avx512bf16 or (on Arm) bf16",
+        one_of("auto", "baseline", "avx2", "avx512", "avx512bf16", "amx", "bf16"),
+        "auto, baseline, avx2, avx512, avx512bf16, amx or (on Arm) bf16",
         "Instruction set of the CPU kernels; auto: the best this machine has.",
     ),
     Variable(

@@ -10,6 +10,11 @@
 #if defined(VLLM_CPU_WITH_ARM) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
+#if defined(VLLM_CPU_WITH_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 // VLLM_CPU_WITH_X86 is set where the AVX variants are part of the build, VLLM_CPU_WITH_ARM where
 // that of Arm's bfloat16 instructions is.
@@ -26,6 +31,9 @@ VLLM_DECLARE_ISA(baseline)
 VLLM_DECLARE_ISA(avx2)
 VLLM_DECLARE_ISA(avx512)
 VLLM_DECLARE_ISA(avx512bf16)
+namespace vllm::cpu::amx {
+void add_tiles(KernelTable& table);
+}
 #endif
 #ifdef VLLM_CPU_WITH_ARM
 VLLM_DECLARE_ISA(bf16)
@@ -56,6 +64,22 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// Linux lets a process use AMX's tiles once it has asked; its threads need not.
+bool has_amx() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;   // of EDX
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // of the kernel's interface
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return (d & kBFloat16) != 0 && (d & kTile) != 0 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #endif
 
 #ifdef VLLM_CPU_WITH_ARM
@@ -69,6 +93,15 @@ bool has_arm_bf16() {
 }
 #endif
 
+#ifdef VLLM_CPU_WITH_X86
+Isa make_amx() {
+  Isa made = VLLM_MAKE_ISA(avx512bf16, has_amx());
+  made.name = "amx";
+  amx::add_tiles(made.table);
+  return made;
+}
+#endif
+
 // Portable first, best last.
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
@@ -76,7 +109,8 @@ const std::vector<Isa>& isas() {
 #ifdef VLLM_CPU_WITH_X86
       VLLM_MAKE_ISA(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
       VLLM_MAKE_ISA(avx512, has_avx512()),
-      VLLM_MAKE_ISA(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512bf16")),
+      VLLM_MAKE_ISA(avx512bf16, has_avx512_bf16()),
+      make_amx(),
 #endif
 #ifdef VLLM_CPU_WITH_ARM
       VLLM_MAKE_ISA(bf16, has_arm_bf16()),

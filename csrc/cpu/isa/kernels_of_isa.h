@@ -11,6 +11,7 @@ void add_dot_attention(KernelTable& table);  // replaces what dot products do be
 void add_elementwise(KernelTable& table);
 void add_gemm(KernelTable& table);
 void add_sampling(KernelTable& table);
+void add_tiles(KernelTable& table);  // replaces the products that AMX does better
 
 }  // namespace VLLM_ISA
 }  // namespace vllm::cpu
