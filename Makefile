@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH = $(shell grep '^torch==' requirements-cpu.txt)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 EMULATOR := $(shell find tools/hpu_emulator -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.toml' | grep -v /build/)
-CXX_FILES := $(shell find csrc tools/hpu_emulator/csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+CXX_FILES := $(shell find csrc tools/hpu_emulator/csrc tests -name '*.cpp' -o -name '*.h' 2>/dev/null)
 # An emulated Gaudi, for those who ask for one: make serve ARGS="--device hpu"
 EMULATED := $(if $(and $(findstring --device hpu,$(subst =, ,$(ARGS))),$(filter cpu,$(DEVICE))),yes)
 
