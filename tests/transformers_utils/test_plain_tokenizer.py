@@ -28,7 +28,8 @@ def edit(path: Path, name: str, **values: Any) -> None:
 def story(tiny_story: Path, tmp_path: Path) -> Path:
     path = tmp_path / "story"
     path.mkdir()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    for name in names:
         shutil.copy(tiny_story / name, path / name)
     return path
 
@@ -92,6 +93,58 @@ def test_the_rest_is_asked_of_transformers(story: Path) -> None:
     assert isinstance(full_tokenizer(ours), PreTrainedTokenizerBase)
     with pytest.raises(AttributeError):
         _ = ours.no_such_thing
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Be kind.", "name": None},
+    {"role": "user", "content": "Größe?\n"},
+]
+TEMPLATES = {
+    "its own": None,
+    "fields": "{% for m in messages %}{{ m }}{{ 'name' in m }}{% endfor %}{{ tools | tojson }}",
+    "tokens": "{{ eos_token }}|{{ bos_token }}|{{ pad_token }}|{{ mask_token }}|{{ mood }}",
+    "blocks": "{%- for m in messages %}\n  {% if loop.last %}\n{{ m.content | trim }}{% endif %}"
+    "\n{%- endfor %}\n{% if add_generation_prompt %}>{% endif %}",
+}
+ARGUMENTS = [
+    {},
+    {"add_generation_prompt": True, "tools": [{"type": "function", "ä": 1}]},
+    {"mood": "calm", "eos_token": "<mine>"},
+    {"continue_final_message": True},
+]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("which", ["story", "qwen"])
+def test_conversations_are_rendered_as_by_transformers(
+    which: str, template: str | None, arguments: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(which)
+    theirs = full(path)
+    if template is None and theirs.chat_template is None:
+        template = "{{ bos_token }}{{ messages }}"
+    outcomes = []
+    for tokenizer in (plain_tokenizer(path, load_full=lambda: pytest.fail("loaded")), theirs):
+        assert tokenizer is not None
+        options = {"chat_template": template, "tokenize": False, **arguments}
+        try:
+            outcomes.append(tokenizer.apply_chat_template(CONVERSATION, **options))
+        except ValueError as error:  # the final message is not in what the template makes
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("asks", [{"tokenize": True}, {"max_length": 3}, {"return_dict": False}])
+def test_more_than_text_of_a_conversation_comes_from_transformers(
+    asks: dict[str, Any], story: Path
+) -> None:
+    ours, theirs = load_tokenizer(story), full(story)
+    options = {"tokenize": False, **asks}
+    assert ours.apply_chat_template(CONVERSATION, **options) == theirs.apply_chat_template(
+        CONVERSATION, **options
+    )
+    assert "full" in vars(ours)
 
 
 DOUBTS: dict[str, Callable[[Path], None]] = {

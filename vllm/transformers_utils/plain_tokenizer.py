@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from tokenizers import AddedToken, Tokenizer
 
+from vllm.transformers_utils.chat_template import render_template
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -52,6 +54,19 @@ _HARMLESS: Final = frozenset(
 )
 _FALSE: Final = frozenset(
     {"add_bos_token", "add_eos_token", "add_prefix_space", "split_special_tokens"}
+)
+# Arguments of apply_chat_template that are no variables of the template.
+_OF_FULL: Final = frozenset(
+    {
+        "max_length",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "tokenizer_kwargs",
+        "truncation",
+    }
 )
 _OTHER_TOKENS: Final = ("added_tokens.json", "special_tokens_map.json")
 # SHA-256 of the expression that Qwen's class cuts text with, whatever the file says.
@@ -92,7 +107,7 @@ class Rules(msgspec.Struct):
 
 
 class PlainTokenizer:
-    """The part of a tokenizer of transformers that generating needs. Thread-safe.
+    """The part of a tokenizer of transformers that serving needs. Thread-safe.
 
     For anything else the whole object is loaded, when it is asked for.
     """
@@ -151,6 +166,21 @@ class PlainTokenizer:
         if options or not isinstance(token_ids, list) or _is_nested(token_ids):
             return self.full.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
         return self.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *,
+        chat_template: str | None = None,
+        tokenize: bool = True,
+        **arguments: Any,
+    ) -> Any:
+        template = self.chat_template if chat_template is None else chat_template
+        is_plain = not tokenize and template is not None and not arguments.keys() & _OF_FULL
+        if not is_plain or not all(isinstance(message, dict) for message in conversation):
+            options = {"chat_template": chat_template, "tokenize": tokenize, **arguments}
+            return self.full.apply_chat_template(conversation, **options)
+        return render_template(conversation, template, self.special_tokens_map, **arguments)
 
 
 def plain_tokenizer(

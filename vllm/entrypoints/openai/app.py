@@ -99,6 +99,7 @@ def build_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     server: ServerState = app.state.server
+    server.context.prepare_chat()
     async with server.log.running():
         yield
     await server.responses.close()

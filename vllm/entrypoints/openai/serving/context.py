@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from vllm.inputs import TokensPrompt
 from vllm.logger import init_logger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
+from vllm.transformers_utils.chat_template import import_renderer
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -103,6 +105,11 @@ class ServingContext:
         longest = max(map(len, self.tokenizer.get_vocab()))
         self._templates = TemplateProcess(self.tokenizer.special_tokens_map)
         self.max_prompt_chars = NORMALIZING_FACTOR * longest * self.model.max_model_len
+
+    def prepare_chat(self) -> None:
+        """Import in the background what the first conversation would hold up all requests for."""
+        if self.chat_template is not None or self.tokenizer.chat_template is not None:
+            threading.Thread(target=import_renderer, name="import", daemon=True).start()
 
     def close(self) -> None:
         self._templates.close()

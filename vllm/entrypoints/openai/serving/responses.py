@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Final
@@ -66,8 +67,9 @@ class ServingResponses:
     async def create(self, request: ResponsesRequest, header_id: str | None) -> ResponseObject:
         run = await self._start(request, header_id)
         if request.background:
+            queued = copy.deepcopy(run.response)  # before it is told, it may have begun
             self._run_in_background(run)
-            return run.response
+            return queued
         async with aclosing(run.events()) as events:
             async for _ in events:
                 pass
