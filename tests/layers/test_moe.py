@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ops.overrides import PLATFORM, isas
 from vllm.layers.moe import Experts, MoE, Router
 from vllm.loader.mapping import Filler
 from vllm.models.decoder import GATED_NAMES, experts_weights
+from vllm.ops import resolve
 from vllm.ops.moe import Routing
 
 HIDDEN, EXPERTS, WIDTH = 8, 8, 6
@@ -127,3 +131,20 @@ def test_shards_of_experts_sum_to_the_whole(make_context):
         return experts(x, weights, ids)
 
     torch.testing.assert_close(run(0, 2) + run(1, 2), run(0, 1))
+
+
+@pytest.mark.skipif(not isas(), reason="the kernels were not built")
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_block_can_be_captured_in_a_graph(make_context, wide):
+    context = replace(make_context(dtype=torch.bfloat16), ops=resolve(PLATFORM.ops()))
+    routing = Routing(EXPERTS, 3, "sigmoid", groups=4, top_groups=2, correction=True, wide=wide)
+    block = MoE(routing, HIDDEN, WIDTH, "silu", context)
+    for part in (block.router, block.experts):
+        for slot in part.slots():
+            slot.target.copy_(torch.randn(slot.target.shape))
+        part.finish()
+    first, second = torch.randn(2, 5, HIDDEN).bfloat16()
+    with torch.inference_mode():
+        graph = torch.classes.vllm.Graph([first], list(block.parameters()))
+        assert graph.end(block(first)) == ""
+        assert torch.equal(graph.replay([second]), block(second))
