@@ -303,11 +303,13 @@ async def test_a_background_stream_outlives_its_reader(app, engine):
 async def test_what_runs_in_the_background_ends_with_the_server(app, engine):
     engine.gap_s = 30
     serving = app.state.server.responses
-    response = await serving.create(ResponsesRequest(input="hi", background=True), None)
+    told = await serving.create(ResponsesRequest(input="hi", background=True), None)
+    (record,) = serving.store.records.values()
     await asyncio.sleep(0)
     await serving.close()
-    assert response.status == "cancelled"
+    assert record.response.status == "cancelled"
     assert not engine.running
+    assert told.status == "queued", "what is told is what was then"
 
 
 @pytest.mark.parametrize("query", ["stream=maybe", "starting_after=x"])
