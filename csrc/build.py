@@ -53,7 +53,7 @@ X86_ISAS = {
 }
 ARM_ISAS = {"bf16": ("-march=armv8.2-a+bf16",)}
 _MORE_ISAS = {"X86": X86_ISAS, "ARM": ARM_ISAS}
-# Of these, all but the named sources is another's.
+# Sets that differ from the one before in some kernels: the sources of these.
 PARTIAL_ISAS = {"amx": ("csrc/cpu/isa/gemm_tiles.cpp",)}
 # No -ffast-math: results must not depend on how a compiler reorders sums. These two only say that
 # nobody reads errno or floating-point exception flags.

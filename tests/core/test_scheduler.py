@@ -169,6 +169,26 @@ def test_nobody_starts_from_what_a_request_without_a_token_computed(depth: int) 
     assert engine.outputs["next"] == expected(PROMPT * 2, 1)
 
 
+def test_nor_from_what_one_computed_that_was_aborted_meanwhile() -> None:
+    engine = Engine(pipeline_depth=4)
+    engine.add("broken", PROMPT * 2, seed=BROKEN)
+    engine.add("other", [7], max_tokens=8)
+    engine.step()
+    engine.scheduler.abort("broken")
+    engine.run()
+    engine.add("next", PROMPT * 2, max_tokens=1)
+    engine.run()
+    assert engine.plans[-1].starts.tolist() == [0]
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_nor_from_blocks_that_a_window_has_passed(hybrid: bool) -> None:
+    engine = Engine(layout(window=8, hybrid=hybrid), max_num_batched_tokens=8)
+    engine.add("broken", PROMPT * 4, seed=BROKEN)
+    engine.run()
+    assert engine.scheduler.kv.pool.num_known == 0
+
+
 def test_requests_with_different_salts_share_nothing() -> None:
     engine = Engine()
     for name, salt in (("a", None), ("b", "x"), ("c", "y"), ("d", "x")):

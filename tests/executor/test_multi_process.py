@@ -101,10 +101,13 @@ def test_an_error_of_a_step_keeps_its_type_and_shows_where_it_came_from(
 def test_a_dead_rank_fails_every_step_at_once_and_says_why(
     doomed: MultiProcessExecutor, step: int, reason: str
 ) -> None:
-    rank = doomed._processes[0].pid or 0
+    rank = doomed._processes[0].pid
+    assert rank is not None
     os.kill(rank, signal.SIGSTOP)  # or it may be gone before the second step is sent
-    handles = [doomed.submit(fake_plan(s)) for s in (step, 1)]
-    os.kill(rank, signal.SIGCONT)
+    try:
+        handles = [doomed.submit(fake_plan(s)) for s in (step, 1)]
+    finally:
+        os.kill(rank, signal.SIGCONT)
     started = time.monotonic()
     for handle in handles:
         with pytest.raises(ExecutorDied, match=reason):

@@ -75,13 +75,13 @@ def test_a_token_does_not_depend_on_the_other_tokens(override, dtype):
         assert torch.equal(alone, together[:rows])
 
 
-def test_tokens_may_be_part_of_a_wider_tensor():
+@pytest.mark.parametrize("override", PACKED, ids=str)
+def test_tokens_may_be_part_of_a_wider_tensor(override):
     x, w13, w2 = torch.randn(3, 20), torch.randn(2, 6, 5), torch.randn(2, 5, 3)
     ids, weights = torch.tensor([[0, 1], [1, 0], [1, 1]]), torch.rand(3, 2)
-    for override in PACKED:
-        for some in (x[:, 4:9], x[:, ::4]):
-            got = override(some, w13, w2, ids, weights, "silu")
-            assert torch.equal(got, override(some.contiguous(), w13, w2, ids, weights, "silu"))
+    for some in (x[:, 4:9], x[:, ::4]):
+        got = override(some, w13, w2, ids, weights, "silu")
+        assert torch.equal(got, override(some.contiguous(), w13, w2, ids, weights, "silu"))
 
 
 CHOOSERS = overrides_of("choose_experts")
@@ -137,28 +137,31 @@ def test_scores_that_are_not_numbers_choose_experts_that_exist(override, value):
         assert weights[0].isfinite().all()
 
 
-def test_wrong_choices_are_refused():
-    logits = torch.zeros(2, 6)
-    for override in CHOOSERS:
-        for correction, routing, text in (
-            (None, Routing(6, 7), "top_k must be 1 to 6, is 7"),
-            (None, Routing(6, 2, groups=4), "groups must divide the 6 experts, is 4"),
-            (None, Routing(6, 2, groups=3, top_groups=4), "top_groups must be 1 to 3, is 4"),
-            (torch.zeros(6), Routing(6, 2, groups=6), "groups must have two experts"),
-            (torch.zeros(5), Routing(6, 2), "correction must have size 6"),
-        ):
-            with pytest.raises(RuntimeError, match=text):
-                override(logits, correction, routing)
+@pytest.mark.parametrize("override", CHOOSERS, ids=str)
+@pytest.mark.parametrize(
+    ("num_corrections", "routing", "text"),
+    [
+        (None, Routing(6, 7), "top_k must be 1 to 6, is 7"),
+        (None, Routing(6, 2, groups=4), "groups must divide the 6 experts, is 4"),
+        (None, Routing(6, 2, groups=3, top_groups=4), "top_groups must be 1 to 3, is 4"),
+        (6, Routing(6, 2, groups=6), "groups must have two experts"),
+        (5, Routing(6, 2), "correction must have size 6"),
+    ],
+)
+def test_wrong_choices_are_refused(override, num_corrections, routing, text):
+    correction = None if num_corrections is None else torch.zeros(num_corrections)
+    with pytest.raises(RuntimeError, match=text):
+        override(torch.zeros(2, 6), correction, routing)
 
 
-def test_wrong_routing_is_refused():
+@pytest.mark.parametrize("override", PACKED, ids=str)
+def test_wrong_routing_is_refused(override):
     x, w13, w2 = torch.zeros(1, 4), torch.zeros(2, 6, 4), torch.zeros(2, 4, 3)
     weights = torch.ones(1, 1)
-    for override in PACKED:
-        with pytest.raises(RuntimeError, match="topk_ids has 2, there are 2 experts"):
-            override(x, w13, w2, torch.tensor([[2]]), weights, "silu")
-        with pytest.raises(RuntimeError, match="act must be"):
-            override(x, w13, w2, torch.tensor([[1]]), weights, "relu")
+    with pytest.raises(RuntimeError, match="topk_ids has 2, there are 2 experts"):
+        override(x, w13, w2, torch.tensor([[2]]), weights, "silu")
+    with pytest.raises(RuntimeError, match="act must be"):
+        override(x, w13, w2, torch.tensor([[1]]), weights, "relu")
 
 
 def test_overrides_replace_references_and_unknown_names_are_refused():

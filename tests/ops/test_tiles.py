@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.skipif(not isas(), reason="the kernels were not built")
 
 @pytest.fixture(scope="module")
 def multiply(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    compiler = shutil.which("g++")
+    name = os.environ.get("CXX", "g++")
+    compiler = shutil.which(name)
     if compiler is None:
-        pytest.skip("no g++")
+        pytest.skip(f"no compiler: {name}")
     library = tmp_path_factory.mktemp("tiles") / "harness.so"
     source = Path(__file__).parent / "tiles" / "harness.cpp"
     includes = (f"-I{ROOT / 'csrc'}", f"-I{source.parent}")

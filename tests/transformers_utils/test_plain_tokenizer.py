@@ -111,6 +111,7 @@ ARGUMENTS = [
     {"add_generation_prompt": True, "tools": [{"type": "function", "ä": 1}]},
     {"mood": "calm", "eos_token": "<mine>"},
     {"continue_final_message": True},
+    {"special_tokens": ["x"]},
 ]
 
 
@@ -135,16 +136,28 @@ def test_conversations_are_rendered_as_by_transformers(
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize("asks", [{"tokenize": True}, {"max_length": 3}, {"return_dict": False}])
-def test_more_than_text_of_a_conversation_comes_from_transformers(
-    asks: dict[str, Any], story: Path
+BOTH_ENDS = {"add_generation_prompt": True, "continue_final_message": True}
+OTHER_USES: dict[str, Callable[[Any], Any]] = {
+    "tokens": lambda t: t.apply_chat_template(CONVERSATION),
+    "length": lambda t: t.apply_chat_template(CONVERSATION, tokenize=False, max_length=3),
+    "several": lambda t: t.apply_chat_template([CONVERSATION] * 2, tokenize=False),
+    "none": lambda t: t.apply_chat_template([], tokenize=False),
+    "both ends": lambda t: t.apply_chat_template(CONVERSATION, tokenize=False, **BOTH_ENDS),
+    "by place": lambda t: t.apply_chat_template(CONVERSATION, [], None, "{{ tools }}"),
+}
+
+
+@pytest.mark.parametrize("use", OTHER_USES.values(), ids=OTHER_USES)
+def test_more_than_text_of_a_conversation_is_asked_of_transformers(
+    use: Callable[[Any], Any], story: Path
 ) -> None:
-    ours, theirs = load_tokenizer(story), full(story)
-    options = {"tokenize": False, **asks}
-    assert ours.apply_chat_template(CONVERSATION, **options) == theirs.apply_chat_template(
-        CONVERSATION, **options
-    )
-    assert "full" in vars(ours)
+    outcomes = []
+    for tokenizer in (load_tokenizer(story), full(story)):
+        try:
+            outcomes.append(use(tokenizer))
+        except (ValueError, IndexError) as error:
+            outcomes.append(repr(error))
+    assert outcomes[0] == outcomes[1]
 
 
 DOUBTS: dict[str, Callable[[Path], None]] = {

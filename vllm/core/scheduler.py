@@ -419,11 +419,12 @@ class Scheduler:
         request.num_computed += row.num_tokens
         request.num_pending -= row.sample
         update = None
+        if token_id == NO_TOKEN:
+            self.kv.retract(request)  # of one that has ended before, too
         if not request.is_finished:
             if request.slot in result.failures:
                 update = self._fail(request, result.failures[request.slot])
             elif token_id == NO_TOKEN:
-                self.kv.retract(request)
                 update = self._fail(request, NO_TOKEN_ERROR)
             else:
                 update = self._refused(request, token_id) or self._advance(request, token_id)

@@ -15,6 +15,7 @@ def render_template(
     conversation: Sequence[Mapping[str, Any]],
     chat_template: str,
     special_tokens: Mapping[str, str],
+    /,
     **arguments: Any,
 ) -> str:
     """As `apply_chat_template` of a tokenizer with these special tokens, which `arguments` may

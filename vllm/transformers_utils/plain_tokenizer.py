@@ -167,20 +167,14 @@ class PlainTokenizer:
             return self.full.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
         return self.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def apply_chat_template(
-        self,
-        conversation: Any,
-        *,
-        chat_template: str | None = None,
-        tokenize: bool = True,
-        **arguments: Any,
-    ) -> Any:
-        template = self.chat_template if chat_template is None else chat_template
-        is_plain = not tokenize and template is not None and not arguments.keys() & _OF_FULL
-        if not is_plain or not all(isinstance(message, dict) for message in conversation):
-            options = {"chat_template": chat_template, "tokenize": tokenize, **arguments}
-            return self.full.apply_chat_template(conversation, **options)
-        return render_template(conversation, template, self.special_tokens_map, **arguments)
+    def apply_chat_template(self, conversation: Any, /, *args: Any, **options: Any) -> Any:
+        is_text = not (args or options.get("tokenize", True) or options.keys() & _OF_FULL)
+        template = options.get("chat_template")
+        template = self.chat_template if template is None else template
+        if template is None or not is_text or not _is_conversation(conversation, options):
+            return self.full.apply_chat_template(conversation, *args, **options)
+        variables = {k: v for k, v in options.items() if k not in ("chat_template", "tokenize")}
+        return render_template(conversation, template, self.special_tokens_map, **variables)
 
 
 def plain_tokenizer(
@@ -293,6 +287,13 @@ def _chat_template(path: Path, settings: Mapping[str, Any]) -> Any:
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
     except OSError:
         return settings.get("chat_template")
+
+
+def _is_conversation(messages: Any, arguments: Mapping[str, Any]) -> bool:
+    """A single one, of which transformers refuses nothing before its template is run."""
+    is_one = bool(messages) and all(isinstance(message, dict) for message in messages)
+    ends = arguments.get("add_generation_prompt"), arguments.get("continue_final_message")
+    return is_one and not all(ends)
 
 
 def _is_nested(token_ids: list[Any]) -> bool:

@@ -55,8 +55,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A new tokenizer object. Raises LoadError.
 
-    Where the files leave no doubt it is one that does without transformers until more is asked of
-    it than to encode and decode.
+    Where the files leave no doubt it is one that does without a tokenizer of transformers until
+    more is asked of it than to encode, to decode and to render conversations.
     """
     load_full = partial(_load_full, path, mode, trust_remote_code, revision)
     found = None

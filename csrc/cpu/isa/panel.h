@@ -11,7 +11,7 @@ namespace {
 constexpr int kLinesPerPair = 4;    // cache lines of a panel that a pair of inputs takes
 constexpr int kStreamAhead = 8192;  // bytes: memory answers in the time these take to use
 
-// Reads memory ahead of use: `kLines` cache lines with every pair of inputs.
+// Reads memory ahead of use: `kLines` cache lines with every step.
 struct Ahead {
   const char* next;
 

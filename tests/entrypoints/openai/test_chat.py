@@ -1,3 +1,7 @@
+import asyncio
+import threading
+
+import httpx
 import pytest
 
 from tests.entrypoints.openai.sse import stream
@@ -65,9 +69,31 @@ async def test_final_message_can_be_continued(client, engine):
     assert answer["choices"][0]["message"]["content"] == "Welland"
 
 
-async def test_response_role_is_the_servers_choice(make_app, engine):
-    import httpx
+async def test_an_early_chat_waits_for_its_renderer_and_others_do_not(make_app, monkeypatch):
+    imported, is_over = threading.Event(), threading.Event()
 
+    def import_renderer() -> None:
+        imported.set()
+        assert is_over.wait(10)
+
+    monkeypatch.setattr("vllm.entrypoints.openai.serving.context.import_renderer", import_renderer)
+    app = make_app()
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+    ):
+        early = asyncio.create_task(post(client, max_tokens=1))
+        other = await client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 1})
+        assert other.status_code == 200
+        assert imported.wait(10)
+        assert not early.done()
+        is_over.set()
+        assert (await early)["choices"][0]["message"]["content"] == "a"
+        assert (await post(client, max_tokens=1))["choices"][0]["message"]["content"] == "a"
+
+
+async def test_response_role_is_the_servers_choice(make_app, engine):
     transport = httpx.ASGITransport(app=make_app(response_role="narrator"))
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         answer = await post(client, max_tokens=1)

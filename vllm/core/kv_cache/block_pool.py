@@ -91,10 +91,12 @@ class BlockPool:
     def is_free(self, block: BlockId) -> bool:
         return block in self._free
 
-    def forget(self, blocks: Iterable[BlockId]) -> None:
-        """What these hold is not to be found again; who refers to them keeps them."""
-        for block in blocks:
-            self._forget(block)
+    def forget(self, contents: Iterable[bytes], group: int = 0) -> None:
+        """Have none of these be found again; whoever refers to a block keeps it."""
+        for content in contents:
+            block = self.lookup(content, group)
+            if block is not None:
+                self._forget(block)
 
     def forget_all(self) -> bool:
         """Empty the prefix cache; False, and nothing done, while any block is referenced."""

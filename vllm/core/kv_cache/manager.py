@@ -110,7 +110,8 @@ class KVCacheManager:
     """Owner of the pool and of the block lists on requests.
 
     A request calls, per step, `match` (while it holds nothing), `reserve` and `announce` when a row
-    is planned, `commit` when it is done, and `release` at its end.
+    is planned, `commit` when it is done, and at its end `release`, before it `retract` if it failed
+    in the model.
     """
 
     def __init__(
@@ -258,9 +259,9 @@ class KVCacheManager:
         request.num_published = num_full
 
     def retract(self, request: Request) -> None:
-        """Nobody is to start from what this request holds: its keys and values may be wrong."""
-        for blocks in request.blocks:
-            self.pool.forget(blocks)
+        """Nobody is to start from what this request published: keys and values may be wrong."""
+        for rule in self.rules:
+            self.pool.forget(request.block_hashes[: request.num_published], rule.index)
 
     def release(self, request: Request) -> None:
         """Give back all blocks, the last to be reused first: prefixes are what others share."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -97,6 +96,7 @@ class ServingContext:
     # A text of more characters cannot be few enough tokens, and would take seconds to encode.
     max_prompt_chars: int = field(init=False)
     _templates: TemplateProcess = field(init=False)
+    _import: Future[None] | None = None
     _encoder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tokenize")
     )
@@ -109,7 +109,7 @@ class ServingContext:
     def prepare_chat(self) -> None:
         """Import in the background what the first conversation would hold up all requests for."""
         if self.chat_template is not None or self.tokenizer.chat_template is not None:
-            threading.Thread(target=import_renderer, name="import", daemon=True).start()
+            self._import = self._encoder.submit(import_renderer)
 
     def close(self) -> None:
         self._templates.close()
@@ -207,14 +207,15 @@ class ServingContext:
         return prompt, await self.encode(prompt, request.add_special_tokens, "messages")
 
     async def _rendered(self, is_foreign: bool, **arguments: Any) -> str | list[int]:
-        """Long conversations in a thread, templates of requests in a process."""
+        """Long or early conversations in a thread, templates of requests in a process."""
         loop = asyncio.get_running_loop()
         if is_foreign:
             render = functools.partial(self._templates.render, **arguments)
             return await loop.run_in_executor(None, render)
         render_own = functools.partial(render_chat, self.tokenizer, **arguments)
         num_chars = sum(len(str(message.get("content"))) for message in arguments["messages"])
-        if num_chars < INLINE_ENCODE_CHARS:
+        is_early = self._import is not None and not self._import.done()
+        if num_chars < INLINE_ENCODE_CHARS and not is_early:
             return render_own()
         return await loop.run_in_executor(self._encoder, render_own)
 
