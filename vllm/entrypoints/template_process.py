@@ -20,7 +20,7 @@ import msgspec
 from vllm.entrypoints.chat_utils import render_chat
 from vllm.entrypoints.openai.admission import Overloaded
 from vllm.errors import BadRequest
-from vllm.transformers_utils.chat_template import import_renderer, render_template
+from vllm.transformers_utils.chat_template import render_template
 
 DEADLINE_S: Final = 4.0  # of one template
 START_S: Final = 60.0  # of the process, on a busy machine
@@ -123,9 +123,8 @@ class _TemplateTokenizer:
 def _main(pipe: Connection, special_tokens: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tokenizer = _TemplateTokenizer(special_tokens)
-    import_renderer()
     hello = [{"role": "user", "content": ""}]
-    tokenizer.apply_chat_template(hello, chat_template="{{ messages }}")  # what Jinja puts off
+    tokenizer.apply_chat_template(hello, chat_template="{{ messages }}")  # imports what it needs
     _bound_memory()
     pipe.send_bytes(b"ready")
     with suppress(EOFError):  # the server is gone

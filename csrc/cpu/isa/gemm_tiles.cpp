@@ -63,13 +63,18 @@ struct Operands {
   const char* panel;
 };
 
-// All outputs of up to 16 rows.
-inline void add_wide(const Operands& from) {
+// 32 outputs of the first 16 rows, whose operands stay where they are.
+inline void add_first(const Operands& from) {
   _tile_loadd(4, from.x, from.x_stride);
   _tile_loadd(5, from.panel, kPairBytes);
   _tile_dpbf16ps(0, 4, 5);
   _tile_loadd(7, from.panel + 64, kPairBytes);
   _tile_dpbf16ps(1, 4, 7);
+}
+
+// All outputs of up to 16 rows.
+inline void add_wide(const Operands& from) {
+  add_first(from);
   _tile_loadd(5, from.panel + 128, kPairBytes);
   _tile_dpbf16ps(2, 4, 5);
   _tile_loadd(7, from.panel + 192, kPairBytes);
@@ -78,11 +83,7 @@ inline void add_wide(const Operands& from) {
 
 // 32 outputs of up to 32 rows.
 inline void add_tall(const Operands& from) {
-  _tile_loadd(4, from.x, from.x_stride);
-  _tile_loadd(5, from.panel, kPairBytes);
-  _tile_dpbf16ps(0, 4, 5);
-  _tile_loadd(7, from.panel + 64, kPairBytes);
-  _tile_dpbf16ps(1, 4, 7);
+  add_first(from);
   _tile_loadd(6, from.x + kTileRows * from.x_stride, from.x_stride);
   _tile_dpbf16ps(2, 6, 5);
   _tile_dpbf16ps(3, 6, 7);
