@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
 from vllm.utils.text import did_you_mean
 
 NAMES = {
@@ -100,7 +101,7 @@ def test_a_program_that_starts_an_engine_on_import_is_told_to_guard_it(tmp_path:
         encoding="utf-8",
     )
     done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=HANG_S
     )
     assert done.returncode == 1
     assert "if __name__ == '__main__':" in done.stderr

@@ -267,3 +267,51 @@ def _probing(call: ast.Call) -> Iterator[str]:
         default = call.args[2]
         if isinstance(default, ast.Constant) and default.value is None:
             yield f"{ast.unparse(call)}: ask a declared interface instead"
+
+
+_WAITS = frozenset({"wait_for", "wait", "join", "get", "result", "communicate"})
+
+
+def hasty_tests(source: Source) -> Iterator[str]:
+    """Judgements by the clock: they fail when other processes have the cores (tests/limits.py).
+
+    A limit that is meant to pass has a name.
+    """
+    for node in ast.walk(source.tree()):
+        hasty = ""
+        if isinstance(node, ast.Assert) and _is_upper_bound_of_time(node.test):
+            hasty = "asserts that little time has passed"
+        elif isinstance(node, ast.Call):
+            limits = [k.value for k in node.keywords if k.arg == "timeout"]
+            if isinstance(node.func, ast.Attribute) and node.func.attr in _WAITS:
+                limits += node.args[-1:] if node.func.attr == "wait_for" else node.args[:1]
+            if any(_is_short(limit) for limit in limits):
+                hasty = "waits with a limit of its own"
+        if hasty:
+            yield f"{source.path}:{node.lineno}: {hasty}"
+
+
+def _is_upper_bound_of_time(test: ast.expr) -> bool:
+    """Whether `clock() - start` is what a comparison says to be less than something."""
+    if not isinstance(test, ast.Compare):
+        return False
+    sides = [test.left, *test.comparators]
+    smaller = [
+        left if isinstance(op, ast.Lt | ast.LtE) else right
+        for left, op, right in zip(sides, test.ops, sides[1:], strict=False)
+        if isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE)
+    ]
+    clocks = ("monotonic()", "perf_counter()", "time.time()")
+    return any(
+        isinstance(side, ast.BinOp)
+        and isinstance(side.op, ast.Sub)
+        and ast.unparse(side.left).endswith(clocks)
+        for side in smaller
+    )
+
+
+def _is_short(limit: ast.expr) -> bool:
+    """Whether it is a number of seconds that a busy machine may need."""
+    return (
+        isinstance(limit, ast.Constant) and type(limit.value) in (int, float) and limit.value < 60
+    )

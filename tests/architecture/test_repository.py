@@ -52,6 +52,10 @@ def test_no_function_is_too_long_to_read() -> None:
     assert [p for s in ALL_CODE for p in rules.too_long_functions(s, LONG_FUNCTIONS)] == []
 
 
+def test_no_test_is_judged_by_the_clock() -> None:
+    assert [p for s in rules.sources("tests") for p in rules.hasty_tests(s)] == []
+
+
 def test_exceptions_to_lengths_still_exist_and_have_a_reason() -> None:
     for name, reason in {**LONG_FILES, **LONG_FUNCTIONS}.items():
         assert (rules.ROOT / name.partition(":")[0]).exists(), name

@@ -28,6 +28,11 @@ PLANTED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
     (rules.unsafe_statements, "vllm/a.py", "try:\n    f()\nexcept:\n    pass"),
     (rules.unsafe_statements, "vllm/a.py", "ok = hasattr(model, 'lm_head')"),
     (rules.unsafe_statements, "vllm/a.py", "head = getattr(model, 'lm_head', None)"),
+    (rules.hasty_tests, "tests/a.py", "assert time.monotonic() - started < 2"),
+    (rules.hasty_tests, "tests/a.py", "assert 5 > time.perf_counter() - started"),
+    (rules.hasty_tests, "tests/a.py", "process.join(5)"),
+    (rules.hasty_tests, "tests/a.py", "await asyncio.wait_for(task, 20)"),
+    (rules.hasty_tests, "tests/a.py", "httpx.get(url, timeout=10)"),
 ]
 
 ALLOWED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
@@ -42,6 +47,8 @@ ALLOWED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
     (rules.environment_reads, "vllm/envs.py", "import os\nx = os.environ"),
     (rules.unsafe_statements, "vllm/a.py", "self.value = 1\nname = getattr(self, name)"),
     (rules.unsafe_statements, "vllm/a.py", "try:\n    f()\nexcept OSError:\n    pass"),
+    (rules.hasty_tests, "tests/a.py", "assert time.monotonic() - started > 0.04"),
+    (rules.hasty_tests, "tests/a.py", "process.join(HANG_S)\nhttpx.get(url, timeout=HANG_S)"),
 ]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
+
 # Parent packages stand for all they contain.
 HEAVY_OFFLINE = {
     "fastapi",
@@ -64,7 +66,7 @@ def test_what_is_not_needed_is_not_imported(
         [sys.executable, "-c", "import sys\n" + program + REPORT, str(tiny_story)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.limits import HANG_S
+
 BOS = 0
 
 
@@ -116,7 +118,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 choice = {"delta": {"content": word}} if is_chat else {"text": word}
                 self._event({"choices": [choice]})
                 if fake.stalls is not None:
-                    fake.stalls.wait(30)
+                    fake.stalls.wait(HANG_S)
             if fake.sends_usage:
                 text = body["messages"][-1]["content"] if is_chat else body["prompt"]
                 count = len(codec.encode(text)) if isinstance(text, str) else len(text)

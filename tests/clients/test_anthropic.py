@@ -11,6 +11,7 @@ from anthropic import Anthropic
 
 from tests.clients.shapes import HELLO, SUM, SUM_ANSWER, WEATHER
 from tests.entrypoints.openai.real_server import NAME, RealServer
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
 GREEDY = {"temperature": 0}  # the package has no argument for it any more
@@ -24,7 +25,7 @@ TOOL: Any = {
 
 @pytest.fixture(scope="module")
 def client(server: RealServer) -> Iterator[Anthropic]:
-    with Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
+    with Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=HANG_S) as client:
         yield client
 
 

@@ -16,18 +16,20 @@ from tests.clients.shapes import HELLO, SUM, SUM_ANSWER, WEATHER, Clock
 from tests.entrypoints.openai.conftest import make_context
 from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
 from tests.entrypoints.openai.real_server import NAME
+from tests.limits import HANG_S
 from vllm.entrypoints.openai.api_server import build_app
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.prometheus import PrometheusStats
 
 pytestmark = pytest.mark.engine
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+PATIENCE_S = 0.05  # of a client that gives up
 CALL = {"type": "function", "function": {"name": "get_weather"}}
 
 
 @pytest.fixture(scope="module")
 def client(base_url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=HANG_S) as client:
         yield client
 
 
@@ -219,7 +221,7 @@ def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
 
 def test_a_slow_answer_is_a_timeout_and_the_request_ends(server: Any, client: OpenAI) -> None:
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.05).completions.create(
+        client.with_options(timeout=PATIENCE_S).completions.create(
             model=NAME, prompt="Once", max_tokens=900, n=4, extra_body={"ignore_eos": True}
         )
     server.wait_for_metric("vllm:num_requests_running", 0.0)

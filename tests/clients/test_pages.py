@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.entrypoints.openai.real_server import ROOT, RealServer
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,7 +69,7 @@ def test_every_command_of_a_page_is_answered(page: Path, server: RealServer) -> 
             [*words, "-sS", "--max-time", "60", "--write-out", "\n%{http_code}"],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=HANG_S,
             check=False,
         )
         body, _, status = done.stdout.rpartition("\n")

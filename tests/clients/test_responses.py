@@ -12,6 +12,7 @@ from openai import OpenAI
 
 from tests.clients.shapes import SUM_ANSWER, WEATHER, Clock
 from tests.entrypoints.openai.real_server import NAME
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
 SUM = "What is 12 + 7?"
@@ -20,7 +21,7 @@ TOOL: Any = {"type": "function", "strict": True, **WEATHER["function"]}
 
 @pytest.fixture(scope="module")
 def client(base_url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=HANG_S) as client:
         yield client
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
 from vllm.engine import early_core
 from vllm.engine.client import CORE_NAME
-
-LIMIT_S = 60
 
 
 def write_name(path: str, variable: str) -> None:
@@ -30,7 +29,7 @@ def test_it_does_what_it_is_told_in_the_environment_of_then(
     file = tmp_path / "said"
 
     early.order(write_name, str(file), "VLLM_TEST_SAYS")
-    early.process.join(LIMIT_S)
+    early.process.join(HANG_S)
 
     assert early.process.exitcode == 0
     assert early.process.name == CORE_NAME
@@ -40,7 +39,7 @@ def test_it_does_what_it_is_told_in_the_environment_of_then(
 def test_one_that_died_does_not_keep_its_parent(tmp_path: Path) -> None:
     early = early_core.EarlyCore()
     early.process.kill()
-    early.process.join(LIMIT_S)
+    early.process.join(HANG_S)
     early.order(write_name, str(tmp_path / "said"), "X")
 
 
@@ -53,6 +52,6 @@ def test_a_program_that_needs_none_ends_it(tmp_path: Path) -> None:
         )
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     assert not Path(f"/proc/{int(done.stdout)}").exists()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.limits import until
 from vllm import LLM, AsyncEngineArgs, SamplingParams
 from vllm.engine.async_llm import AsyncLLM
 from vllm.errors import EngineDeadError, NotAvailable
@@ -31,9 +30,7 @@ async def test_a_rank_that_dies_while_idle_is_noticed_without_a_request(tiny_sto
     try:
         await engine.check_health()
         os.kill(rank_of(engine.client._process.pid), signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while engine.is_running and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)
+        await until(lambda: not engine.is_running, "the engine's end")
         with pytest.raises(EngineDeadError, match="rank 0"):
             await engine.check_health()
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.limits import HANG_S
 from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.groups import Group
@@ -56,7 +57,7 @@ class FakeWorker:
         if plan.step == STEP_EXITS:
             os._exit(3)
         if plan.step == STEP_SLOW or (plan.step == STEP_HANGS_ON_RANK_0 and self.group.rank == 0):
-            time.sleep(60)
+            time.sleep(HANG_S)
         if plan.step == STEP_HANGS_ON_RANK_0:
             os.kill(os.getpid(), signal.SIGKILL)
         token_ids = 100 * plan.step + np.flatnonzero(plan.samples).astype(np.int32)

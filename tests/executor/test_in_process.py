@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from tests.executor import fake_worker as fake
 from tests.executor.fake_worker import FakeWorker, FinishedStep, fake_config, fake_plan
+from tests.limits import HANG_S
 from vllm.core.kv_cache.spec import KVCacheLayout, KVGroup
 from vllm.core.plan import StepPlan
 from vllm.errors import LoadError, NotAvailable
@@ -45,21 +45,22 @@ def test_errors_reach_the_caller_as_they_are(
     executor.stop()
 
 
-class SlowWorker(FakeWorker):
-    """Takes its time, in the thread it was made in."""
+class WaitingWorker(FakeWorker):
+    """Computes a step, in the thread it was made in, when it is told to."""
+
+    may_compute = threading.Event()
 
     def execute(self, plan: StepPlan) -> FinishedStep:
         assert threading.current_thread().name.startswith("rank-0")
-        time.sleep(0.1)
+        assert self.may_compute.wait(HANG_S), "the caller waited for the step"
         return super().execute(plan)
 
 
 def test_a_threaded_rank_computes_while_the_caller_goes_on() -> None:
-    executor = ThreadedExecutor(fake_config(depth=2), SlowWorker)
+    executor = ThreadedExecutor(fake_config(depth=2), WaitingWorker)
     executor.start()
-    started = time.monotonic()
     handles = [executor.submit(fake_plan(step)) for step in (1, 2)]
-    assert time.monotonic() - started < 0.05
+    WaitingWorker.may_compute.set()
     assert [handle.result().step for handle in handles] == [1, 2]
     executor.stop()
     assert not any(t.name.startswith("rank-0") for t in threading.enumerate())

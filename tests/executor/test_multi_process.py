@@ -12,6 +12,7 @@ import pytest
 
 from tests.executor import fake_worker as fake
 from tests.executor.fake_worker import FakeWorker, fake_config, fake_plan
+from tests.limits import HANG_S, is_running, wait_until
 from vllm.core.kv_cache.spec import KVCacheLayout, KVGroup
 from vllm.errors import LoadError, NotAvailable
 from vllm.executor.base import ExecutorDied
@@ -21,21 +22,6 @@ from vllm.executor.multi_process import MultiProcessExecutor
 
 def make(num_ranks: int = 1, **config: Any) -> MultiProcessExecutor:
     return MultiProcessExecutor(fake_config(**config), num_ranks, FakeWorker)
-
-
-def process_is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until_gone(pid: int, limit_s: float) -> None:
-    end = time.monotonic() + limit_s
-    while process_is_alive(pid):
-        assert time.monotonic() < end, f"process {pid} outlived its parent by {limit_s} s"
-        time.sleep(0.02)
 
 
 @pytest.fixture(params=[1, 2], ids=["depth1", "depth2"], scope="module")
@@ -98,7 +84,7 @@ def test_an_error_of_a_step_keeps_its_type_and_shows_where_it_came_from(
     [(fake.STEP_KILLED, "killed by SIGKILL"), (fake.STEP_EXITS, "exit code 3")],
     ids=["killed", "exited"],
 )
-def test_a_dead_rank_fails_every_step_at_once_and_says_why(
+def test_a_dead_rank_fails_every_step_and_says_why(
     doomed: MultiProcessExecutor, step: int, reason: str
 ) -> None:
     rank = doomed._processes[0].pid
@@ -108,11 +94,9 @@ def test_a_dead_rank_fails_every_step_at_once_and_says_why(
         handles = [doomed.submit(fake_plan(s)) for s in (step, 1)]
     finally:
         os.kill(rank, signal.SIGCONT)
-    started = time.monotonic()
     for handle in handles:
         with pytest.raises(ExecutorDied, match=reason):
             handle.result()
-    assert time.monotonic() - started < 2
     for use in (lambda: doomed.submit(fake_plan(2)), doomed.check_health):
         with pytest.raises(ExecutorDied, match=reason):
             use()
@@ -122,7 +106,7 @@ def test_a_step_sent_to_a_rank_that_died_is_refused_with_the_reason(
     doomed: MultiProcessExecutor,
 ) -> None:
     doomed.submit(fake_plan(fake.STEP_KILLED))
-    doomed._processes[0].join(5)
+    doomed._processes[0].join(HANG_S)
     for _ in range(2):
         with pytest.raises(ExecutorDied, match="SIGKILL"):
             doomed.submit(fake_plan(1))
@@ -131,7 +115,7 @@ def test_a_step_sent_to_a_rank_that_died_is_refused_with_the_reason(
 def test_health_notices_a_rank_that_dies_while_idle(doomed: MultiProcessExecutor) -> None:
     doomed.check_health()
     os.kill(doomed._processes[0].pid or 0, signal.SIGKILL)
-    doomed._processes[0].join(5)
+    doomed._processes[0].join(HANG_S)
     with pytest.raises(ExecutorDied, match="SIGKILL"):
         doomed.check_health()
 
@@ -150,10 +134,8 @@ def test_the_death_of_one_rank_is_noticed_while_another_never_answers() -> None:
     executor = make(num_ranks=2)
     executor.start()
     handle = executor.submit(fake_plan(fake.STEP_HANGS_ON_RANK_0))
-    started = time.monotonic()
     with pytest.raises(ExecutorDied, match="rank 1"):
         handle.result()
-    assert time.monotonic() - started < 3
     executor._processes[0].kill()
     executor.stop()
 
@@ -189,7 +171,7 @@ def test_stop_ends_ranks_returns_descriptors_and_may_be_repeated() -> None:
     pids = [process.pid or 0 for process in executor._processes]
     executor.stop()
     executor.stop()
-    assert not any(map(process_is_alive, pids))
+    assert not any(map(is_running, pids))
     assert len(os.listdir("/proc/self/fd")) == before
     assert shared_memory() == segments
     with pytest.raises(ExecutorDied, match="stopped"):
@@ -201,7 +183,7 @@ def run_engine(pids: Any, step: int) -> None:
     executor.start()
     pids.put(executor._processes[0].pid)
     executor.submit(fake_plan(step)).result()
-    time.sleep(60)
+    time.sleep(HANG_S)
 
 
 @pytest.mark.parametrize("step", [1, fake.STEP_SLOW], ids=["idle", "in-a-step"])
@@ -210,11 +192,11 @@ def test_ranks_die_with_an_engine_that_was_killed(step: int) -> None:
     pids = context.Queue()
     engine = context.Process(target=run_engine, args=(pids, step))
     engine.start()
-    rank_pid = pids.get(timeout=60)
+    rank_pid = pids.get(timeout=HANG_S)
     time.sleep(0.2)
     engine.kill()
     engine.join()
-    wait_until_gone(rank_pid, limit_s=3)
+    wait_until(lambda: not is_running(rank_pid), "the end of the rank after its engine's")
 
 
 def test_an_error_of_unknown_type_is_named() -> None:

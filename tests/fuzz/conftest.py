@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.real_server import NAME, RealServer, serving
+from tests.limits import HANG_S
 
 
 @pytest.fixture(scope="package")
@@ -33,7 +34,7 @@ def unharmed(server: RealServer) -> Iterator[None]:
     before = greedy_text(server)
     yield
     assert server.process.poll() is None, server.log.read_text()[-4000:]
-    server.wait_for_metric("vllm:num_requests_running", 0.0, limit_s=20)
+    server.wait_for_metric("vllm:num_requests_running", 0.0)
     server.wait_for_metric("vllm:num_requests_waiting", 0.0)
     server.wait_for_metric("vllm:kv_cache_usage_perc", 0.0)
     assert greedy_text(server) == before
@@ -43,7 +44,7 @@ def unharmed(server: RealServer) -> Iterator[None]:
 
 def greedy_text(server: RealServer) -> str:
     body = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=HANG_S)
     assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["text"]
     return text

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.entrypoints.openai.real_server import RealServer
+from tests.limits import HANG_S
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("unharmed")]
 BODY = json.dumps({"prompt": "Once", "max_tokens": 2}).encode()
@@ -31,7 +32,7 @@ def connection(server: RealServer) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def connected(server: RealServer) -> Iterator[socket.socket]:
     parts = urlsplit(server.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as made:
+    with socket.create_connection((parts.hostname, parts.port), timeout=HANG_S) as made:
         yield made
 
 

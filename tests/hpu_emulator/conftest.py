@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
 from tools.hpu_emulator.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ class Emulated:
         command = [sys.executable, "-c", textwrap.dedent(code)]
         environment = self.environment(**variables)
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=240, check=False
+            command, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
         )
 
     def check(self, *files: str, **variables: str) -> None:
@@ -55,7 +56,7 @@ class Emulated:
         command += [str(CHECKS / file) for file in files]
         environment = self.environment(**variables)
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=240, check=False
+            command, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hpu_emulator.conftest import CHECKS, Emulated
+from tests.limits import HANG_S
 
 LAZY = {"PT_HPU_LAZY_MODE": "1"}
 MEASURED = {
@@ -136,5 +137,5 @@ def test_collectives_of_two_processes(emulated: Emulated, lazy: str, collectives
                 text=True,
             )
         )
-    printed = [process.communicate(timeout=240)[0] for process in ranks]
+    printed = [process.communicate(timeout=HANG_S)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(printed)

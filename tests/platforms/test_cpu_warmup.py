@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from vllm.platforms.cpu.warmup import warm_up
@@ -12,13 +10,16 @@ from vllm.worker.slots import DUMMY_SLOT
 def run_warm_up(cost_s: float) -> list[Launch]:
     """Launches of a warm-up of a model that takes `cost_s` for a short prefill."""
     launches: list[Launch] = []
+    now_s = 0.0
 
     def run(launch: Launch) -> None:
+        nonlocal now_s
         launches.append(launch)
         if launch.key.phase is not Phase.DECODE:
-            time.sleep(cost_s)
+            now_s += cost_s
 
-    warm_up(run, max_rows=4, max_tokens=500, max_row_tokens=200, block_size=16)
+    sizes = {"max_rows": 4, "max_tokens": 500, "max_row_tokens": 200, "block_size": 16}
+    warm_up(run, **sizes, clock=lambda: now_s)
     return launches
 
 

@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from tests.conftest import LogLines
 from tests.entrypoints.openai.real_server import serving
+from tests.limits import HANG_S, wait_until
 from vllm import LLM, SamplingParams
 from vllm.errors import NotAvailable
 
@@ -105,13 +105,13 @@ def test_topics_of_the_step_log_say_what_a_step_was(
 
 def settled(directory: Path, num_steps: int) -> Path:
     """The timeline with that many steps: it is written twice a second."""
-    deadline_s = time.monotonic() + 10
-    while time.monotonic() < deadline_s:
-        for path in directory.glob("vllm-*[0-9].trace.json"):
-            if spans(path)["step"] >= num_steps:
-                return path
-        time.sleep(0.05)
-    raise AssertionError("no timeline with these steps")
+
+    def found() -> list[Path]:
+        paths = directory.glob("vllm-*[0-9].trace.json")
+        return [path for path in paths if spans(path)["step"] >= num_steps]
+
+    wait_until(found, "a timeline with these steps")
+    return found()[0]
 
 
 def test_a_server_records_over_http_and_its_timeline_survives_a_kill(tmp_path: Path) -> None:
@@ -128,5 +128,5 @@ def test_a_server_records_over_http_and_its_timeline_survives_a_kill(tmp_path: P
         assert len(list(tmp_path.glob("vllm-rank0-*.pt.trace.json.gz"))) == 1
         path = settled(tmp_path, 5)
         os.kill(server.engine_pid(), signal.SIGKILL)
-        assert server.process.wait(20) == 1
+        assert server.process.wait(HANG_S) == 1
     assert spans(path)["step"] >= 5

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.entrypoints.openai.real_server import RealServer, serving
+from tests.limits import HANG_S
 from tests.ui.chat import ChatPage
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -23,7 +24,7 @@ FLAGS = (
 # What the browser itself says of an answer that is not 2xx: tests that provoke one expect it.
 EXPECTED_ERROR = "Failed to load resource"
 # Waits end as soon as what is waited for is there; a busy machine may take its time.
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=HANG_S * 1000)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ def page(browser: Browser) -> Iterator[Page]:
             problems.append(message.text)
 
     page = context.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(HANG_S * 1000)
     page.on("console", note)
     page.on("pageerror", lambda error: problems.append(str(error)))
     yield page

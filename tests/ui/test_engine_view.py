@@ -8,6 +8,7 @@ import httpx
 from playwright.sync_api import Page, Route, expect
 
 from tests.entrypoints.openai.real_server import RealServer
+from tests.limits import HANG_S
 from tests.ui.chat import ChatPage
 
 
@@ -21,7 +22,7 @@ def put_load_on(server: RealServer, num_requests: int) -> threading.Thread:
     body = {"prompt": "Once", "n": num_requests, "max_tokens": 900, "ignore_eos": True}
 
     def load() -> None:
-        httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
+        httpx.post(f"{server.url}/v1/completions", json=body, timeout=HANG_S)
 
     thread = threading.Thread(target=load)
     thread.start()
@@ -64,18 +65,17 @@ def test_a_hidden_page_asks_for_nothing(page: Page, server: RealServer) -> None:
     )
     polls: list[str] = []
     page.on("request", lambda r: polls.append(r.url) if "/ui/live" in r.url else None)
+    page.clock.install()
     ChatPage(page, server.url).open()
     turn = (
         "(away) => { window.isAway = away; document.dispatchEvent(new Event('visibilitychange')) }"
     )
     page.evaluate(turn, True)
-    page.wait_for_timeout(200)
     asked = len(polls)
-    page.wait_for_timeout(2500)
+    page.clock.run_for(60_000)
     assert len(polls) == asked
-    page.evaluate(turn, False)
-    page.wait_for_timeout(200)
-    assert len(polls) == asked + 1
+    with page.expect_request("**/ui/live*"):
+        page.evaluate(turn, False)
 
 
 def test_only_new_samples_are_asked_for(chat: ChatPage) -> None:

@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.fake_server import FakeServer, fake_server
+from tests.limits import HANG_S
 from vllm.entrypoints.cli.chat import _Words
 from vllm.entrypoints.cli.client import lines
 from vllm.entrypoints.cli.main import main
-
-LIMIT_S = 60.0
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ class Terminal:
 
     def wait_for(self, pattern: str) -> None:
         """Until what was shown since the last wait matches."""
-        deadline_s = time.monotonic() + LIMIT_S
+        deadline_s = time.monotonic() + HANG_S
         while not (match := re.search(pattern, self.text)):
             assert time.monotonic() < deadline_s, f"{pattern!r} is not in {self.text!r}"
             if select.select([self.screen], [], [], 0.2)[0]:
@@ -185,7 +184,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(stalled: FakeServer
         contents = [m["content"] for m in stalled.generated()[2]["messages"]]
         assert contents == ["Be brief.", "again"]
         terminal.type("/exit\n")
-        assert terminal.process.wait(LIMIT_S) == 0
+        assert terminal.process.wait(HANG_S) == 0
     finally:
         terminal.process.kill()
         terminal.process.wait()

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.limits import HANG_S
 from vllm.entrypoints.cli.main import COMMANDS, main
 from vllm.entrypoints.openai.cli_args import add_server_flags, server_options, server_settings
 from vllm.errors import ConfigError
@@ -50,7 +51,7 @@ def test_help_of_any_command_imports_neither_torch_nor_the_server():
         "    heavy = {'torch', 'transformers', 'fastapi', 'uvicorn'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, capture_output=True)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=HANG_S, capture_output=True)
 
 
 def test_collect_env_hides_secrets(capsys, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from tests.entrypoints.openai.fakes import FakeEngine
+from tests.limits import HANG_S
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.entrypoints.openai.transport.listener import Listener
 from vllm.entrypoints.openai.transport.server import HttpServer
@@ -53,7 +54,7 @@ class Served:
     def client(self, **kwargs: Any) -> httpx.AsyncClient:
         if self.listener.options.uds:
             kwargs["transport"] = httpx.AsyncHTTPTransport(uds=self.listener.options.uds)
-        return httpx.AsyncClient(base_url=self.url, timeout=20, **kwargs)
+        return httpx.AsyncClient(base_url=self.url, timeout=HANG_S, **kwargs)
 
     async def connect(self, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, port = self.listener.socket.getsockname()[:2]
@@ -72,12 +73,12 @@ async def listening(make_app: Callable[..., Any], **options: Any) -> AsyncIterat
     server.on_started = started.set
     task = asyncio.create_task(server.run_until_told(listener.socket))
     try:
-        await asyncio.wait_for(started.wait(), 20)
+        await asyncio.wait_for(started.wait(), HANG_S)
         yield Served(server, listener, context, fate, tls, task)
     finally:
         server.config.timeout_graceful_shutdown = 1
         server.should_exit = True
-        await asyncio.wait({task}, timeout=20)
+        await asyncio.wait({task}, timeout=HANG_S)
         listener.close()
 
 

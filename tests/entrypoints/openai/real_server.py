@@ -15,10 +15,11 @@ from pathlib import Path
 
 import httpx
 
+from tests.limits import HANG_S, cpu_s, wait_until
+
 ROOT = Path(__file__).resolve().parents[3]
 STORY = ROOT / "examples" / "models" / "tiny-story"
 NAME = "story"  # of the model, where several tests share a server
-START_LIMIT_S = 120.0
 
 
 class RealServer:
@@ -43,7 +44,7 @@ class RealServer:
     def _url(self) -> str:
         """Read the line that says it is ready."""
         assert self.process.stdout is not None
-        deadline_s = time.monotonic() + START_LIMIT_S
+        deadline_s = time.monotonic() + HANG_S
         while time.monotonic() < deadline_s:
             if not select.select([self.process.stdout], [], [], 1.0)[0]:
                 continue
@@ -56,7 +57,7 @@ class RealServer:
         raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60)
+        return httpx.Client(base_url=self.url, timeout=HANG_S)
 
     def children(self) -> list[int]:
         """Processes it started that still exist, theirs included."""
@@ -70,6 +71,10 @@ class RealServer:
                     parents += pids
         return found
 
+    def cpu_s(self) -> float:
+        """Processor time of all its processes so far, in seconds."""
+        return cpu_s([self.process.pid, *self.children()])
+
     def engine_pid(self) -> int:
         for pid in self.children():
             with contextlib.suppress(OSError):
@@ -78,23 +83,20 @@ class RealServer:
         raise AssertionError("no engine process")
 
     def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(f"{self.url}/metrics", timeout=HANG_S).text
         match = re.search(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
         assert match, f"{name} is not in\n{text}"
         return float(match[1])
 
-    def wait_for_metric(self, name: str, value: float, limit_s: float = 5.0) -> None:
-        deadline_s = time.monotonic() + limit_s
-        while self.metric(name) != value:
-            assert time.monotonic() < deadline_s, f"{name} is {self.metric(name)}, not {value}"
-            time.sleep(0.02)
+    def wait_for_metric(self, name: str, value: float) -> None:
+        wait_until(lambda: self.metric(name) == value, f"{name} = {value}")
 
-    def stop(self, limit_s: float = 20.0) -> int:
+    def stop(self) -> int:
         """Ask it to end; returns its exit code. Kills it, and fails, when it does not."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(limit_s)
+            return self.process.wait(HANG_S)
         except subprocess.TimeoutExpired:
             for pid in [*self.children(), self.process.pid]:
                 with contextlib.suppress(ProcessLookupError):

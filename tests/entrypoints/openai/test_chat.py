@@ -5,6 +5,7 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.sse import stream
+from tests.limits import HANG_S
 
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -74,7 +75,7 @@ async def test_an_early_chat_waits_for_its_renderer_and_others_do_not(make_app, 
 
     def import_renderer() -> None:
         imported.set()
-        assert is_over.wait(10)
+        assert is_over.wait(HANG_S)
 
     monkeypatch.setattr("vllm.entrypoints.openai.serving.context.import_renderer", import_renderer)
     app = make_app()
@@ -86,7 +87,7 @@ async def test_an_early_chat_waits_for_its_renderer_and_others_do_not(make_app, 
         early = asyncio.create_task(post(client, max_tokens=1))
         other = await client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 1})
         assert other.status_code == 200
-        assert imported.wait(10)
+        assert imported.wait(HANG_S)
         assert not early.done()
         is_over.set()
         assert (await early)["choices"][0]["message"]["content"] == "a"

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.entrypoints.openai.real_server import ROOT
+from tests.limits import HANG_S
 from vllm.entrypoints.cli.main import main
 
 pytestmark = pytest.mark.engine
@@ -64,7 +65,7 @@ def output_of(*words):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,8 @@ import json
 
 import pytest
 
+from tests.limits import HANG_S, until
+
 pytestmark = pytest.mark.asyncio
 
 
@@ -43,25 +45,17 @@ class Connection:
         await self.app(scope, self.receive, self.send)
 
 
-async def wait_for(condition):
-    for _ in range(5000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not happen")
-
-
 @pytest.mark.parametrize("prompt", ["a", ["a", "b", "c"]])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_hangs_up_aborts_its_requests(make_app, engine, stream, prompt):
     engine.gap_s = 0.02
     connection = Connection(make_app(), {"prompt": prompt, "stream": stream})
     task = asyncio.create_task(connection.run())
-    await wait_for(lambda: len(engine.running) == len(prompt))
+    await until(lambda: len(engine.running) == len(prompt))
     if stream:
         await connection.got_body.wait()
     connection.gone.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, HANG_S)
     assert not engine.running
     assert len(engine.aborted) == len(prompt)
 
@@ -70,8 +64,8 @@ async def test_a_client_that_hangs_up_before_the_first_token_aborts_its_request(
     engine.gap_s = 60
     connection = Connection(make_app(), {"prompt": "a", "stream": True})
     task = asyncio.create_task(connection.run())
-    await wait_for(lambda: engine.running)
+    await until(lambda: engine.running)
     connection.gone.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, HANG_S)
     assert engine.aborted
     assert not connection.got_body.is_set() or connection.messages[0]["status"] == 499

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.listening import listening
+from tests.limits import HANG_S
 from vllm.errors import EngineDeadError
 
 LONG = {"prompt": "a", "max_tokens": 20}
@@ -38,7 +39,7 @@ async def test_a_signal_lets_open_requests_end_and_takes_no_others(make_app, eng
         reply = await running
         assert reply.status_code == 200
         assert reply.json()["usage"]["completion_tokens"] == 20
-        await asyncio.wait_for(served.task, 20)
+        await asyncio.wait_for(served.task, HANG_S)
         with pytest.raises(httpx.ConnectError):
             await client.get("/health")
         assert not engine.aborted
@@ -47,7 +48,7 @@ async def test_a_signal_lets_open_requests_end_and_takes_no_others(make_app, eng
 async def test_an_idle_server_ends_at_once(make_app):
     async with listening(make_app, shutdown_timeout=1000) as served:
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(served.task, 20)
+        await asyncio.wait_for(served.task, HANG_S)
 
 
 async def test_requests_that_take_too_long_are_aborted(make_app, engine):
@@ -55,7 +56,7 @@ async def test_requests_that_take_too_long_are_aborted(make_app, engine):
     async with listening(make_app, shutdown_timeout=0) as served, served.client() as client:
         running = await start_long(served, client)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(served.task, 20)
+        await asyncio.wait_for(served.task, HANG_S)
         assert served.fate.num_aborts == 1
         assert engine.aborted
         await asyncio.gather(running, return_exceptions=True)
@@ -68,7 +69,7 @@ async def test_a_second_signal_does_not_wait(make_app, engine):
         os.kill(os.getpid(), signal.SIGTERM)
         await wait_until_ending(client)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(served.task, 20)
+        await asyncio.wait_for(served.task, HANG_S)
         assert engine.aborted
         await asyncio.gather(running, return_exceptions=True)
 
@@ -80,7 +81,7 @@ async def test_a_server_whose_engine_died_ends_after_the_open_requests(make_app,
         served.fate.death.set()
         assert (await running).status_code == 200
         with pytest.raises(EngineDeadError):
-            await asyncio.wait_for(served.task, 20)
+            await asyncio.wait_for(served.task, HANG_S)
 
 
 async def test_a_server_whose_engine_died_can_be_told_to_go_on(make_app, engine, monkeypatch):

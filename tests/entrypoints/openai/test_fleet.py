@@ -10,6 +10,7 @@ import pytest
 
 from tests.entrypoints.openai.real_server import serving
 from tests.entrypoints.openai.test_real_server import wait_until_gone
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
 GREEDY = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
@@ -26,7 +27,7 @@ def requests_by_server(server):
 
 def ask(server, **fields):
     """On a connection of its own, which any of the servers may take."""
-    reply = httpx.post(f"{server.url}/v1/completions", json={**GREEDY, **fields}, timeout=60)
+    reply = httpx.post(f"{server.url}/v1/completions", json={**GREEDY, **fields}, timeout=HANG_S)
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -52,7 +53,7 @@ def test_several_api_servers_share_one_engine_and_end_together(tmp_path):
         assert loads == [1] * 6
         assert events[-1] == "data: [DONE]"
         assert '"length"' in events[-2]
-        assert server.process.wait(20) == 0
+        assert server.process.wait(HANG_S) == 0
         wait_until_gone(children)
 
 
@@ -62,7 +63,7 @@ def test_when_one_api_server_is_killed_all_end(tmp_path):
         _, *api_servers = filter(is_ours, children)  # the engine core is started before them
         assert len(api_servers) == 2
         os.kill(api_servers[1], signal.SIGKILL)
-        assert server.process.wait(20) == 1
+        assert server.process.wait(HANG_S) == 1
         wait_until_gone(children)
         assert "exit code -9" in server.log.read_text()
 

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from tests.entrypoints.openai.real_server import RealServer
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
 
@@ -120,7 +121,7 @@ async def one(client: httpx.AsyncClient, seed: int) -> str:
 
 
 async def test_every_answer_has_its_form_and_nothing_is_left_behind(server: RealServer) -> None:
-    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=HANG_S) as client:
         kinds = await asyncio.gather(*(one(client, seed) for seed in range(150)))
         assert set(kinds) == set(KINDS)
         for _ in range(200):

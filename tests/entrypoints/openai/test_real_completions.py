@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import httpx
 import pytest
@@ -11,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.entrypoints.openai.real_server import STORY
 from tests.entrypoints.openai.sse import events_of
+from tests.limits import wait_until
 from vllm import LLM
 from vllm.sampling_params import BeamSearchParams
 
@@ -46,11 +46,8 @@ def growth(http, before: dict[str, float]) -> dict[str, float]:
 
 
 def until(http, before: dict[str, float], name: str, value: float) -> dict[str, float]:
-    deadline_s = time.monotonic() + 10
-    while (now := growth(http, before))[name] != value:
-        assert time.monotonic() < deadline_s, (name, now[name])
-        time.sleep(0.02)
-    return now
+    wait_until(lambda: growth(http, before)[name] == value, f"{name} grown by {value}")
+    return growth(http, before)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +159,7 @@ def test_an_abandoned_stream_is_counted_as_aborted_and_leaves_the_gauges_at_zero
             next(response.iter_bytes())
     now = until(http, before, "vllm:request_success_total.abort", 1)
     assert now["vllm:request_success_total.length"] == 0
-    deadline_s = time.monotonic() + 10
-    while totals(http)["vllm:num_requests_running"] != 0:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    wait_until(lambda: totals(http)["vllm:num_requests_running"] == 0, "an idle engine")
     assert totals(http)["vllm:kv_cache_usage_perc"] == 0
 
 

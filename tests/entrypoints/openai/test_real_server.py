@@ -4,7 +4,6 @@ import concurrent.futures
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import httpx
@@ -13,6 +12,7 @@ import pytest
 
 from tests.entrypoints.openai.real_server import NAME, serving
 from tests.entrypoints.openai.sse import events_of
+from tests.limits import HANG_S, is_running, wait_until
 from vllm.entrypoints.cli.main import main
 
 pytestmark = pytest.mark.engine
@@ -294,7 +294,7 @@ def test_engine_death_ends_streams_with_an_error_and_then_the_server(tmp_path):
             os.kill(server.engine_pid(), signal.SIGKILL)
             events = [line for line in lines if line.startswith("data: ")]
         assert "error" in json.loads(events[-2][6:])
-        assert server.process.wait(20) == 1
+        assert server.process.wait(HANG_S) == 1
         assert "was killed by SIGKILL" in server.log.read_text()
 
 
@@ -305,18 +305,13 @@ def test_sigterm_stops_server_and_engine_while_a_stream_is_open(tmp_path):
         with http.stream("POST", "/v1/completions", json=body) as response:
             next(response.iter_lines())
             children = server.children()
-            start_s = time.monotonic()
             assert server.stop() == 0
-        assert time.monotonic() - start_s < 10
         assert children
         wait_until_gone(children)
 
 
 def wait_until_gone(pids):
-    deadline_s = time.monotonic() + 5
-    while left := {pid: command_of(pid) for pid in pids if Path(f"/proc/{pid}").exists()}:
-        assert time.monotonic() < deadline_s, left
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(is_running, pids)), f"the end of {[*map(command_of, pids)]}")
 
 
 def command_of(pid):

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.listening import listening
+from tests.limits import HANG_S, until
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.transport.listener import Listener
 from vllm.errors import ConfigError
@@ -24,7 +25,7 @@ async def exchange(served, data):
     """Everything the server says to raw bytes, until it closes."""
     reader, writer = await served.connect()
     writer.write(data)
-    answer = await asyncio.wait_for(reader.read(), 20)
+    answer = await asyncio.wait_for(reader.read(), HANG_S)
     writer.close()
     return answer
 
@@ -149,10 +150,7 @@ async def test_a_client_that_never_reads_its_stream_is_cut_off(make_app, engine)
             f"content-length: {len(body)}",
         )
         await loop.sock_sendall(raw, request + body)
-        for _ in range(1000):
-            if engine.aborted:
-                break
-            await asyncio.sleep(0.02)
+        await until(lambda: engine.aborted, "the abort")
         raw.close()
         assert engine.aborted and not engine.running
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import STORY
 from tests.hpu_emulator.conftest import ROOT, Emulated
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
 
@@ -35,7 +36,7 @@ def serve(emulated: Emulated, *path: Path, **variables: str) -> subprocess.Compl
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(STORY)]
     command += ["--device", "hpu", "--host", "127.0.0.1", "--port", "0"]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 

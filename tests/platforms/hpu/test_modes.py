@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import pytest
 
 from tests.hpu_emulator.conftest import ROOT, Emulated
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
+
+# An architecture in compile mode, or a run of traffic, prints one line at its end.
+SILENCE_S = 6 * HANG_S
 
 # PT_HPU_LAZY_MODE and --enforce-eager.
 MODES = {
@@ -23,18 +30,32 @@ MODES = {
 
 
 def run(emulated: Emulated, lazy: str, module: str, *arguments: str) -> list[dict[str, Any]]:
-    """The JSON lines that the module prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"tests.platforms.hpu.{module}", *arguments],
-        env=emulated.environment(PT_HPU_LAZY_MODE=lazy, VLLM_LOGGING_LEVEL="ERROR"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    """The JSON lines that the module prints; one that prints nothing for long hangs."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.platforms.hpu.{module}", *arguments],
+            env=emulated.environment(PT_HPU_LAZY_MODE=lazy, VLLM_LOGGING_LEVEL="ERROR"),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        printed = all_of(process).decode()
+        errors.seek(0)
+        assert process.returncode == 0, printed[-4000:] + errors.read()[-4000:]
+    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+
+
+def all_of(process: subprocess.Popen[bytes]) -> bytes:
+    """What it prints until it ends. It is killed when nothing came for `SILENCE_S`."""
+    assert process.stdout is not None
+    printed = b""
+    with process:
+        while select.select([process.stdout], [], [], SILENCE_S)[0]:
+            if not (data := os.read(process.stdout.fileno(), 65536)):
+                return printed
+            printed += data
+        process.kill()
+    raise AssertionError(f"nothing was printed for {SILENCE_S:.0f} s after {printed[-1000:]!r}")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -25,15 +25,16 @@ def warm_up(
     max_tokens: int,
     max_row_tokens: int,
     block_size: int,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Run a decode of one row and a short prefill; the largest of both if they are quick."""
-    started = time.monotonic()
+    started = clock()
     planner = UnifiedPlanner(block_size)
     with tqdm(total=4, desc="Warm-up", disable=not sys.stderr.isatty(), leave=False) as bar:
         run(planner.rehearsal_of([1]))
         bar.update()
         probe = min(_PROBE_TOKENS, max_tokens)
-        token_s = _timed(run, planner.rehearsal(probe, max_row_tokens)) / probe
+        token_s = _timed(run, planner.rehearsal(probe, max_row_tokens), clock) / probe
         bar.update()
         if max_rows > 1 and max_rows * token_s < _PATIENCE_S:
             run(planner.rehearsal_of([1] * max_rows))
@@ -41,10 +42,10 @@ def warm_up(
         if max_tokens > probe and max_tokens * token_s < _PATIENCE_S:
             run(planner.rehearsal(max_tokens, max_row_tokens))
         bar.update()
-    logger.info("Warm-up took %.2f s", time.monotonic() - started)
+    logger.info("Warm-up took %.2f s", clock() - started)
 
 
-def _timed(run: Callable[[Launch], object], launch: Launch) -> float:
-    started = time.monotonic()
+def _timed(run: Callable[[Launch], object], launch: Launch, clock: Callable[[], float]) -> float:
+    started = clock()
     run(launch)
-    return time.monotonic() - started
+    return clock() - started

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hpu_emulator.conftest import Emulated
+from tests.limits import HANG_S
 from tools.hpu_emulator.install import install
 
 CHECKS = Path(__file__).with_name("on_device.py")
@@ -23,7 +24,7 @@ def test_attention_and_ops_are_exact_on_the_device(lazy, chosen, tmp_path):
         env=emulated.environment(PT_HPU_LAZY_MODE=lazy),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
