@@ -39,6 +39,7 @@ class FakeEngine:
     text: str = "and they lived happily."
     gap_s: float = 0.0
     dies_after: int = 1_000_000  # tokens
+    may_go: asyncio.Event = field(default_factory=asyncio.Event)  # clear: no token comes
     raises: Exception | None = None
     trace_headers: Mapping[str, str] | None = None  # of the last request
     late_prompt_logprobs: bool = False  # with the second token
@@ -49,6 +50,9 @@ class FakeEngine:
     num_resets: int = 0
     is_profiled: bool = False
     shapes: list[ShapeUsage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.may_go.set()
 
     async def check_health(self) -> None:
         if self.is_dead:
@@ -108,6 +112,7 @@ class FakeEngine:
         delta = params.output_kind is RequestOutputKind.DELTA
         for i in range(len(ids)):
             await asyncio.sleep(self.gap_s)
+            await self.may_go.wait()
             if i >= self.dies_after:
                 self.is_dead = True
                 raise EngineDeadError("the engine core is gone")

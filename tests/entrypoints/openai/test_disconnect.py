@@ -49,6 +49,7 @@ class Connection:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_hangs_up_aborts_its_requests(make_app, engine, stream, prompt):
     engine.gap_s = 0.02
+    engine.text = "x" * 4000  # for longer than this takes
     connection = Connection(make_app(), {"prompt": prompt, "stream": stream})
     task = asyncio.create_task(connection.run())
     await until(lambda: len(engine.running) == len(prompt))

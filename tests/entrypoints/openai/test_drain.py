@@ -27,7 +27,7 @@ async def wait_until_ending(client):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_open_requests_end_and_takes_no_others(make_app, engine, number):
-    engine.gap_s = 0.03
+    engine.may_go.clear()
     async with listening(make_app, shutdown_timeout=30) as served, served.client() as client:
         running = await start_long(served, client)
         os.kill(os.getpid(), number)
@@ -36,6 +36,7 @@ async def test_a_signal_lets_open_requests_end_and_takes_no_others(make_app, eng
         assert refused.status_code == 503
         assert refused.headers["retry-after"]
         assert refused.json()["error"]["type"] == "StoppingError"
+        engine.may_go.set()
         reply = await running
         assert reply.status_code == 200
         assert reply.json()["usage"]["completion_tokens"] == 20

@@ -84,7 +84,7 @@ def test_several_servers_count_together(tmp_path):
     ],
 )
 async def test_a_busy_server_answers_503_with_retry_after(make_app, engine, path, prompt, stream):
-    engine.gap_s = 0.05
+    engine.may_go.clear()
     async with listening(make_app) as served, served.client() as client:
         served.context.admission.max_waiting = 1
         served.context.admission.max_running = 1
@@ -96,6 +96,7 @@ async def test_a_busy_server_answers_503_with_retry_after(make_app, engine, path
         assert reply.status_code == 503
         assert reply.headers["retry-after"] == "1"
         assert reply.json()["error"]["type"] == "OverloadedError"
+        engine.may_go.set()
         assert (await busy).status_code == 200
         assert (await client.post(path, json=body)).status_code == 200
         assert (await client.get("/load")).json() == {"server_load": 0}

@@ -72,12 +72,9 @@ async def stream(client, body="hi", **more):
 
 async def ended(client, response_id):
     """Once it has; the engine of these tests needs a few turns of the loop."""
-    for _ in range(1000):
-        response = await get(client, response_id)
-        if response["status"] not in ("queued", "in_progress"):
-            return response
+    while (response := await get(client, response_id))["status"] in ("queued", "in_progress"):
         await asyncio.sleep(0.005)
-    raise AssertionError(response)
+    return response
 
 
 async def test_an_answer_has_an_item_and_its_usage(client):

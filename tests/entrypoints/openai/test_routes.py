@@ -182,7 +182,7 @@ async def test_tokens_are_written_as_ids_where_the_server_says_so(make_app):
 
 
 async def test_load_counts_the_requests_being_answered(make_app, engine):
-    engine.gap_s = 0.01
+    engine.may_go.clear()
     async with connect(make_app()) as client:
         open_request = asyncio.create_task(
             client.post("/v1/completions", json={"prompt": "a", "max_tokens": 20})
@@ -190,6 +190,7 @@ async def test_load_counts_the_requests_being_answered(make_app, engine):
         while not engine.running:
             await asyncio.sleep(0.001)
         assert (await client.get("/load")).json() == {"server_load": 1}
+        engine.may_go.set()
         await open_request
         assert (await client.get("/load")).json() == {"server_load": 0}
 
