@@ -48,10 +48,12 @@ struct Isa {
   KernelTable table;
 };
 
-// The table of an instruction set: what each of its object files contributes.
+// The table of an instruction set: what each of its object files contributes. Their functions are
+// compiled for that set, so that on a machine without it even filling a table may not be done.
 #define VLLM_MAKE_ISA(isa, is_supported) \
   [] {                                   \
     Isa made{#isa, is_supported, {}};    \
+    if (!made.supported) return made;    \
     isa::add_attention(made.table);      \
     isa::add_elementwise(made.table);    \
     isa::add_gemm(made.table);           \
@@ -97,7 +99,7 @@ bool has_arm_bf16() {
 Isa make_amx() {
   Isa made = VLLM_MAKE_ISA(avx512bf16, has_amx());
   made.name = "amx";
-  amx::add_tiles(made.table);
+  if (made.supported) amx::add_tiles(made.table);
   return made;
 }
 #endif
