@@ -112,7 +112,6 @@ def rounds(
         logprobs=max(_num_candidates(params, model), num_logprobs),
         temperature=params.temperature if model.logprobs_mode.startswith("processed") else 0.0,
         ignore_eos=params.ignore_eos,
-        detokenize=False,
     )
     searches = [Search(p, [BeamSearchSequence(list(p.token_ids or ()), [])]) for p in prompts]
     for _ in range(params.max_tokens):

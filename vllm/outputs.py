@@ -12,7 +12,7 @@ import msgspec
 class Logprob(msgspec.Struct, gc=False):
     logprob: float
     rank: int | None = None  # 1-based, in the whole vocabulary
-    decoded_token: str | None = None  # None without a tokenizer
+    decoded_token: str | None = None  # None without a tokenizer, and with detokenize=False
 
 
 SampleLogprobs = list[

@@ -160,7 +160,9 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
                 sequences[ids] = None
         self.bad_words_token_ids = [list(ids) for ids in sequences]
 
-    def verify(self, vocab_size: int, max_logprobs: int = -1) -> None:
+    def verify(
+        self, vocab_size: int, max_logprobs: int = -1, eos_token_ids: Iterable[int] = ()
+    ) -> None:
         """Check what depends on the model. `max_logprobs` -1: no limit but the vocabulary."""
         limit = vocab_size if max_logprobs == -1 else max_logprobs
         for name, wanted in (
@@ -183,20 +185,28 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
             wrong = [t for t in ids if not 0 <= t < vocab_size]
             if wrong:
                 raise BadRequest(
-                    f"{field} has token ids {wrong[:8]}; the model's are 0 to {vocab_size - 1}",
+                    f"{field} has token ids {wrong[:8]} that are out of vocabulary; the model's "
+                    f"are 0 to {vocab_size - 1}",
                     field,
                 )
-        self._verify_some_token_remains()
+        self._verify_some_token_remains(eos_token_ids)
 
-    def _verify_some_token_remains(self) -> None:
+    def ending_token_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
+        """What ends the output, of a model with these end tokens."""
+        own = self.stop_token_ids or ()
+        return frozenset(own) if self.ignore_eos else frozenset(own).union(eos_token_ids)
+
+    def _verify_some_token_remains(self, eos_token_ids: Iterable[int]) -> None:
         if self.allowed_token_ids is None:
             return
         banned = {word[0] for word in self.bad_words_token_ids or () if len(word) == 1}
         if self.min_tokens > 0:
-            banned.update(self.stop_token_ids or ())
+            banned |= self.ending_token_ids(eos_token_ids)
         if banned.issuperset(self.allowed_token_ids):
             raise BadRequest(
-                "allowed_token_ids holds only tokens that bad_words or min_tokens forbid",
+                f"allowed_token_ids holds only tokens that bad_words or min_tokens="
+                f"{self.min_tokens} forbid: before min_tokens no token may end the output. Allow "
+                "another token, lower min_tokens, or set ignore_eos.",
                 "allowed_token_ids",
             )
 

@@ -270,15 +270,30 @@ def test_generation_config_gives_sampling_defaults_and_end_tokens(
     assert config.model.default_sampling_params["temperature"] == 1.5
 
 
-def test_end_token_comes_from_the_tokenizer_if_nothing_else_names_one(
-    settle: Settle, directory: Directory
+def test_end_token_of_the_tokenizer_ends_besides_those_of_the_configs(
+    settle: Settle, directory: Directory, tmp_path: Path
 ) -> None:
-    files = {
+    generation = {"generation_config.json": {"eos_token_id": 9}}
+    named = {
         "tokenizer_config.json": {"eos_token": {"content": "</s>"}},
         "tokenizer.json": {"added_tokens": [{"id": 3, "content": "</s>"}]},
     }
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    (other / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
+    (other / "tokenizer.json").write_text('{"added_tokens": [{"id": 5, "content": "<|im_end|>"}]}')
 
-    assert settle(model=str(directory(files, eos_token_id=None))).model.eos_token_ids == {3}
+    path = str(directory({**generation, **named}))
+    assert settle(model=path).model.eos_token_ids == {3, 7, 9}
+    assert settle(model=path, generation_config="vllm").model.eos_token_ids == {3, 7, 9}
+    assert settle(model=path, skip_tokenizer_init=True).model.eos_token_ids == {3, 7, 9}
+    assert settle(model=path, tokenizer=str(other)).model.eos_token_ids == {5, 7, 9}
+    overridden = settle(model=path, override_generation_config={"eos_token_id": 8})
+    assert overridden.model.eos_token_ids == {3, 7, 8}
+
+    path = str(directory(named, eos_token_id=None))
+    (tmp_path / "generation_config.json").unlink()
+    assert settle(model=path).model.eos_token_ids == {3}
 
 
 def test_dtype_of_a_silent_config_is_that_of_the_weights(

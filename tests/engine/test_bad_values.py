@@ -89,12 +89,6 @@ def test_truncation_to_what_fits_keeps_the_prompt(
     assert len(processor.process("a", [5] * num_tokens, params).prompt_token_ids) == kept
 
 
-@pytest.mark.parametrize("prompt", ["", {"prompt": ""}])
-def test_an_empty_text_is_refused(prompt: Any) -> None:
-    with pytest.raises(BadRequest, match="the prompt is empty"):
-        parse_prompt(prompt)
-
-
 def test_booleans_are_no_token_ids() -> None:
     with pytest.raises(BadRequest, match="flat list of integers"):
         parse_prompt([5, True])

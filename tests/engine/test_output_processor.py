@@ -182,6 +182,18 @@ def test_logprobs_hold_the_token_first_and_their_text(engine: Engine) -> None:
     assert outputs[-1].outputs[0].cumulative_logprob == -4.0
 
 
+def test_without_detokenizing_logprobs_have_no_text_either(engine: Engine) -> None:
+    engine.add_request("a", [7, 8], params(logprobs=1, prompt_logprobs=1, detokenize=False))
+    engine.add_request("b", [7, 8], params(logprobs=1, prompt_logprobs=1))
+    last = {output.request_id: output for output in engine.run()}
+    for request_id, has_text in (("a", False), ("b", True)):
+        output = last[request_id]
+        entries = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
+        texts = [logprob.decoded_token for entry in entries for logprob in (entry or {}).values()]
+        assert texts
+        assert {text is not None for text in texts} == {has_text}
+
+
 @pytest.mark.parametrize("kind", ["CUMULATIVE", "DELTA", "FINAL_ONLY"])
 def test_prompt_logprobs_have_an_entry_per_prompt_token(engine: Engine, kind: str) -> None:
     engine.add_request("a", [7, 8, 9], params(kind, prompt_logprobs=0, max_tokens=3))

@@ -55,7 +55,7 @@ def test_a_list_of_integers_is_one_prompt_and_other_lists_are_many() -> None:
     [
         ([], "empty"),
         ({"prompt_token_ids": []}, "empty"),
-        ([-1], "token id -1; the model's are 0 to"),
+        ([-1], "token id -1, which is out of vocabulary; the model's are 0 to"),
         ([10**6], "token id 1000000"),
         (["a", "b"], "flat list of integers"),
         ([1.5], "flat list of integers"),
@@ -66,6 +66,7 @@ def test_a_list_of_integers_is_one_prompt_and_other_lists_are_many() -> None:
         ({"prompt": 3}, "'prompt' must be text"),
         ({"prompt": "a", "cache_salt": ""}, "cache_salt"),
         ([5] * 5000, "has 5000 tokens; this engine accepts 1023"),
+        ([5] * 5000, "maximum context length is 1024 tokens"),
     ],
 )
 def test_a_bad_prompt_is_refused_with_its_reason(
@@ -90,6 +91,50 @@ def test_max_tokens_none_means_what_fits(processor: Processor) -> None:
     assert (
         processor.process("a", [5] * 10, SamplingParams(max_tokens=None)).params.max_tokens == 1014
     )
+
+
+def test_min_tokens_and_allowed_end_tokens_alone_exclude_each_other(
+    processor: Processor, config: VllmConfig
+) -> None:
+    ends = sorted(config.model.eos_token_ids)
+    params = SamplingParams(allowed_token_ids=ends, min_tokens=2)
+    with pytest.raises(BadRequest, match="allowed_token_ids holds only tokens that") as caught:
+        processor.process("a", [5], params)
+    assert caught.value.param == "allowed_token_ids"
+
+    stopping = SamplingParams(allowed_token_ids=[*ends, 9], stop_token_ids=[9], min_tokens=2)
+    with pytest.raises(BadRequest, match="allowed_token_ids"):
+        processor.process("a", [5], stopping)
+
+    for harmless in ({"min_tokens": 0}, {"ignore_eos": True}, {"allowed_token_ids": [*ends, 9]}):
+        given: dict[str, Any] = {"allowed_token_ids": ends, "min_tokens": 2, **harmless}
+        processor.process("a", [5], SamplingParams(**given))
+
+
+@pytest.mark.parametrize("prompt", ["", {"prompt": ""}])
+def test_what_an_empty_text_becomes_is_the_tokenizers_to_say(
+    processor: Processor, config: VllmConfig, prompt: Any
+) -> None:
+    assert processor.process("a", prompt).prompt_token_ids == [0]  # what begins every text
+
+    class AddsNothing:
+        def encode(self, text: str) -> list[int]:
+            return [*map(ord, text)]
+
+    tokenizer: Any = AddsNothing()
+    with pytest.raises(BadRequest, match="the decoder prompt cannot be empty"):
+        Processor(config.model, tokenizer).process("a", prompt)
+
+
+def test_priorities_need_the_policy_that_goes_by_them(config: VllmConfig) -> None:
+    tokenizer = get_tokenizer(config.model)
+    with pytest.raises(BadRequest, match="--scheduling-policy priority") as caught:
+        Processor(config.model, tokenizer).process("a", [5], priority=1)
+    assert caught.value.param == "priority"
+
+    assert Processor(config.model, tokenizer).process("a", [5], priority=0).children
+    request = Processor(config.model, tokenizer, "priority").process("a", [5], priority=-3)
+    assert request.children[0].priority == -3
 
 
 def test_min_tokens_that_do_not_fit_are_refused(processor: Processor) -> None:

@@ -75,7 +75,7 @@ def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
 
 
 def test_more_prompts_than_slots_all_finish(llm: LLM) -> None:
-    outputs = generate(llm, [f"Story {i}" for i in range(50)], priority=list(range(50)))
+    outputs = generate(llm, [f"Story {i}" for i in range(50)], priority=[0] * 50)
     assert all(output.finished for output in outputs)
     assert [output.prompt for output in outputs] == [f"Story {i}" for i in range(50)]
 

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vllm.errors import ConfigError, LoadError
+from vllm.loader import ties
 
 FILE = "model.safetensors"
 
@@ -163,14 +164,75 @@ def test_weights_are_converted_to_the_dtype_of_the_model(llama, load):
     assert torch.equal(narrow.embed.weight, wide.embed.weight.bfloat16())
 
 
-def test_a_tied_head_uses_the_embedding_and_ignores_a_stored_copy(copied, load):
-    edit_config(copied, tie_word_embeddings=True)
-    model = load(copied)
-    hidden = torch.randn(2, 64)
-    table = model.embed(torch.arange(model.hf_config.vocab_size))
-    torch.testing.assert_close(model.logits(hidden), hidden @ table.T)
+def tie(path, head="lm_head.weight", embedding="model.embed_tokens.weight") -> None:
+    edit_config(path, tie_word_embeddings=True)
+    rewrite(path, lambda tensors: tensors.update({head: tensors[embedding].clone()}))
+
+
+def num_values(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("impl", ["vllm", "transformers"])
+def test_a_tied_head_uses_the_embedding_and_a_stored_copy_costs_nothing(
+    copied, load, log_lines, impl
+):
+    tie(copied)
+    model = load(copied, model_impl=impl)
     rewrite(copied, lambda tensors: tensors.pop("lm_head.weight"))
-    assert_same(load(copied), model)
+    without = load(copied, model_impl=impl)
+    assert_same(without, model)
+    hidden = torch.randn(2, 64)
+    table = load_file(copied / FILE)["model.embed_tokens.weight"]
+    torch.testing.assert_close(model.logits(hidden), hidden @ table.T)
+    assert "ties" not in log_lines.text
+
+
+@pytest.mark.parametrize("impl", ["vllm", "transformers"])
+@pytest.mark.parametrize("files", ["one", "shards", "pickle"])
+def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_used(
+    copied, load, log_lines, impl, files
+):
+    edit_config(copied, tie_word_embeddings=True)
+    head = load_file(copied / FILE)["lm_head.weight"]
+    if files == "shards":
+        shard(copied)
+    elif files == "pickle":
+        torch.save(load_file(copied / FILE), copied / "pytorch_model.bin")
+        (copied / FILE).unlink()
+
+    model = load(copied, model_impl=impl)
+
+    hidden = torch.randn(2, 64)
+    torch.testing.assert_close(model.logits(hidden), hidden @ head.T)
+    assert log_lines.text.count("the checkpoint's lm_head.weight is used") == 1
+    edit_config(copied, tie_word_embeddings=False)
+    assert_same(load(copied, model_impl=impl), model)
+
+
+def test_a_head_may_be_a_copy_in_a_wider_type(copied, load, log_lines):
+    tie(copied)
+    rewrite(
+        copied,
+        lambda t: t.update(
+            {"model.embed_tokens.weight": t["model.embed_tokens.weight"].bfloat16()}
+        ),
+    )
+    model = load(copied, dtype="bfloat16")
+    edit_config(copied, tie_word_embeddings=False)
+    assert num_values(load(copied, dtype="bfloat16")) > num_values(model)
+    assert "ties" not in log_lines.text
+
+
+def test_the_data_of_a_checkpoint_without_a_head_is_not_compared(copied, load, monkeypatch):
+    tie(copied)
+    rewrite(copied, lambda tensors: tensors.pop("lm_head.weight"))
+
+    def never(*_):
+        raise AssertionError("nothing to compare")
+
+    monkeypatch.setattr(ties, "_are_equal", never)
+    load(copied)
 
 
 def test_progress_is_shown_where_wanted(llama, load, capfd):

@@ -14,10 +14,14 @@ from vllm.errors import ConfigError, LoadError
 from vllm.logger import init_logger
 from vllm.transformers_utils import config as checkpoints
 from vllm.transformers_utils.config import Checkpoint
+from vllm.transformers_utils.end_tokens import end_token_ids
 from vllm.transformers_utils.hub import TOKENIZER_FILES, Source, locate, weight_patterns
+from vllm.transformers_utils.tokenizer import load_tokenizer
 from vllm.utils.text import did_you_mean
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from vllm.platforms.base import Platform
 
 logger = init_logger(__name__)
@@ -70,7 +74,7 @@ def resolve_model(draft: Draft) -> ModelConfig:
         hf_config=checkpoint.hf_config,
         architecture=checkpoint.architecture,
         vocab_size=_vocab_size(checkpoint),
-        eos_token_ids=checkpoints.end_token_ids(checkpoint, generation),
+        eos_token_ids=_end_token_ids(fields, checkpoint, generation, tokenizer_path),
         default_sampling_params=_sampling_params(generation),
     )
 
@@ -190,6 +194,25 @@ def _drop_window(checkpoint: Checkpoint) -> None:
         config.sliding_window = None
     if values.get("layer_types"):
         config.layer_types = ["full_attention"] * len(values["layer_types"])
+
+
+def _end_token_ids(
+    fields: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    generation: Mapping[str, Any],
+    tokenizer_path: Path,
+) -> frozenset[int]:
+    def load() -> PreTrainedTokenizerBase:
+        if fields["skip_tokenizer_init"]:
+            raise LoadError("--skip-tokenizer-init: no tokenizer is loaded")
+        return load_tokenizer(
+            tokenizer_path,
+            fields["tokenizer_mode"],
+            fields["trust_remote_code"],
+            fields["tokenizer_revision"],
+        )
+
+    return end_token_ids(checkpoint, generation, tokenizer_path, load)
 
 
 def _generation_config(draft: Draft, path: Path) -> Mapping[str, Any]:

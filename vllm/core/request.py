@@ -107,8 +107,7 @@ class Request:
         self.num_prompt_tokens = len(self.tokens)
         assert self.params.max_tokens is not None
         self.max_total_tokens = min(self.num_prompt_tokens + self.params.max_tokens, max_len)
-        eos = frozenset() if self.params.ignore_eos else eos_token_ids
-        self.stop_token_ids = eos | frozenset(self.params.stop_token_ids or ())
+        self.stop_token_ids = self.params.ending_token_ids(eos_token_ids)
         needs_host = self.params.logits_processors or self.params.structured_outputs
         self.feedback = Feedback.HOST if needs_host else Feedback.DEVICE
         self.grammar: Grammar | None = None  # from when it is compiled

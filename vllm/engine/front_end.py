@@ -25,7 +25,7 @@ from vllm.metrics.logging import LoggingStats
 from vllm.metrics.stats import IterationStats, StatLogger
 from vllm.metrics.tracing import RequestTracer, TracedRequest
 from vllm.outputs import RequestOutput
-from vllm.transformers_utils.detokenizer import TextDecoder
+from vllm.transformers_utils.detokenizer import text_decoder
 from vllm.transformers_utils.tokenizer import get_tokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class FrontEnd:
         self.config = config
         self.client = client
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.processor = Processor(config.model, None)
+        self.processor = Processor(config.model, None, config.scheduler.policy)
         self.output_processor = OutputProcessor(None, config.scheduler.stream_interval)
         if not config.model.skip_tokenizer_init:
             self.set_tokenizer(get_tokenizer(config.model))
@@ -60,7 +60,7 @@ class FrontEnd:
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """For requests from now on."""
         self.tokenizer = self.processor.tokenizer = tokenizer
-        self.output_processor.set_decoder(TextDecoder(tokenizer, self.config.model.vocab_size))
+        self.output_processor.set_decoder(text_decoder(tokenizer, self.config.model.vocab_size))
 
     def log_statistics(self) -> None:
         """Attach what --disable-log-stats leaves out."""

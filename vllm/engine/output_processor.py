@@ -83,7 +83,7 @@ class OutputSequence:
         self.token_ids += token_ids
         self.last_token_s = now_s
 
-    def take_over(self, update: RequestUpdate, token_text: TokenText) -> None:
+    def take_over(self, update: RequestUpdate) -> None:
         """Append an update's tokens, up to the one that completes a stop string."""
         token_ids = update.token_ids
         reason, stop_reason = update.finish_reason, update.stop_reason
@@ -98,7 +98,7 @@ class OutputSequence:
                 reason, stop_reason = FinishReason.STOP, None
             self.token_ids += token_ids
             if update.logprobs is not None:
-                self._add_logprobs(update, len(token_ids), token_text)
+                self._add_logprobs(update, len(token_ids))
         if reason is not None:
             self._end(reason, stop_reason)
             if reason in (FinishReason.ERROR, FinishReason.REJECTED):
@@ -109,12 +109,12 @@ class OutputSequence:
         self.finish_reason = reason
         self.stop_reason = self.text.matched or stop_reason
 
-    def _add_logprobs(self, update: RequestUpdate, count: int, token_text: TokenText) -> None:
+    def _add_logprobs(self, update: RequestUpdate, count: int) -> None:
         arrays = update.logprobs
         assert arrays is not None and len(arrays.ranks) == len(update.token_ids), update
         self.cumulative_logprob += float(arrays.logprobs[:count, 0].sum())
         if self.request.params.logprobs is not None:
-            self.logprobs += logprob_dicts(arrays, token_text)[:count]
+            self.logprobs += logprob_dicts(arrays, self.request.token_text)[:count]
 
     def is_due(self, interval: int) -> bool:
         """There are enough new tokens, or the first or last ones, to tell the caller."""
@@ -161,6 +161,9 @@ class OpenRequest:
             and self.params.logprobs is None
             and self.params.prompt_logprobs is None
         )
+        self.token_text: TokenText = _no_text
+        if decoder is not None and self.params.detokenize:
+            self.token_text = decoder.token_text
         self.sequences = []
         for index, child in enumerate(source.children):
             stream = (
@@ -267,7 +270,6 @@ class OutputProcessor:
     def set_decoder(self, decoder: TextDecoder | None) -> None:
         """For requests from now on; without one outputs have no text."""
         self.decoder = decoder
-        self.token_text: TokenText = _no_text if decoder is None else decoder.token_text
 
     def process(self, step: StepUpdates) -> ProcessedStep:
         """Apply a step. Updates of requests that have ended here are dropped."""
@@ -282,7 +284,7 @@ class OutputProcessor:
             if sequence is None:
                 continue
             self._catch_up(sequence)
-            sequence.take_over(update, self.token_text)
+            sequence.take_over(update)
             self._note_prompt(sequence, update)
             if update.token_ids:
                 self._time(sequence, update, step.time_s, result.iteration)
@@ -392,7 +394,7 @@ class OutputProcessor:
     def _note_prompt(self, sequence: OutputSequence, update: RequestUpdate) -> None:
         request = sequence.request
         if update.prompt_logprobs is not None and request.prompt_logprobs is not None:
-            request.prompt_logprobs += logprob_dicts(update.prompt_logprobs, self.token_text)
+            request.prompt_logprobs += logprob_dicts(update.prompt_logprobs, request.token_text)
         if update.token_ids and request.num_cached_tokens is None:
             request.num_cached_tokens = update.num_cached_tokens
 

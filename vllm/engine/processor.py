@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vllm.config.model import ModelConfig
 from vllm.engine.messages import EngineRequest
 from vllm.errors import BadRequest, NotAvailable
-from vllm.inputs import ParsedPrompt, parse_prompt
+from vllm.inputs import EMPTY_PROMPT, ParsedPrompt, parse_prompt
 from vllm.inputs.text import check_encodable
 from vllm.sampling_params import MAX_SEED, SamplingParams
 
@@ -41,9 +41,15 @@ class ProcessedRequest:
 class Processor:
     """Checks everything that a request may get wrong. Not thread-safe."""
 
-    def __init__(self, model: ModelConfig, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        tokenizer: PreTrainedTokenizerBase | None,
+        policy: str = "fcfs",
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.policy = policy  # of scheduling: only one of them goes by priorities
         # Requests without a seed draw theirs here, so that a run of a program can be repeated.
         self._seeds = random.Random(model.seed)
         self._num_requests = 0
@@ -65,7 +71,7 @@ class Processor:
         """`prompt` in any form of vllm.inputs. Raises BadRequest."""
         arrival_time_s = time.time() if arrival_time_s is None else arrival_time_s
         _check_request_id(request_id)
-        priority = _checked_priority(priority)
+        priority = self._checked_priority(priority)
         parsed = prompt if isinstance(prompt, ParsedPrompt) else parse_prompt(prompt)
         params = self.resolve(params)
         token_ids = parsed.token_ids
@@ -113,7 +119,7 @@ class Processor:
         else:
             _require_no_tokenizer(params)
             params.detokenize = False
-        params.verify(self.model.vocab_size, self.model.max_logprobs)
+        params.verify(self.model.vocab_size, self.model.max_logprobs, self.model.eos_token_ids)
         if params.seed is None:
             params.seed = self._seeds.randrange(MAX_SEED + 1)
         return params
@@ -145,22 +151,39 @@ class Processor:
         prefix = f"{index}_" if params.num_sequences > 1 else ""
         return f"{prefix}{request_id}:{self._num_requests}"
 
+    def _checked_priority(self, priority: Any) -> int:
+        try:
+            number = None if isinstance(priority, bool) else operator.index(priority)
+        except TypeError:
+            number = None
+        if number is None or not -MAX_SEED - 1 <= number <= MAX_SEED:
+            raise BadRequest(
+                f"priority must be an integer of 64 bits, got {priority!r}", "priority"
+            )
+        if number and self.policy != "priority":
+            raise BadRequest(
+                f"priority={number} has no effect here: the engine schedules by {self.policy}. "
+                "Leave it out, or start the engine with --scheduling-policy priority.",
+                "priority",
+            )
+        return number
+
     def _check_prompt(self, token_ids: list[int]) -> None:
         if not token_ids:
-            raise BadRequest("the prompt is empty; it needs at least one token", "prompt")
+            raise BadRequest(EMPTY_PROMPT, "prompt")
         limit = self.model.max_model_len
         if len(token_ids) >= limit:
             raise BadRequest(
                 f"the prompt has {len(token_ids)} tokens; this engine accepts {limit - 1}, as "
-                f"prompt and output together may have {limit}. Shorten it, set "
-                "truncate_prompt_tokens, or raise --max-model-len.",
+                f"this model's maximum context length is {limit} tokens, prompt and output "
+                "together. Shorten it, set truncate_prompt_tokens, or raise --max-model-len.",
                 "prompt",
             )
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self.model.vocab_size:
             raise BadRequest(
-                f"the prompt has token id {low if low < 0 else high}; the model's are 0 to "
-                f"{self.model.vocab_size - 1}",
+                f"the prompt has token id {low if low < 0 else high}, which is out of vocabulary; "
+                f"the model's are 0 to {self.model.vocab_size - 1}",
                 "prompt",
             )
 
@@ -224,16 +247,6 @@ def _check_request_id(request_id: Any) -> None:
     if not isinstance(request_id, str):
         raise BadRequest(f"request_id must be text, got {request_id!r}", "request_id")
     check_encodable("request_id", request_id)
-
-
-def _checked_priority(priority: Any) -> int:
-    try:
-        number = None if isinstance(priority, bool) else operator.index(priority)
-    except TypeError:
-        number = None
-    if number is None or not -MAX_SEED - 1 <= number <= MAX_SEED:
-        raise BadRequest(f"priority must be an integer of 64 bits, got {priority!r}", "priority")
-    return number
 
 
 def _require_no_tokenizer(params: SamplingParams) -> None:

@@ -1,6 +1,7 @@
 """The forms in which a prompt may come."""
 
 from vllm.inputs.prompts import (
+    EMPTY_PROMPT,
     ParsedPrompt,
     PromptType,
     TextPrompt,
@@ -10,6 +11,7 @@ from vllm.inputs.prompts import (
 )
 
 __all__ = [
+    "EMPTY_PROMPT",
     "ParsedPrompt",
     "PromptType",
     "TextPrompt",

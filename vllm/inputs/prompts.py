@@ -27,6 +27,8 @@ class TokensPrompt(TypedDict):
 
 PromptType = str | list[int] | TextPrompt | TokensPrompt
 
+# With the words that programs look for in such errors of vLLM.
+EMPTY_PROMPT = "the decoder prompt cannot be empty; it needs at least one token"
 KEYS = frozenset({"prompt", "prompt_token_ids", "cache_salt"})
 UNAVAILABLE_KEYS = {
     "multi_modal_data": "images, audio and video",
@@ -101,8 +103,7 @@ def _parse_mapping(prompt: Mapping[str, Any]) -> ParsedPrompt:
 
 
 def _text_prompt(text: str, salt: str | None) -> ParsedPrompt:
-    if not text:
-        raise BadRequest("the prompt is empty; it needs at least one token", "prompt")
+    # Empty or not shows when it is tokenized: there may be a token that begins every text.
     check_encodable("prompt", text)
     return ParsedPrompt(text, None, salt)
 

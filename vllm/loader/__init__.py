@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import time
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from vllm.layers.weights import Loadable
 from vllm.loader import dummy
 from vllm.loader.mapping import Filler
 from vllm.loader.stream import checkpoint_files, stream
+from vllm.loader.ties import broken_ties
 from vllm.logger import init_logger
 from vllm.models.interfaces import Model
 from vllm.models.registry import resolve_model
@@ -31,13 +35,12 @@ def load_model(config: VllmConfig, platform: Platform, device: torch.device) -> 
     """
     started = time.monotonic()
     _refuse_quantized(config)
-    context = ModelContext.create(config, platform, device)
     with torch.no_grad():
-        model = resolve_model(config.model)(context)
+        model = _build(config, platform, device)
         if config.load.load_format == "dummy":
             dummy.fill(model, config.model.seed)
         else:
-            _fill(model, config)
+            model = _fill(model, config, lambda changed: _build(changed, platform, device))
         finish(model)
     num_bytes = sum(p.nbytes for p in model.parameters())
     logger.info(
@@ -57,13 +60,44 @@ def finish(model: nn.Module) -> None:
             module.finish()
 
 
-def _fill(model: Model, config: VllmConfig) -> None:
+def _build(config: VllmConfig, platform: Platform, device: torch.device) -> Model:
+    return resolve_model(config.model)(ModelContext.create(config, platform, device))
+
+
+def _fill(model: Model, config: VllmConfig, rebuild: Callable[[VllmConfig], Model]) -> Model:
+    """`model` with the checkpoint's weights, or another one if the checkpoint wants a head."""
     load = config.load
     files = checkpoint_files(config.model.path, load.load_format, load.ignore_patterns)
+    if broken := broken_ties(model.tied_weights(), files, config.model.dtype):
+        del model  # first, or a device would have to hold both
+        model = rebuild(_untied(config))
+        _warn_of_ties(broken, model)
     filler = Filler(model, model.weights, model.ignored_weights())
     for name, tensor in stream(files, progress=load.use_tqdm_on_load):
         filler.add(name, tensor)
     filler.finish()
+    return model
+
+
+def _untied(config: VllmConfig) -> VllmConfig:
+    hf_config = copy.deepcopy(config.model.hf_config)
+    hf_config.tie_word_embeddings = False
+    model = dataclasses.replace(config.model, hf_config=hf_config)
+    return dataclasses.replace(config, model=model)
+
+
+def _warn_of_ties(broken: Mapping[str, str], model: Model) -> None:
+    """`broken` are ties that the checkpoint contradicts; `model` was built without ties."""
+    for name, source in broken.items():
+        # Some models share more than a head, whatever the config says.
+        used = source if name in model.tied_weights() else name
+        logger.warning(
+            "config.json ties %s to %s (tie_word_embeddings), but the checkpoint has both and they "
+            "differ: the checkpoint's %s is used. Setting tie_word_embeddings to false says so.",
+            name,
+            source,
+            used,
+        )
 
 
 def _refuse_quantized(config: VllmConfig) -> None:

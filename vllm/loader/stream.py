@@ -6,8 +6,10 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,6 +73,21 @@ def _listed(root: Path, name: str, ignore: Sequence[str]) -> list[Path]:
     return plain or files
 
 
+def tensors_named(files: Sequence[Path], names: set[str]) -> dict[str, Tensor]:
+    """Tensors of these names, as far as there are any, without reading their data.
+
+    It is mapped; only pickles of old, which cannot be, are read. Raises LoadError.
+    """
+    found: dict[str, Tensor] = {}
+    for path in files:
+        if path.suffix == ".safetensors":
+            with _opened(path) as file:
+                found |= {name: file.get_tensor(name) for name in names.intersection(file.keys())}
+        else:
+            found |= {name: tensor for name, tensor in _pickled(path) if name in names}
+    return found
+
+
 def stream(files: Sequence[Path], progress: bool) -> Iterator[Named]:
     """Tensors of all `files`, on the host, valid until the next one is asked for.
 
@@ -92,14 +109,20 @@ def stream(files: Sequence[Path], progress: bool) -> Iterator[Named]:
 
 
 def _safetensors(path: Path) -> Iterator[Named]:
+    with _opened(path) as file:
+        pages: MappedPages | None = None
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            tensor = file.get_tensor(name)
+            pages = pages or MappedPages(path)  # it is mapped with the first tensor
+            yield name, tensor
+            pages.drop(tensor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            pages: MappedPages | None = None
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                tensor = file.get_tensor(name)
-                pages = pages or MappedPages(path)  # it is mapped with the first tensor
-                yield name, tensor
-                pages.drop(tensor)
+            yield file
     except (SafetensorError, OSError) as error:
         raise LoadError(f"cannot read {path}: {error}. {REMEDY}.") from error
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -157,8 +159,14 @@ class Decoder(Model):
             return TiedHead(self.embed, self.context)
         return Head(self.hf_config.vocab_size, self.hidden, self.context)
 
+    def tied_weights(self) -> Mapping[str, str]:
+        names = {rule.parameter: rule.source for rule in self.weights}
+        if not self.hf_config.tie_word_embeddings or "head.weight" not in names:
+            return {}
+        return {names["head.weight"]: names["embed.weight"]}
+
     def ignored_weights(self) -> tuple[str, ...]:
-        return (r"lm_head\.weight",) if self.hf_config.tie_word_embeddings else ()
+        return tuple(map(re.escape, self.tied_weights()))
 
     def logits_transform(self) -> LogitsTransform:
         return LogitsTransform()

@@ -32,6 +32,10 @@ class Model(nn.Module, ABC):
         super().__init__()
         self.backends: Sequence[AttentionBackend] = ()
 
+    def tied_weights(self) -> Mapping[str, str]:
+        """Checkpoint names of tensors that this model takes from others, to the names of those."""
+        return {}
+
     def ignored_weights(self) -> tuple[str, ...]:
         """Regular expressions of checkpoint names that are rightly not read."""
         return ()

@@ -10,7 +10,7 @@ import copy
 import itertools
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -84,7 +84,7 @@ class TransformersModel(Model, Loadable):
         self.prefix: str = self.shell.base_model_prefix
         self.base: nn.Module = self.shell.base_model
         self._tensors = dict(_own_tensors(self.shell))
-        self._tied = set(self.shell.state_dict()) - set(self._tensors)
+        self._ties = _ties(self.shell)
         self._freeze_rope()
         setattr(self.shell, self.prefix, _Passthrough())
 
@@ -134,8 +134,11 @@ class TransformersModel(Model, Loadable):
                 for part, target in zip(parts, stacked.chunk(len(parts)), strict=True):
                     yield Slot(name, target, tuple(target.shape), part, expert)
 
+    def tied_weights(self) -> Mapping[str, str]:
+        return self._ties
+
     def ignored_weights(self) -> tuple[str, ...]:
-        return tuple(re.escape(name) for name in self._tied)
+        return tuple(map(re.escape, self._ties))
 
     def finish(self) -> None:
         """Find out, by computing one token, what each attention layer asks for."""
@@ -230,6 +233,13 @@ def _own_tensors(shell: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, p.data) for name, p in parameters.items())
     every = {name for name, _ in shell.named_parameters(remove_duplicate=False)}
     yield from ((name, b) for name, b in shell.state_dict().items() if name not in every)
+
+
+def _ties(shell: nn.Module) -> dict[str, str]:
+    """Parameters under further names, to their first one."""
+    first = {id(p): name for name, p in shell.named_parameters()}
+    every = shell.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in every if name != first[id(p)]}
 
 
 def _register(model: TransformersModel) -> str:

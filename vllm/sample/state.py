@@ -185,9 +185,7 @@ class SamplingState:
         if words:
             self.bad_words.put(slot, words)
             wants |= Want.BAD_WORDS
-        stops = set(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            stops |= self.eos_token_ids
+        stops = params.ending_token_ids(self.eos_token_ids)
         if params.min_tokens > 0 and stops:
             self.min_tokens_np[slot] = params.min_tokens
             self.stop_ids.put(slot, sorted(stops))

@@ -256,22 +256,3 @@ def _dtype_of_weights(path: Path) -> torch.dtype | None:
             if found:
                 return found
     return None
-
-
-def end_token_ids(checkpoint: Checkpoint, generation: Mapping[str, Any]) -> frozenset[int]:
-    """Tokens that end a text: from generation_config.json and config.json, else the tokenizer."""
-    text_config = checkpoint.raw.get("text_config") or {}
-    found: set[int] = set()
-    for source in (generation, checkpoint.raw, text_config):
-        value = source.get("eos_token_id")
-        found.update(value if isinstance(value, list) else () if value is None else (value,))
-    return frozenset(found) or _end_token_of_tokenizer(checkpoint.path)
-
-
-def _end_token_of_tokenizer(path: Path) -> frozenset[int]:
-    token = read_json(path / "tokenizer_config.json").get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    if text is None:
-        return frozenset()
-    added = read_json(path / "tokenizer.json").get("added_tokens", [])
-    return frozenset(entry["id"] for entry in added if entry.get("content") == text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
@@ -31,6 +32,8 @@ REPLACEMENT: Final = "\ufffd"
 NUM_CONTEXT_TOKENS: Final = 4
 # A character is at most four bytes, so what is still undecodable after this many tokens stays so.
 MAX_HELD_TOKENS: Final = 8
+# How tokenizers that fall back to bytes write a byte.
+BYTE_TOKEN: Final = re.compile("<0x([0-9A-F]{2})>")
 # Tokens the byte table must agree on with the tokenizer before it is trusted.
 NUM_PROBES: Final = 512
 
@@ -138,6 +141,7 @@ class TextDecoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         """`vocab_size` is the model's, which may be larger than the tokenizer's."""
         self.tokenizer = tokenizer
+        self._vocab_size = vocab_size
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         if not isinstance(tokenizer, PlainTokenizer):  # whose special tokens have all been added
             special.update(tokenizer.all_special_ids)
@@ -182,6 +186,35 @@ class TextDecoder:
         once = self.decode([token_id])
         return self.decode([token_id, token_id])[len(once) :]
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, of which it may be half a character."""
+        if self._bytes is not None:
+            return self._bytes[token_id]
+        text = self.token_text(token_id)
+        if REPLACEMENT in text and (data := self._undecodable(token_id)):
+            return data
+        return text.encode("utf-8", "replace")
+
+    def _undecodable(self, token_id: int) -> bytes:
+        """The bytes of a token that is no text by itself; none if the tokenizer does not say."""
+        if self._raw_bytes is not None:
+            return self._raw_bytes[token_id]
+        token = self.tokenizer.convert_ids_to_tokens(token_id)
+        if isinstance(token, bytes):  # as tokenizers of the kind of tiktoken have them
+            return token
+        found = BYTE_TOKEN.fullmatch(token or "")
+        return b"" if found is None else bytes([int(found[1], 16)])
+
+    @functools.cached_property
+    def _raw_bytes(self) -> list[bytes] | None:
+        """The byte table of a tokenizer that has one and does more than to join its bytes."""
+        backend = backend_of(self.tokenizer)
+        if backend is None or backend.decoder is None:
+            return None
+        if b'"ByteLevel"' not in backend.decoder.__getstate__():
+            return None
+        return byte_table(self.tokenizer, self._vocab_size)
+
     def _trusted(self, table: list[bytes]) -> list[bytes] | None:
         """`table` if it agrees with the tokenizer, which may decode in a way of its own."""
         num_tokens = len(self.tokenizer)
@@ -192,6 +225,12 @@ class TextDecoder:
             return table
         logger.info("The tokenizer decodes bytes its own way; streaming decodes by window")
         return None
+
+
+@functools.lru_cache(maxsize=4)
+def text_decoder(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TextDecoder:
+    """One for all who decode with the same object."""
+    return TextDecoder(tokenizer, vocab_size)
 
 
 def byte_table(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:

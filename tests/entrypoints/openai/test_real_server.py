@@ -167,6 +167,25 @@ def test_completion_logprobs_cover_prompt_and_answer(http):
         logprobs["token_logprobs"][:count], abs=1e-4
     )
     assert scored["text"] == "Once upon a"
+    begin, *others = whole["logprobs"]["text_offset"]
+    assert begin == 0, "what begins every text is no part of this one"
+    assert others[0] == 0
+    for at, token in zip(others, tokens[1:], strict=True):
+        assert whole["text"].startswith(token, at)
+
+
+def test_an_empty_text_is_what_the_tokenizer_makes_of_it(http):
+    (begin,) = post(http, "/tokenize", prompt="")["tokens"]
+    assert post(http, "/tokenize", prompt="", add_special_tokens=False)["tokens"] == []
+    body = {"max_tokens": 4, "temperature": 0, "return_token_ids": True}
+    prompts = (post(http, "/v1/completions", **body, prompt=p) for p in ("", [begin]))
+    (choice,), (expected,) = (answer["choices"] for answer in prompts)
+    assert choice["prompt_token_ids"] == [begin]
+    assert choice["text"] == expected["text"]
+    for empty in ({"prompt": "", "add_special_tokens": False}, {"prompt": []}, {"prompt": [[]]}):
+        refused = http.post("/v1/completions", json=empty)
+        assert refused.status_code == 400, empty
+        assert "decoder prompt cannot be empty" in refused.json()["error"]["message"]
 
 
 def test_the_prefix_cache_shows_in_the_usage(http):
@@ -209,7 +228,7 @@ def test_the_openai_client_works(client):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt": ""}, "prompt"),
+        ({"prompt": "", "add_special_tokens": False}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [10**9]}, "prompt"),
@@ -222,6 +241,8 @@ def test_the_openai_client_works(client):
         ({"prompt": "a", "stop_token_ids": [10**9]}, "stop_token_ids"),
         ({"prompt": "a", "logit_bias": {"999999": 1}}, "logit_bias"),
         ({"prompt": "a", "allowed_token_ids": []}, "allowed_token_ids"),
+        ({"prompt": "a", "allowed_token_ids": [1, 4], "min_tokens": 2}, "allowed_token_ids"),
+        ({"prompt": "a", "priority": 1}, "priority"),
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])

@@ -199,12 +199,17 @@ class GenerationRequest(SharedRequest):
                 raise NotAvailable(f"{name} is not available on this server; {remedy}", name)
 
     def sampling_params(self, defaults: Mapping[str, Any], **values: Any) -> SamplingParams:
-        """`values` and the request's own fields, over `defaults`, the model's own."""
+        """`values` and the request's own fields, over `defaults`, the model's own.
+
+        `max_tokens` of the defaults is a limit, not only what counts where a request says nothing.
+        """
         merged = {name: defaults[name] for name in SAMPLING_FIELDS if name in defaults}
         for name in SAMPLING_FIELDS:
             value = getattr(self, name)
             if value is not None:
                 merged[name] = value
+        limits = [values.get("max_tokens"), defaults.get("max_tokens")]
+        values["max_tokens"] = min((n for n in limits if n is not None), default=None)
         values.setdefault("structured_outputs", structured_outputs_of(self))
         if self.use_beam_search:
             self._check_beams(values)

@@ -70,6 +70,12 @@ class CompletionLogprobs(msgspec.Struct):
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
+    def extend(self, later: CompletionLogprobs) -> None:
+        self.text_offset += later.text_offset
+        self.token_logprobs += later.token_logprobs
+        self.tokens += later.tokens
+        self.top_logprobs += later.top_logprobs
+
 
 class CompletionChoice(msgspec.Struct):
     """Of a response, and of a chunk of a stream."""

@@ -81,8 +81,8 @@ def _beam_params(
         max_tokens = model.max_model_len - num_prompt_tokens
         if max_tokens < 1:
             raise BadRequest(
-                f"the prompt has {num_prompt_tokens} tokens, which leaves no room in the "
-                f"{model.max_model_len} of --max-model-len. Shorten it.",
+                f"the prompt has {num_prompt_tokens} tokens, which leaves no room: this model's "
+                f"maximum context length is {model.max_model_len} tokens. Shorten it.",
                 "prompt",
             )
     temperature, penalty = request.temperature, request.length_penalty
@@ -98,5 +98,5 @@ def _beam_params(
 
 
 def _num_logprobs(params: SamplingParams, model: ModelConfig) -> int:
-    params.verify(model.vocab_size, model.max_logprobs)
+    params.verify(model.vocab_size, model.max_logprobs, model.eos_token_ids)
     return model.vocab_size if params.logprobs == -1 else params.logprobs or 0

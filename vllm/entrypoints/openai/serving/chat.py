@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from vllm.entrypoints.chat_utils import text_of
-from vllm.entrypoints.openai.logprobs import chat_logprobs, prompt_logprobs, token_namer
+from vllm.entrypoints.openai.logprobs import TokenNamer, chat_logprobs, prompt_logprobs
 from vllm.entrypoints.openai.protocol.chat import (
     CalledFunction,
     CalledFunctionChunk,
@@ -121,8 +121,6 @@ class ServingChat:
         max_tokens = request.max_completion_tokens
         if max_tokens is None:
             max_tokens = request.max_tokens
-        if max_tokens is None:
-            max_tokens = defaults.get("max_tokens")
         return request.sampling_params(
             defaults,
             max_tokens=max_tokens,
@@ -155,8 +153,8 @@ class ChatAnswer:
         self.request = request
         self.run = run
         self.created = now_s()
-        self.name = token_namer(
-            context.decode_token,
+        self.name = TokenNamer(
+            context.text_decoder,
             bool(request.return_tokens_as_token_ids or context.options.return_tokens_as_token_ids),
         )
         last = request.messages[-1]

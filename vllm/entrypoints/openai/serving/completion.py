@@ -9,8 +9,8 @@ from msgspec import UNSET
 
 from vllm.entrypoints.openai.logprobs import (
     CompletionLogprobsBuilder,
+    TokenNamer,
     prompt_logprobs,
-    token_namer,
 )
 from vllm.entrypoints.openai.protocol.common import now_s
 from vllm.entrypoints.openai.protocol.completion import (
@@ -21,9 +21,10 @@ from vllm.entrypoints.openai.protocol.completion import (
     CompletionResponse,
 )
 from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
+from vllm.entrypoints.openai.serving.echo import EchoedPrompt, echoed_prompt
 from vllm.entrypoints.openai.streaming import Chunk, EventTemplate, events
 from vllm.errors import BadRequest
-from vllm.inputs import TokensPrompt
+from vllm.inputs import EMPTY_PROMPT, TokensPrompt
 from vllm.outputs import CompletionOutput, PromptLogprobs, RequestOutput
 from vllm.sampling_params import SamplingParams
 
@@ -55,7 +56,8 @@ class ServingCompletion:
         params = self._sampling_params(request)
         prompts = await self._prompts(request)
         response_id = self.context.response_id("cmpl", request, header_id)
-        return CompletionAnswer(self.context, request, model, response_id), prompts, params
+        answer = CompletionAnswer(self.context, request, model, response_id, params)
+        return answer, prompts, params
 
     def _sampling_params(self, request: CompletionRequest) -> SamplingParams:
         defaults = self.context.model.default_sampling_params
@@ -79,8 +81,8 @@ class ServingCompletion:
         prompt = request.prompt
         if prompt is None:
             raise BadRequest("prompt is required: text, token ids, or a list of either", "prompt")
-        if not prompt:
-            raise BadRequest("prompt is empty; it needs at least one token", "prompt")
+        if prompt == []:
+            raise BadRequest(f"prompt is an empty list: {EMPTY_PROMPT}", "prompt")
         is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
         items: Sequence[str | list[int]] = [prompt] if is_one else prompt  # type: ignore[assignment, list-item]
         return await asyncio.gather(*(self._prompt(item, request) for item in items))
@@ -100,16 +102,22 @@ class CompletionAnswer:
     """
 
     def __init__(
-        self, context: ServingContext, request: CompletionRequest, model: str, response_id: str
+        self,
+        context: ServingContext,
+        request: CompletionRequest,
+        model: str,
+        response_id: str,
+        params: SamplingParams,
     ) -> None:
         self.context = context
         self.request = request
+        self.params = params
         self.model = model
         self.id = response_id
         self.created = now_s()
         self.meter = context.usage_meter()
-        self.name = token_namer(
-            context.decode_token,
+        self.name = TokenNamer(
+            context.text_decoder,
             bool(request.return_tokens_as_token_ids or context.options.return_tokens_as_token_ids),
         )
         self.prompt_only = bool(request.echo) and request.max_tokens == 0
@@ -123,6 +131,7 @@ class CompletionAnswer:
             request.echo and request.logprobs is not None
         )
         self.prompt_logprobs: dict[int, PromptLogprobs] = {}
+        self.echoed: dict[int, EchoedPrompt] = {}  # of each prompt, where its tokens are shown
         self.held: dict[int, RequestOutput] = {}
         self.has_plain_chunks = (
             request.logprobs is None
@@ -200,14 +209,15 @@ class CompletionAnswer:
         choice = CompletionChoice(
             index=index,
             text="" if self.prompt_only else sequence.text,
-            logprobs=self._logprobs(
-                index, sequence, output.prompt_token_ids or [] if echo else [], echoed_logprobs
-            ),
+            logprobs=self._logprobs(prompt_idx, sequence, output, echo),
             finish_reason="length" if self.prompt_only else sequence.finish_reason,
             stop_reason=None if self.prompt_only else sequence.stop_reason,
         )
         if echo:
-            choice.text = self._prompt_text(output) + choice.text
+            prompt = self._given_text(output)
+            if prompt is None:
+                prompt = self.context.decode(output.prompt_token_ids or [])
+            choice.text = prompt + choice.text
         if is_first and request.prompt_logprobs is not None:
             choice.prompt_logprobs = prompt_logprobs(self.name, echoed_logprobs)
         if request.return_token_ids:
@@ -215,29 +225,32 @@ class CompletionAnswer:
             choice.prompt_token_ids = list(output.prompt_token_ids or ()) if is_first else UNSET
         return choice
 
-    def _prompt_text(self, output: RequestOutput) -> str:
-        if output.prompt is not None and self.request.truncate_prompt_tokens is None:
-            return output.prompt
-        return self.context.decode(output.prompt_token_ids or [])
+    def _given_text(self, output: RequestOutput) -> str | None:
+        """The prompt as it was sent, if all of it was used and it was text."""
+        return None if self.request.truncate_prompt_tokens is not None else output.prompt
 
     def _logprobs(
-        self,
-        index: int,
-        sequence: CompletionOutput,
-        echoed: list[int],
-        echoed_logprobs: PromptLogprobs,
+        self, prompt_idx: int, sequence: CompletionOutput, output: RequestOutput, echo: bool
     ) -> CompletionLogprobs | None:
         if self.request.logprobs is None:
             return None
+        prompt_ids = output.prompt_token_ids or []
+        decoder = self.context.text_decoder
+        index = prompt_idx * self.num_sequences + sequence.index
         builder = self.logprobs.get(index)
         if builder is None:
-            builder = CompletionLogprobsBuilder(self.name, self.num_alternatives)
+            text = decoder.stream(self.params, prompt_ids)
+            builder = CompletionLogprobsBuilder(self.name, self.num_alternatives, text)
             self.logprobs[index] = builder
-        token_ids = [] if self.prompt_only else sequence.token_ids
-        logprobs: PromptLogprobs = [] if self.prompt_only else [*(sequence.logprobs or ())]
-        if echoed:
+        made = CompletionLogprobs([], [], [], [])
+        if echo:
+            if prompt_idx not in self.echoed:
+                given = self._given_text(output)
+                self.echoed[prompt_idx] = echoed_prompt(decoder, prompt_ids, given)
+            known = self.prompt_logprobs.get(prompt_idx, [])
             # A request that was aborted early knows only some of them.
-            unknown = [None] * (len(echoed) - len(echoed_logprobs))
-            token_ids = [*echoed, *token_ids]
-            logprobs = [*echoed_logprobs, *unknown, *logprobs]
-        return builder.push(token_ids, logprobs)
+            padded = [*known, *[None] * (len(prompt_ids) - len(known))]
+            made = builder.push_prompt(prompt_ids, padded, self.echoed[prompt_idx])
+        if not self.prompt_only:
+            made.extend(builder.push(sequence.token_ids, sequence.logprobs or ()))
+        return made

@@ -27,6 +27,7 @@ from vllm.logger import init_logger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.transformers_utils.chat_template import import_renderer
+from vllm.transformers_utils.detokenizer import TextDecoder, text_decoder
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -156,8 +157,6 @@ class ServingContext:
         return UsageMeter(self.options.enable_prompt_tokens_details)
 
     async def encode(self, text: str, add_special_tokens: bool, param: str) -> list[int]:
-        if not text:
-            raise BadRequest(f"{param} is empty; it needs at least one character", param)
         if len(text) < INLINE_ENCODE_CHARS:
             return self._encode(text, add_special_tokens)
         most = max(MAX_ENCODE_CHARS, self.max_prompt_chars)
@@ -177,8 +176,9 @@ class ServingContext:
         assert isinstance(text, str), type(text)
         return text
 
-    def decode_token(self, token_id: int) -> str:
-        return self.decode([token_id])
+    @property
+    def text_decoder(self) -> TextDecoder:
+        return text_decoder(self.tokenizer, self.model.vocab_size)
 
     async def render(self, request: ChatRenderRequest) -> tuple[str, list[int]]:
         """The prompt of a conversation, as text and as tokens."""
@@ -226,8 +226,9 @@ class ServingContext:
         if len(text) > self.max_prompt_chars:
             raise BadRequest(
                 f"the prompt has {len(text)} characters; this engine accepts "
-                f"{self.model.max_model_len - 1} tokens, as prompt and output together may have "
-                f"{self.model.max_model_len}. Shorten it, or raise --max-model-len.",
+                f"{self.model.max_model_len - 1} tokens, as this model's maximum context length is "
+                f"{self.model.max_model_len} tokens, prompt and output together. Shorten it, or "
+                "raise --max-model-len.",
                 param,
             )
 

@@ -12,7 +12,7 @@ import msgspec
 
 from vllm import envs
 from vllm.entrypoints.openai.errors import error_of
-from vllm.entrypoints.openai.logprobs import chat_logprobs, token_namer
+from vllm.entrypoints.openai.logprobs import TokenNamer, chat_logprobs
 from vllm.entrypoints.openai.protocol.chat import TokenLogprob
 from vllm.entrypoints.openai.protocol.common import now_s, random_id
 from vllm.entrypoints.openai.protocol.response_events import Created, Event, InProgress, Queued
@@ -227,7 +227,7 @@ class ResponseRun:
         self.conversation = conversation
         self.is_kept = is_kept
         self.items = ResponseStream(record.response)
-        self.name = token_namer(self.context.decode_token, False)
+        self.name = TokenNamer(self.context.text_decoder, False)
         self.num_events = 0
 
     @property

@@ -33,8 +33,6 @@ class ServingTokenize:
     async def _encode(self, request: TokenizeRequest) -> list[int]:
         special = request.add_special_tokens
         if request.prompt is not None:
-            if not request.prompt:
-                return []
             return await self.context.encode(request.prompt, special in (None, True), "prompt")
         request.add_special_tokens = bool(special)
         return (await self.context.render(request))[1]
