@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.structured_output.grammar import Grammar
 from vllm.structured_output.guidance_backend import GuidanceBackend
@@ -110,7 +110,7 @@ def main() -> None:
     # Every word of bits mixed, which is the slowest there is.
     masks = torch.randint(-(2**31), 2**31, (32, -(-vocab_size // 32))).int()
     logits = torch.randn(32, vocab_size)
-    apply = current_platform("cpu").ops()["apply_token_bitmask"]
+    apply = platform_of("cpu").ops()["apply_token_bitmask"]
     print(f"applying masks to 32 rows: {seconds(lambda: apply(logits, masks), 50) * 1e6:.0f} us")
 
 

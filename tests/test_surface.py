@@ -42,7 +42,7 @@ NAMES = {
 
 @pytest.mark.parametrize("module", NAMES)
 def test_names_are_where_programs_import_them(module: str) -> None:
-    found = vars(importlib.import_module(module))
+    found = dir(importlib.import_module(module))
     assert [name for name in NAMES[module].split() if name not in found] == []
 
 

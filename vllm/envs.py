@@ -116,6 +116,14 @@ VARIABLES: tuple[Variable, ...] = (
         "1: a server whose engine died goes on, answering 503. 0: it ends with exit code 1.",
     ),
     Variable(
+        "VLLM_ALLOW_INSECURE_SERIALIZATION",
+        False,
+        boolean,
+        BOOLEAN,
+        "1: functions given to `collective_rpc` and `apply_model` may travel to an engine core or "
+        "worker in another process, as pickles. 0: they need the model in this process.",
+    ),
+    Variable(
         "VLLM_SERVER_DEV_MODE",
         False,
         boolean,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
+
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
 
 
 # Of these there are thousands per step, which the garbage collector need not walk through.
@@ -23,14 +27,41 @@ PromptLogprobs = list[dict[int, Logprob] | None]  # one per prompt token; the fi
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times of one request, in seconds as `time.time()` gives them."""
+    """Times of one request, in seconds as `time.time()` gives them; None: not come to that."""
 
     arrival_time: float
+    last_token_time: float | None = None
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
-    last_token_time: float | None = None
     time_in_queue: float | None = None  # seconds from arrival to first scheduled
     finished_time: float | None = None
+    # Seconds, of single requests: nobody measures these, as a step serves many.
+    scheduler_time: float | None = None
+    model_forward_time: float | None = None
+    model_execute_time: float | None = None
+
+    # By the names of newer releases of vLLM, whose clock is another: differences mean the same.
+
+    @property
+    def queued_ts(self) -> float:
+        return self.arrival_time
+
+    @property
+    def scheduled_ts(self) -> float:
+        return self.first_scheduled_time or 0.0
+
+    @property
+    def first_token_ts(self) -> float:
+        return self.first_token_time or 0.0
+
+    @property
+    def last_token_ts(self) -> float:
+        return self.last_token_time or 0.0
+
+    @property
+    def first_token_latency(self) -> float:
+        """Seconds from arrival to the first token; 0: there is none yet."""
+        return self.first_token_time - self.arrival_time if self.first_token_time else 0.0
 
 
 @dataclass(slots=True)
@@ -60,23 +91,60 @@ class CompletionOutput:
         self.stop_reason = newer.stop_reason
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class RequestOutput:
     """State of a request: all of it, or with RequestOutputKind.DELTA what is new."""
 
     request_id: str
     prompt: str | None  # None for a prompt of token ids
     prompt_token_ids: list[int]
-    prompt_logprobs: PromptLogprobs | None = None
-    outputs: list[CompletionOutput] = field(default_factory=list)
-    finished: bool = False
-    metrics: RequestMetrics | None = None
+    prompt_logprobs: PromptLogprobs | None
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics | None
     # Of features to come, where programs written for vLLM look for them.
-    lora_request: None = None
-    encoder_prompt: None = None
-    encoder_prompt_token_ids: None = None
-    num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache
-    kv_transfer_params: None = None
+    lora_request: None
+    encoder_prompt: None
+    encoder_prompt_token_ids: None
+    num_cached_tokens: int | None  # prompt tokens found in the prefix cache
+    multi_modal_placeholders: None
+    kv_transfer_params: None
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        prompt_logprobs: PromptLogprobs | None = None,
+        outputs: list[CompletionOutput] | None = None,
+        finished: bool = False,
+        metrics: RequestMetrics | None = None,
+        lora_request: None = None,
+        encoder_prompt: None = None,
+        encoder_prompt_token_ids: None = None,
+        num_cached_tokens: int | None = None,
+        *,
+        multi_modal_placeholders: None = None,
+        kv_transfer_params: None = None,
+        **unknown: Any,
+    ) -> None:
+        """`unknown` are fields of another release: they are ignored, and logged once."""
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_token_ids = prompt_token_ids
+        self.prompt_logprobs = prompt_logprobs
+        self.outputs = [] if outputs is None else outputs
+        self.finished = finished
+        self.metrics = metrics
+        self.lora_request = lora_request
+        self.encoder_prompt = encoder_prompt
+        self.encoder_prompt_token_ids = encoder_prompt_token_ids
+        self.num_cached_tokens = num_cached_tokens
+        self.multi_modal_placeholders = multi_modal_placeholders
+        self.kv_transfer_params = kv_transfer_params
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            logger.warning_once("RequestOutput: unknown fields are ignored: %s", names)
 
     def extend(self, newer: RequestOutput) -> None:
         """Append the delta that follows this one."""

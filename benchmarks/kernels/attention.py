@@ -21,7 +21,7 @@ from vllm.attention.interface import AttentionSpec
 from vllm.attention.metadata import PagedMeta
 from vllm.attention.paged import PagedAttention
 from vllm.core.kv_cache.spec import FullAttention
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.platforms.cpu import native
 from vllm.platforms.cpu.device import CpuDevice
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--case", default="", help="those whose name contains this")
     parser.add_argument("--block-size", type=int, nargs="+", default=[16, 64])
     options = parser.parse_args()
-    backends = {kind.name: kind for kind in current_platform("cpu").attention_backends()}
+    backends = {kind.name: kind for kind in platform_of("cpu").attention_backends()}
     variants = [options.isa] if options.isa else ["torch", *isas]
     if isas:
         print(f"packed product: {gemm_gflop_per_s():.0f} GFLOP/s", flush=True)

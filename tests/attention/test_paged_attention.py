@@ -15,7 +15,7 @@ from vllm.attention.metadata import PagedMeta
 from vllm.attention.paged import PagedAttention
 from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention
 from vllm.errors import NotAvailable
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.platforms.cpu import native
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
 
@@ -198,7 +198,7 @@ def test_latent_rows_serve_every_head(backend, heads, latent, rope, dtype):
 
 
 def test_specs_that_cannot_be_served_are_refused(backend):
-    caps = current_platform("cpu").capabilities
+    caps = platform_of("cpu").capabilities
     uneven = AttentionSpec(5, 2, 16, 1.0, torch.float32)
     assert "5 query heads" in backend.rejects(uneven, caps)
     assert "float64" in backend.rejects(AttentionSpec(4, 2, 16, 1.0, torch.float64), caps)

@@ -43,8 +43,54 @@ def test_finished_requests_fill_the_histograms():
 
 
 def test_bounds_follow_1_2_5():
-    assert series_1_2_5(0.1, 3) == [0.1, 0.2, 0.5, 1.0, 2.0]
-    assert series_1_2_5(1, 1) == [1.0]
+    assert series_1_2_5(30) == [1.0, 2.0, 5.0, 10.0, 20.0]
+    assert series_1_2_5(1) == [1.0]
+
+
+# The edges of vLLM 0.11, as its exposition writes them.
+FIRST_TOKEN = (
+    "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0 "
+    "160.0 640.0 2560.0"
+)
+TOKEN = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0"
+REQUEST = (
+    "0.3 0.5 0.8 1.0 1.5 2.0 2.5 5.0 10.0 15.0 20.0 30.0 40.0 50.0 60.0 120.0 240.0 480.0 960.0 "
+    "1920.0 7680.0"
+)
+LENGTHS = "1.0 2.0 5.0 10.0 20.0 50.0 100.0 200.0 500.0 1000.0"
+STEP = "1.0 8.0 16.0 32.0 64.0 128.0 256.0 512.0 1024.0 2048.0 4096.0 8192.0 16384.0"
+EDGES = {
+    "vllm:time_to_first_token_seconds": FIRST_TOKEN,
+    "vllm:inter_token_latency_seconds": TOKEN,
+    "vllm:time_per_output_token_seconds": TOKEN,
+    "vllm:request_time_per_output_token_seconds": TOKEN,
+    "vllm:e2e_request_latency_seconds": REQUEST,
+    "vllm:request_queue_time_seconds": REQUEST,
+    "vllm:request_inference_time_seconds": REQUEST,
+    "vllm:request_prefill_time_seconds": REQUEST,
+    "vllm:request_decode_time_seconds": REQUEST,
+    "vllm:request_prompt_tokens": LENGTHS,
+    "vllm:request_generation_tokens": LENGTHS,
+    "vllm:request_params_max_tokens": LENGTHS,
+    "vllm:request_max_num_generation_tokens": LENGTHS,
+    "vllm:request_prefill_kv_computed_tokens": LENGTHS,
+    "vllm:request_params_n": "1.0 2.0 5.0 10.0 20.0",
+    "vllm:iteration_tokens_total": STEP,
+}
+
+
+def test_every_histogram_has_the_edges_that_rules_for_vllm_name():
+    exposition = PrometheusStats("m", 1024, {}).exposition().decode()
+    edges = {
+        family.name: " ".join(
+            sample.labels["le"]
+            for sample in family.samples
+            if sample.name.endswith("_bucket") and sample.labels["le"] != "+Inf"
+        )
+        for family in text_string_to_metric_families(exposition)
+        if family.type == "histogram"
+    }
+    assert edges == EDGES
 
 
 def test_several_engines_share_a_process():
@@ -70,7 +116,7 @@ def test_metrics_can_be_read_as_objects():
     ttft = found["vllm:time_to_first_token_seconds", "0", "m"]
     assert isinstance(ttft, Histogram)
     assert (ttft.count, ttft.sum) == (2, 0.7)
-    assert (ttft.buckets["0.2"], ttft.buckets["0.5"], ttft.buckets["+Inf"]) == (0, 2, 2)
+    assert (ttft.buckets["0.25"], ttft.buckets["0.5"], ttft.buckets["+Inf"]) == (0, 2, 2)
     e2e = found["vllm:e2e_request_latency_seconds", "0", "m"]
     assert (e2e.count, e2e.sum) == (1, 1.5)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.platforms.cpu import native
 
-PLATFORM = current_platform("cpu")
+PLATFORM = platform_of("cpu")
 
 
 def isas() -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.platforms.cpu.device import CpuDevice, read_memory
 
 KIB = 1024
@@ -82,7 +82,7 @@ def test_limit_of_version_1_is_honoured_even_where_the_path_is_the_hosts(proc, t
 
 
 def test_memory_of_this_machine_is_plausible():
-    memory = current_platform("cpu").device(0).memory()
+    memory = platform_of("cpu").device(0).memory()
     assert 0 < memory.reserved_bytes < memory.total_bytes
     assert 0 < memory.free_bytes <= memory.total_bytes
 

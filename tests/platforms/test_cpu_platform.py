@@ -13,13 +13,13 @@ import torch
 from vllm import envs
 from vllm.errors import ConfigError
 from vllm.ops import REFERENCES
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.platforms.cpu import native
 
 
 def test_auto_is_the_cpu_and_always_the_same_object():
-    assert current_platform() is current_platform("cpu")
-    assert current_platform().name == "cpu"
+    assert platform_of() is platform_of("cpu")
+    assert platform_of().name == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -27,15 +27,15 @@ def test_auto_is_the_cpu_and_always_the_same_object():
 )
 def test_other_devices_are_refused_with_the_remedy(name, message):
     with pytest.raises(ConfigError, match=rf"--device {name}: {message}.*cpu"):
-        current_platform(name)
+        platform_of(name)
 
 
 def test_overrides_are_of_ops_that_exist():
-    assert set(current_platform("cpu").ops()) <= set(REFERENCES)
+    assert set(platform_of("cpu").ops()) <= set(REFERENCES)
 
 
 def test_every_dtype_is_one_torch_can_multiply():
-    for dtype in current_platform("cpu").capabilities.dtypes:
+    for dtype in platform_of("cpu").capabilities.dtypes:
         x = torch.ones(2, 2, dtype=dtype)
         assert (x @ x).dtype == dtype
 
@@ -57,9 +57,9 @@ def test_isa_the_machine_lacks_is_refused():
 def test_without_the_extension_the_reference_serves_with_one_warning():
     script = (
         "import sys; sys.modules['vllm._C'] = None\n"
-        "from vllm.platforms import current_platform\n"
+        "from vllm.platforms import platform_of\n"
         "from vllm.platforms.cpu.attention import NativeAttention\n"
-        "p = current_platform('cpu'); p.ops(); p.ops()\n"
+        "p = platform_of('cpu'); p.ops(); p.ops()\n"
         "print(dict(p.ops()), NativeAttention.rejects(None, p.capabilities))\n"
     )
     done = subprocess.run(
@@ -72,9 +72,7 @@ def test_without_the_extension_the_reference_serves_with_one_warning():
 def test_isa_is_taken_from_the_environment():
     if not native.is_available():
         pytest.skip("native kernels are not built")
-    script = (
-        "import torch\nfrom vllm.platforms import current_platform\ncurrent_platform('cpu').ops()\n"
-    )
+    script = "import torch\nfrom vllm.platforms import platform_of\nplatform_of('cpu').ops()\n"
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

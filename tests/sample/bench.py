@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vllm.ops  # noqa: F401  registers the references
 from vllm.ops.registry import resolve
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.sample.interface import NO_MASK, SamplerOutput, SampleRows
 from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
@@ -20,7 +20,7 @@ from vllm.sample.static_sampler import StaticSampler
 from vllm.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
-DEVICE = current_platform("cpu").device(0)
+DEVICE = platform_of("cpu").device(0)
 
 
 class Bench:

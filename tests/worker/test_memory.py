@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.platforms.cpu.peak import PeakTensorBytes
 from vllm.worker.memory import activation_bytes, weight_bytes
 
@@ -30,7 +30,7 @@ def test_activation_bytes_grow_with_tokens_beyond_those_measured() -> None:
         torch.ones(100) + torch.ones(num_tokens, 50).sum()
 
     def run(num_tokens: int) -> tuple[int, int]:
-        return num_tokens, current_platform("cpu").device(0).peak_bytes(lambda: compute(num_tokens))
+        return num_tokens, platform_of("cpu").device(0).peak_bytes(lambda: compute(num_tokens))
 
     few, many = (activation_bytes(run, n, num_rows=2, vocab_size=10) for n in (200, 400))
     assert many - few == 200 * 50 * 4

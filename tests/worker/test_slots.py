@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vllm.core.plan import Admission, StepPlan
 from vllm.ops.registry import resolve
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.platforms.base import Device, HostCopy, MemoryInfo
 from vllm.sample.state import SamplingState
 from vllm.sampling_params import SamplingParams
@@ -63,7 +63,7 @@ def make_slots(device: Device) -> Slots:
 def slots(request: pytest.FixtureRequest) -> Slots:
     if request.param == "own-memory":
         return make_slots(DistantDevice())
-    return make_slots(current_platform("cpu").device(0))
+    return make_slots(platform_of("cpu").device(0))
 
 
 def delta(
@@ -113,7 +113,7 @@ def test_device_rows_follow_any_sequence_of_deltas(
     steps: list[tuple[list[int], list[tuple[int, list[int]]], list[tuple[int, int, int, int]]]],
     distant: bool,
 ) -> None:
-    slots = make_slots(DistantDevice() if distant else current_platform("cpu").device(0))
+    slots = make_slots(DistantDevice() if distant else platform_of("cpu").device(0))
     tokens = [[0] * SHAPE.max_tokens for _ in range(SHAPE.num_slots)]
     tables: dict[tuple[int, int, int], int] = {}
     for releases, admits, blocks in steps:

@@ -33,7 +33,7 @@ underscores: `--max-model-len` is `max_model_len`. On the command line
 
 - `--max_model_len` and `--max-model-len` are the same;
 - switches are turned off by `--no-...`;
-- numbers may have a unit: `2k` is 2000, `2K` is 2048;
+- numbers may have a unit: `2k` is 2000, `2.5k` is 2500, `2K` is 2048;
 - `--config FILE` reads flags from a YAML file; those of the command line win;
 - `--hf-overrides.key value` sets one key of a JSON flag;
 - `vllm serve --help=WORD` finds flags.

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final
 
 _SIZE_UNITS: Final = {
@@ -46,14 +47,17 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_size(text: str) -> int:
-    """Whole numbers with units: "1k" is 1000, "1K" is 1024, "1.5k" is 1500; "1.5" is refused."""
+    """Whole numbers with units: "1k" is 1000, "1K" is 1024, "1.5k" is 1500; "1.5" is refused.
+
+    With k, m, g and t a fraction that is left is cut off: "10.212345k" is 10212.
+    """
     match = _SIZE.fullmatch(text.strip().replace("_", ""))
     if match is None:
         raise ValueError(text)
-    value = float(match[1]) * _SIZE_UNITS[match[2]]
-    if value != int(value):
+    value = Fraction(match[1]) * _SIZE_UNITS[match[2]]
+    if value.denominator != 1 and not match[2].islower():
         raise ValueError(text)
-    return int(match[1]) * _SIZE_UNITS[match[2]] if "." not in match[1] else int(value)
+    return int(value)
 
 
 def _parse_object(text: str) -> dict[str, Any]:

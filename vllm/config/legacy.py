@@ -61,11 +61,10 @@ def _at_least_two(on: bool) -> DepthBound:
     return DepthBound(low=2) if on else DepthBound(high=1)
 
 
-def _exactly(depth: int) -> DepthBound:
+def _exactly(depth: int, flag: str = "--num-scheduler-steps") -> DepthBound:
     if not 1 <= depth <= MAX_DEPTH:
         raise ConfigError(
-            f"--num-scheduler-steps {depth}: must be 1 to {MAX_DEPTH}, the number of steps in "
-            "flight."
+            f"{flag} {depth}: must be 1 to {MAX_DEPTH}, the number of steps in flight."
         )
     return DepthBound(low=depth, high=depth)
 
@@ -96,6 +95,13 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         to="pipeline_depth",
         via=_exactly,
         help="--pipeline-depth of this many.",
+    ),
+    Legacy(
+        name="num_scheduler_seqs",
+        kind=INT,
+        to="pipeline_depth",
+        via=lambda depth: _exactly(depth, "--num-scheduler-seqs"),
+        help="--num-scheduler-steps, as lists of features for Gaudi call it.",
     ),
     Legacy(
         name="multi_step_stream_outputs",
@@ -312,7 +318,7 @@ def fold(
         elif row.to == "structured_outputs":
             values.update(row.via(value))
         elif row.to == "stream_interval":
-            steps = arguments["num_scheduler_steps"] or 1
+            steps = arguments["num_scheduler_steps"] or arguments["num_scheduler_seqs"] or 1
             values["stream_interval"] = max(values["stream_interval"], int(steps))
         elif not row.to and not row.silent:
             logger.warning_once("%s has no effect: %s", row.flag, row.help)

@@ -62,7 +62,7 @@ def resolve(
 
 def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Draft:
     """Everything the user said, checked one by one, and the platform it is for."""
-    from vllm.platforms import current_platform, keep_recipes
+    from vllm.platforms import keep_recipes, platform_of
 
     env.check()
     unavailable_variables.check_all(env)
@@ -76,7 +76,7 @@ def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Dra
         keep_recipes(values["recipe_cache"])
     if platform is None:
         asked = values["device"]
-        platform = current_platform(env.VLLM_TARGET_DEVICE if asked == "auto" else asked)
+        platform = platform_of(env.VLLM_TARGET_DEVICE if asked == "auto" else asked)
     values["device"] = platform.name
     legacy.fold(values, arguments, env, platform.name)
     return Draft(values, arguments, env, platform)

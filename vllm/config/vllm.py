@@ -29,6 +29,40 @@ class VllmConfig:
     structured_outputs: StructuredOutputsConfig
     observability: ObservabilityConfig
 
+    # By vLLM's names.
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.model
+
+    @property
+    def cache_config(self) -> CacheConfig:
+        return self.cache
+
+    @property
+    def scheduler_config(self) -> SchedulerConfig:
+        return self.scheduler
+
+    @property
+    def parallel_config(self) -> ParallelConfig:
+        return self.parallel
+
+    @property
+    def device_config(self) -> DeviceConfig:
+        return self.device
+
+    @property
+    def load_config(self) -> LoadConfig:
+        return self.load
+
+    @property
+    def structured_outputs_config(self) -> StructuredOutputsConfig:
+        return self.structured_outputs
+
+    @property
+    def observability_config(self) -> ObservabilityConfig:
+        return self.observability
+
 
 GROUPS: dict[str, type] = {
     "model": ModelConfig,

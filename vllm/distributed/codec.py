@@ -1,6 +1,7 @@
 """The wire format of every message between our processes: msgpack through msgspec, never pickle.
 
-Arrays travel as an extension value, so that they also survive inside fields typed `Any`.
+Arrays travel as an extension value, so that they also survive inside fields typed `Any`; so do
+functions, with the leave that vllm.distributed.functions asks for.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from vllm.distributed import functions
 from vllm.sampling_params import refuse_on_wire
 
 T = TypeVar("T")
 
-_NDARRAY = 1  # msgpack extension code
+_NDARRAY, _FUNCTION = 1, 2  # msgpack extension codes
 
 
 def _encode_array(array: np.ndarray) -> msgspec.msgpack.Ext:
@@ -41,6 +43,8 @@ def _enc_hook(value: Any) -> Any:
         return _encode_array(value)
     if isinstance(value, np.generic):
         return value.item()
+    if callable(value) and functions.may_travel():
+        return msgspec.msgpack.Ext(_FUNCTION, functions.packed(value))
     return refuse_on_wire(value)
 
 
@@ -51,13 +55,18 @@ def _dec_hook(expected: type, value: Any) -> Any:
 
 
 def _ext_hook(code: int, data: memoryview) -> Any:
-    if code != _NDARRAY:
-        raise ValueError(f"unknown msgpack extension {code}")
-    return _decode_array(data)
+    if code == _NDARRAY:
+        return _decode_array(data)
+    if code == _FUNCTION:
+        return functions.unpacked(data)
+    raise ValueError(f"unknown msgpack extension {code}")
 
 
 def encoder() -> msgspec.msgpack.Encoder:
-    """Encodes messages. Raises NotAvailable on a function, TypeError on other strangers."""
+    """Encodes messages.
+
+    Raises NotAvailable on a function without leave, TypeError on other strangers.
+    """
     return msgspec.msgpack.Encoder(enc_hook=_enc_hook)
 
 

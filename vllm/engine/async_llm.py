@@ -19,7 +19,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.client import EngineClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, raise_rejection, value_of
 from vllm.engine.messages import CallResult, FromEngine, StepUpdates
+from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.processor import ProcessedRequest
+from vllm.engine.request_stream import RequestStream
 from vllm.errors import BadRequest, EngineDeadError, NotAvailable
 from vllm.inputs import ParsedPrompt, parse_prompt
 from vllm.logger import init_logger
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vllm.config.model import ModelConfig
+    from vllm.config.parallel import ParallelConfig
+    from vllm.config.scheduler import SchedulerConfig
+    from vllm.config.structured import StructuredOutputsConfig
+    from vllm.executor.control import Method
 
 logger = init_logger(__name__)
 
@@ -79,6 +85,11 @@ class OutputStream:
                 await self._waiter
             finally:
                 self._waiter = None
+        output, self._output = self._output, None
+        return output
+
+    def take(self) -> RequestOutput | None:
+        """What waits to be read, if anything does."""
         output, self._output = self._output, None
         return output
 
@@ -175,6 +186,19 @@ class AsyncLLM:
     async def get_vllm_config(self) -> VllmConfig:
         return self.vllm_config
 
+    async def get_scheduler_config(self) -> SchedulerConfig:
+        return self.vllm_config.scheduler
+
+    async def get_parallel_config(self) -> ParallelConfig:
+        return self.vllm_config.parallel
+
+    async def get_decoding_config(self) -> StructuredOutputsConfig:
+        return self.vllm_config.structured_outputs
+
+    async def is_sleeping(self) -> bool:
+        """It never does: see `sleep`."""
+        return False
+
     async def is_tracing_enabled(self) -> bool:
         return self._front.tracer is not None
 
@@ -206,27 +230,28 @@ class AsyncLLM:
         prompt: Any,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
         lora_request: None = None,
         trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        data_parallel_rank: int | None = None,
+        *,
+        prompt_text: str | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of a request as they come; `prompt` in any form of vllm.inputs.
 
         `trace_headers` are those of the HTTP request that asked, for --otlp-traces-endpoint.
         Ending the iteration early, by closing it or by cancelling the task, aborts the request.
-        Raises BadRequest, EngineDeadError.
+        Raises BadRequest, EngineDeadError; NotAvailable for what REFUSED says more of.
         """
-        if lora_request is not None:
-            raise NotAvailable("LoRA adapters are not available yet", "lora_request")
-        if not request_id or not isinstance(request_id, str):
-            raise BadRequest(
-                f"request_id must be text that no open request has, got {request_id!r}",
-                "request_id",
-            )
-        parsed = await self._parse(prompt)
-        request = self._front.processor.process(
-            request_id, parsed, sampling_params, priority=priority, trace_headers=trace_headers
+        refuse(
+            lora_request=lora_request,
+            data_parallel_rank=data_parallel_rank or None,
+            prompt_text=prompt_text,
+            tokenization_kwargs=tokenization_kwargs or None,
+        )
+        request = await self._processed(
+            request_id, prompt, sampling_params, None, trace_headers, priority
         )
         stream = self._open(request)
         try:
@@ -238,6 +263,61 @@ class AsyncLLM:
                     return
         finally:
             self._close(request.request_id, stream)
+
+    async def add_request(
+        self,
+        request_id: str,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        arrival_time: float | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+        data_parallel_rank: int | None = None,
+        prompt_text: str | None = None,
+    ) -> RequestStream:
+        """Queue a request, as `generate` does when it is first asked for an output.
+
+        `arrival_time`: as `time.time()` gives it. Raises as `generate`.
+        """
+        refuse(
+            lora_request=lora_request,
+            data_parallel_rank=data_parallel_rank or None,
+            prompt_text=prompt_text,
+            tokenization_kwargs=tokenization_kwargs or None,
+        )
+        request = await self._processed(
+            request_id, prompt, params, arrival_time, trace_headers, priority
+        )
+        stream = self._open(request)
+        return RequestStream(
+            request.request_id, stream, lambda: self._close(request.request_id, stream)
+        )
+
+    async def _processed(
+        self,
+        request_id: str | None,
+        prompt: Any,
+        params: SamplingParams | None,
+        arrival_time_s: float | None,
+        trace_headers: Mapping[str, str] | None,
+        priority: int,
+    ) -> ProcessedRequest:
+        if not request_id or not isinstance(request_id, str):
+            raise BadRequest(
+                f"request_id must be text that no open request has, got {request_id!r}",
+                "request_id",
+            )
+        parsed = await self._parse(prompt)
+        return self._front.processor.process(
+            request_id,
+            parsed,
+            params,
+            priority=priority,
+            arrival_time_s=arrival_time_s,
+            trace_headers=trace_headers,
+        )
 
     async def beam_search(
         self, prompt: Any, request_id: str, params: BeamSearchParams
@@ -306,13 +386,28 @@ class AsyncLLM:
         finally:
             del self._calls[call_id]
 
-    async def reset_prefix_cache(self) -> bool:
-        """Forget cached prefixes; False while requests hold blocks."""
+    async def reset_prefix_cache(self, device: Any = None) -> bool:
+        """Forget cached prefixes; False while requests hold blocks. There is one `device`."""
         return bool(await self.call("reset_prefix_cache"))
 
-    async def collective_rpc(self, method: str, args: Sequence[Any] = ()) -> list[Any]:
-        """Run a method of the Worker on every rank; returns what each returned."""
-        result: list[Any] = await self.call("collective_rpc", method, *args)
+    async def collective_rpc(
+        self,
+        method: Method,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Run a method of the Worker on every rank; returns what each returned.
+
+        Or a function of the Worker, which crosses processes with
+        VLLM_ALLOW_INSECURE_SERIALIZATION=1 only. After `timeout` seconds it goes on, and nobody
+        waits for it any more: TimeoutError.
+        """
+        called = self.call("collective_rpc", with_keywords(method, kwargs), *args)
+        try:
+            result: list[Any] = await asyncio.wait_for(called, timeout)
+        except asyncio.TimeoutError:  # on Python 3.10 not yet the built-in one
+            raise TimeoutError(f"collective_rpc took more than {timeout} s") from None
         return result
 
     async def launch_shapes(self) -> list[ShapeUsage]:

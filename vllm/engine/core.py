@@ -23,6 +23,7 @@ from vllm.engine.messages import (
 from vllm.errors import BadRequest
 from vllm.executor import make_executor
 from vllm.executor.base import StepHandle
+from vllm.executor.control import Method
 from vllm.logger import init_logger
 from vllm.profiling.timeline import process_timeline
 from vllm.structured_output.compiler import GrammarCompiler
@@ -153,8 +154,9 @@ class EngineCore:
         """Forget all cached prefixes; False while any request holds blocks."""
         return self.scheduler.kv.pool.forget_all()
 
-    def collective_rpc(self, method: str, *args: Any) -> list[Any]:
-        """Run a method of the Worker on every rank, after the steps submitted so far."""
+    def collective_rpc(self, method: Method, *args: Any) -> list[Any]:
+        """Run a method or a function of the Worker on every rank, after the steps submitted so
+        far."""
         return self.executor.call(method, *args)
 
     def profile(self, is_start: bool) -> None:

@@ -18,6 +18,7 @@ import zmq
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.codec import decoder, encoder
 from vllm.engine.messages import (
+    CallResult,
     EngineDead,
     EngineStats,
     FromEngine,
@@ -137,7 +138,17 @@ class CoreLink:
     def send(self, message: FromEngine, front_end: int) -> None:
         if isinstance(message, StepUpdates):
             self.stats = message.stats
-        self._outboxes[front_end].send(self._encode(message))
+        self._outboxes[front_end].send(self._encoded(message))
+
+    def _encoded(self, message: FromEngine) -> bytes:
+        try:
+            return self._encode(message)
+        except Exception as error:
+            if not isinstance(message, CallResult):
+                raise
+            # A function of the worker may have returned anything.
+            text = f"what the call returned cannot be sent to this process: {error}"
+            return self._encode(CallResult(message.call_id, error=f"NotAvailable: {text}"))
 
     def broadcast(self, message: FromEngine) -> None:
         data = self._encode(message)

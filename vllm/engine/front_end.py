@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import vllm.errors
 from vllm.config.vllm import VllmConfig
+from vllm.distributed import functions
 from vllm.engine.client import EngineClient
 from vllm.engine.messages import (
     Abort,
@@ -141,10 +142,11 @@ class FrontEnd:
     def call(self, method: str, args: Iterable[Any]) -> int:
         """Start a control-plane call; returns the id its result will have."""
         arguments = list(args)
-        if self.client.is_remote and any(map(callable, arguments)):
+        if self.client.is_remote and any(map(callable, arguments)) and not functions.may_travel():
             raise NotAvailable(
                 f"{method} with a function needs the model in this process, and the engine core is "
-                "another. Use LLM with VLLM_ENABLE_V1_MULTIPROCESSING=0."
+                "another. Use LLM with VLLM_ENABLE_V1_MULTIPROCESSING=0, or set "
+                f"{functions.LEAVE}=1, with which functions travel as pickles."
             )
         call = Call(next(self._call_ids), method, arguments)
         self.client.send(call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +15,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.client import EngineClient, InProcessClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, value_of
 from vllm.engine.messages import CallResult, StepUpdates
+from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.processor import ProcessedRequest, Processor
 from vllm.errors import EngineDeadError, NotAvailable
 from vllm.metrics.prometheus import PrometheusStats
@@ -26,9 +27,11 @@ from vllm.transformers_utils.tokenizer import full_tokenizer
 from vllm.worker.step_observer import ShapeUsage
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from vllm.config.model import ModelConfig
+    from vllm.executor.control import Method
 
 
 class LLMEngine:
@@ -101,12 +104,20 @@ class LLMEngine:
         request_id: str,
         prompt: Any,
         params: SamplingParams | None = None,
-        *,
         arrival_time: float | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        prompt_text: str | None = None,
     ) -> None:
-        """Queue a request; `prompt` in any form of vllm.inputs. Raises BadRequest."""
+        """Queue a request; `prompt` in any form of vllm.inputs. Raises BadRequest, and NotAvailable
+        for what `older_arguments` says more of."""
+        refuse(
+            lora_request=lora_request,
+            tokenization_kwargs=tokenization_kwargs or None,
+            prompt_text=prompt_text,
+        )
         self.submit(
             self.processor.process(
                 request_id,
@@ -148,8 +159,29 @@ class LLMEngine:
             self._receive()
         return value_of(self._results.pop(call_id))
 
-    def reset_prefix_cache(self) -> bool:
-        """Forget cached prefixes; False while requests hold blocks."""
+    def collective_rpc(
+        self,
+        method: Method,
+        timeout: float | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """As LLM.collective_rpc."""
+        if timeout is not None:
+            raise NotAvailable("collective_rpc has no timeout; leave it out", "timeout")
+        result: list[Any] = self.call("collective_rpc", with_keywords(method, kwargs), *args)
+        return result
+
+    def apply_model(self, func: Callable[[nn.Module], Any]) -> list[Any]:
+        """Call `func` with each rank's model; returns what each call returned."""
+        return self.collective_rpc("apply_model", args=(func,))
+
+    def is_sleeping(self) -> bool:
+        """There is no sleep mode yet."""
+        return False
+
+    def reset_prefix_cache(self, device: Any = None) -> bool:
+        """Forget cached prefixes; False while requests hold blocks. There is one `device`."""
         return bool(self.call("reset_prefix_cache"))
 
     def start_profile(self) -> None:

@@ -14,6 +14,7 @@ from vllm.beam_search import beam_search
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.front_end import raise_rejection
 from vllm.engine.llm_engine import LLMEngine
+from vllm.engine.older_arguments import refuse
 from vllm.engine.processor import ProcessedRequest
 from vllm.entrypoints.chat_utils import ContentFormat, Message, render_chat
 from vllm.entrypoints.interrupts import DeferredInterrupt
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from vllm.config.model import ModelConfig
+    from vllm.executor.control import Method
 
 Prompts = PromptType | Sequence[PromptType]
 Params = SamplingParams | Sequence[SamplingParams]
@@ -87,7 +89,7 @@ class LLM:
         first, counts under --scheduling-policy priority. `prompt_token_ids` is an older way to give
         prompts of token ids. Raises BadRequest before anything runs.
         """
-        _refuse_lora(lora_request)
+        refuse(lora_request=lora_request)
         if (prompts is None) == (prompt_token_ids is None):
             raise BadRequest("give either prompts or prompt_token_ids", "prompts")
         if prompts is None:
@@ -106,9 +108,10 @@ class LLM:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several; see `generate`."""
-        _refuse_lora(lora_request)
+        refuse(lora_request=lora_request, mm_processor_kwargs=mm_processor_kwargs or None)
         if chat_template_content_format not in ("auto", "string", "openai"):
             raise BadRequest(
                 f"chat_template_content_format {chat_template_content_format!r}: must be auto, "
@@ -149,7 +152,7 @@ class LLM:
 
         `concurrency_limit` is the most prompts searched at the same time.
         """
-        _refuse_lora(lora_request)
+        refuse(lora_request=lora_request)
         if not isinstance(params, BeamSearchParams):
             raise BadRequest(
                 f"params must be BeamSearchParams, got a {type(params).__name__}", "params"
@@ -179,34 +182,27 @@ class LLM:
 
     # -- control plane ----------------------------------------------------------------------------
 
-    def reset_prefix_cache(self) -> bool:
-        """Forget cached prefixes; False while requests hold blocks."""
+    def reset_prefix_cache(self, device: Any = None) -> bool:
+        """Forget cached prefixes; False while requests hold blocks. There is one `device`."""
         return self.llm_engine.reset_prefix_cache()
 
     def collective_rpc(
         self,
-        method: str,
+        method: Method,
         timeout: float | None = None,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        """Run a method of the Worker on every rank; returns what each returned."""
-        if not isinstance(method, str):
-            raise NotAvailable(
-                "collective_rpc takes the name of a Worker's method, not a function; for a "
-                "function of the model use apply_model"
-            )
-        if timeout is not None:
-            raise NotAvailable("collective_rpc has no timeout; leave it out", "timeout")
-        if kwargs:
-            raise NotAvailable("collective_rpc has no keyword arguments; use args", "kwargs")
-        result: list[Any] = self.llm_engine.call("collective_rpc", method, *args)
-        return result
+        """Run a method of the Worker on every rank; returns what each returned.
+
+        Or a function, called with the Worker and `args` and `kwargs`. Without the model in this
+        process that needs VLLM_ALLOW_INSECURE_SERIALIZATION=1.
+        """
+        return self.llm_engine.collective_rpc(method, timeout, args, kwargs)
 
     def apply_model(self, func: Callable[[nn.Module], Any]) -> list[Any]:
         """Call `func` with each rank's model; returns what each call returned."""
-        result: list[Any] = self.llm_engine.call("collective_rpc", "apply_model", func)
-        return result
+        return self.llm_engine.apply_model(func)
 
     def sleep(self, level: int = 1) -> NoReturn:
         raise NotAvailable("sleep mode is not available yet; delete the LLM to free its memory")
@@ -350,13 +346,6 @@ def _one_each(name: str, values: Any, kind: type, count: int) -> list[Any]:
             name,
         )
     return list(values)
-
-
-def _refuse_lora(lora_request: Any) -> None:
-    if lora_request is not None:
-        raise NotAvailable(
-            "LoRA adapters are not available yet; leave lora_request out", "lora_request"
-        )
 
 
 def _no_pooling(name: str) -> str:

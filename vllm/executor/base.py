@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from vllm.core.kv_cache.spec import KVCacheLayout
@@ -34,8 +35,9 @@ class Executor(Protocol):
         """Queue a step; returns at once when depth allows overlap."""
         ...
 
-    def call(self, method: str, *args: Any) -> list[Any]:
-        """Run the Worker's `method` on every rank, after the steps queued so far."""
+    def call(self, method: str | Callable[..., Any], *args: Any) -> list[Any]:
+        """Run the Worker's `method`, or a function of the Worker, on every rank, after the steps
+        queued so far."""
         ...
 
     def check_health(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm.core.kv_cache.spec import KVCacheLayout
@@ -37,12 +38,19 @@ class WorkerType(Protocol):
     def __call__(self, config: VllmConfig, group: Group) -> RankWorker: ...
 
 
+Method = str | Callable[..., Any]
+
 # What `call` may reach, so that a name from a client cannot pick any attribute of the worker.
 CALLABLE = frozenset({"apply_model", "launch_shapes", "ping", "profile"})
 
 
-def invoke(worker: RankWorker, method: str, args: tuple[Any, ...]) -> Any:
-    """worker.method(*args). Raises NotAvailable for a method not of the control plane."""
+def invoke(worker: RankWorker, method: Method, args: tuple[Any, ...]) -> Any:
+    """worker.method(*args), or method(worker, *args) of a function.
+
+    Raises NotAvailable for a name that is not of the control plane.
+    """
+    if not isinstance(method, str):
+        return method(worker, *args)
     if method not in CALLABLE:
         raise NotAvailable(
             f"workers have no method {method!r} to call; they have {', '.join(sorted(CALLABLE))}"

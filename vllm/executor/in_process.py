@@ -10,7 +10,7 @@ from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.groups import SINGLE
 from vllm.executor.base import ExecutorDied, StepHandle
-from vllm.executor.control import WorkerType, invoke
+from vllm.executor.control import Method, WorkerType, invoke
 from vllm.worker.facts import WorkerFacts
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class InlineExecutor:
     def submit(self, plan: StepPlan) -> StepHandle:
         return self._worker.execute(plan)
 
-    def call(self, method: str, *args: Any) -> list[Any]:
+    def call(self, method: Method, *args: Any) -> list[Any]:
         return [invoke(self._worker, method, args)]
 
     def check_health(self) -> None:
@@ -68,7 +68,7 @@ class ThreadedExecutor:
     def submit(self, plan: StepPlan) -> StepHandle:
         return ThreadedStep(self._thread.submit(self._run, plan))
 
-    def call(self, method: str, *args: Any) -> list[Any]:
+    def call(self, method: Method, *args: Any) -> list[Any]:
         return self._thread.submit(self._inline.call, method, *args).result()
 
     def check_health(self) -> None:

@@ -23,7 +23,7 @@ class BindKVCache(msgspec.Struct, frozen=True, tag=True):
 
 
 class Invoke(msgspec.Struct, frozen=True, tag=True):
-    method: str
+    method: Any  # a Method
     args: list[Any]
 
 

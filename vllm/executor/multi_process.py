@@ -14,12 +14,13 @@ import msgspec
 
 from vllm.core.kv_cache.spec import KVCacheLayout
 from vllm.core.plan import StepPlan, StepResult
+from vllm.distributed import functions
 from vllm.distributed.codec import decoder, encoder
 from vllm.distributed.groups import Group
 from vllm.distributed.shm_queue import BroadcastReader, QueueClosed, broadcast_queue
 from vllm.errors import NotAvailable
 from vllm.executor.base import ExecutorDied, StepHandle
-from vllm.executor.control import WorkerType
+from vllm.executor.control import Method, WorkerType
 from vllm.executor.messages import (
     BindKVCache,
     Failed,
@@ -117,11 +118,12 @@ class MultiProcessExecutor:
     def submit(self, plan: StepPlan) -> StepHandle:
         return ProcessStep(self._send(RunStep(plan)))
 
-    def call(self, method: str, *args: Any) -> list[Any]:
-        if any(callable(arg) for arg in args):
+    def call(self, method: Method, *args: Any) -> list[Any]:
+        if any(map(callable, (method, *args))) and not functions.may_travel():
             raise NotAvailable(
                 f"{method} with a function needs the model in this process; the ranks are others. "
-                "Use --distributed-executor-backend uni."
+                f"Use --distributed-executor-backend uni, or set {functions.LEAVE}=1, with which "
+                "functions travel as pickles."
             )
         replies = self._send(Invoke(method, list(args))).wait()
         return [reply.value for reply in replies if isinstance(reply, Returned)]

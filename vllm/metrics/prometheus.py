@@ -34,23 +34,33 @@ SHARED_GAUGE: Final = "mostrecent"  # of those that several processes set
 ENGINE_LABELS = ("model_name", "engine")
 
 
-def series_1_2_5(low: float, high: float) -> list[float]:
-    """Bucket bounds 1, 2, 5, 10, 20 … from `low`, a power of ten, to the last one up to `high`."""
+def series_1_2_5(high: int) -> list[float]:
+    """Bucket bounds 1, 2, 5, 10, 20 … to the last one up to `high`."""
     bounds: list[float] = []
-    scale = low
+    scale = 1
     while True:
         for step in (1, 2, 5):
-            bound = float(f"{step * scale:.6g}")
-            if bound > high:
+            if step * scale > high:
                 return bounds
-            bounds.append(bound)
+            bounds.append(float(step * scale))
         scale *= 10
 
 
-# Seconds: a tiny model on a CPU answers within milliseconds, a full queue within an hour.
-SECONDS = series_1_2_5(0.001, 2000.0)
-COUNTS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
-STEP_TOKENS = [float(2**i) for i in range(15)]
+# Alerts and dashboards name single edges, such as le="0.25": these are vLLM's, all of them.
+FIRST_TOKEN_S: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+TOKEN_S: Final = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+REQUEST_S: Final = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+COUNTS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
+STEP_TOKENS: Final = (1.0, *(float(2**i) for i in range(3, 15)))
 
 # name, help, field of FinishedRequest
 FINISHED_SECONDS = (
@@ -96,23 +106,23 @@ class PrometheusStats:
         self.registry = CollectorRegistry()
         self.labels = (model_name, "0")
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        tokens = series_1_2_5(1.0, float(max(max_model_len, 1)))
+        tokens = series_1_2_5(max(max_model_len, 1))
         self.gauges = [(self._gauge(name, text), field) for name, text, field in GAUGES]
         self.counters = [(self._counter(name, text), field) for name, text, field in COUNTERS]
         self.last = EngineStats()  # whose counters the exported ones have reached
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of requests")
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
         self.time_to_first_token = self._histogram(
-            "vllm:time_to_first_token_seconds", "Arrival to first token", SECONDS
+            "vllm:time_to_first_token_seconds", "Arrival to first token", FIRST_TOKEN_S
         )
         self.inter_token = self._histogram(
-            "vllm:inter_token_latency_seconds", "Between two tokens of a request", SECONDS
+            "vllm:inter_token_latency_seconds", "Between two tokens of a request", TOKEN_S
         )
         self.request_time_per_token = self._histogram(
-            "vllm:request_time_per_output_token_seconds", "Mean of a request", SECONDS
+            "vllm:request_time_per_output_token_seconds", "Mean of a request", TOKEN_S
         )
         self.inference_time = self._histogram(
-            "vllm:request_inference_time_seconds", "First scheduled to last token", SECONDS
+            "vllm:request_inference_time_seconds", "First scheduled to last token", REQUEST_S
         )
         self.params_n = self._histogram("vllm:request_params_n", "n of a request", COUNTS)
         self.longest = self._histogram(
@@ -129,7 +139,8 @@ class PrometheusStats:
             "vllm:iteration_tokens_total", "Tokens computed by a step", STEP_TOKENS
         )
         self.finished_histograms = [
-            (self._histogram(name, text, SECONDS), field) for name, text, field in FINISHED_SECONDS
+            (self._histogram(name, text, REQUEST_S), field)
+            for name, text, field in FINISHED_SECONDS
         ] + [(self._histogram(name, text, tokens), field) for name, text, field in FINISHED_TOKENS]
         success = Counter(
             "vllm:request_success",

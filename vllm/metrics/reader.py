@@ -23,6 +23,13 @@ class Counter(Metric):
 
 
 @dataclass(frozen=True, slots=True)
+class Vector(Metric):
+    """A counter per position. None is made: they are of speculative decoding."""
+
+    values: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Gauge(Metric):
     value: float
 

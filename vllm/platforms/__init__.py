@@ -1,9 +1,9 @@
-"""Platforms: `current_platform` is the only door to a device's implementation."""
+"""Platforms: `platform_of` is the only door to a device's implementation."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm import envs
 from vllm.errors import ConfigError
@@ -11,6 +11,8 @@ from vllm.platforms.base import Capabilities, Device, HostCopy, MemoryInfo, Plat
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+
+    current_platform: Platform
 
 __all__ = [
     "Capabilities",
@@ -20,6 +22,7 @@ __all__ = [
     "Platform",
     "current_platform",
     "keep_recipes",
+    "platform_of",
 ]
 
 
@@ -57,9 +60,21 @@ def _found() -> str:
     return "hpu" if bridge.num_devices() > 0 else "cpu"
 
 
-def current_platform(which: str | VllmConfig = "auto") -> Platform:
+def platform_of(which: str | VllmConfig = "auto") -> Platform:
     """The platform named (or that of a config); the same object every time. Raises ConfigError."""
     name = which if isinstance(which, str) else which.device.device
     if name == "auto":
         name = envs.VLLM_TARGET_DEVICE
     return _named(_found() if name == "auto" else name)
+
+
+def __getattr__(name: str) -> Any:
+    """`current_platform`, vLLM's name for that of this machine: looked for when it is first used,
+    since that may load a device's plugin."""
+    if name != "current_platform":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return platform_of()
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "current_platform"])

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm.platforms.facts import PlatformFacts
+
 if TYPE_CHECKING:
     from vllm.attention.interface import AttentionBackend
     from vllm.config.vllm import VllmConfig
@@ -89,18 +91,12 @@ class Device(ABC):
         """Most memory that `run` takes at any time, beyond what is taken before."""
 
 
-class Platform(ABC):
+class Platform(PlatformFacts):
     """Everything shared code may ask of a kind of device."""
-
-    name: str
-    capabilities: Capabilities
 
     @abstractmethod
     def resolve(self, config: VllmConfig) -> VllmConfig:
         """`config` with this platform's choices in place of what is still automatic."""
-
-    @abstractmethod
-    def device(self, index: int) -> Device: ...
 
     @abstractmethod
     def prepare_process(self, config: VllmConfig, rank: int) -> None:

@@ -42,7 +42,9 @@ def locate(source: Source, files: Sequence[str]) -> Path:
     """
     if not source.name:
         raise ConfigError(
-            f"{source.flag} is missing: give a local directory or a name on the Hugging Face hub."
+            f"{source.flag} is missing, and there is no default: give a local directory or a name "
+            "on the Hugging Face hub. A small one to try is in these sources: `vllm serve "
+            "examples/models/tiny-story`."
         )
     path = Path(source.name).expanduser()
     if path.is_dir():

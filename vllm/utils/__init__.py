@@ -2,5 +2,6 @@
 
 from vllm.utils.argparse import FlexibleArgumentParser
 from vllm.utils.ids import Counter, random_uuid
+from vllm.utils.network_utils import get_open_port
 
-__all__ = ["Counter", "FlexibleArgumentParser", "random_uuid"]
+__all__ = ["Counter", "FlexibleArgumentParser", "get_open_port", "random_uuid"]

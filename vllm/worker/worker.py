@@ -20,7 +20,7 @@ from vllm.loader import load_model
 from vllm.logger import init_logger
 from vllm.models.interfaces import Model
 from vllm.ops.registry import resolve
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 from vllm.profiling.timeline import process_timeline
 from vllm.profiling.torch_profile import TorchProfile, TorchProfileSettings
 from vllm.sample.sampler import Sampler
@@ -48,7 +48,7 @@ class Worker:
     def __init__(self, config: VllmConfig, group: Group) -> None:
         self.config = config
         self.group = group
-        self.platform = current_platform(config)
+        self.platform = platform_of(config)
         self.platform.prepare_process(config, group.rank)
         self.device = self.platform.device(group.rank)
         self.ops = resolve(self.platform.ops())
@@ -118,8 +118,17 @@ class Worker:
         """This rank's number; the way to see that it answers."""
         return self.group.rank
 
+    # What functions given to `collective_rpc` find in vLLM's workers.
+
+    @property
+    def model_runner(self) -> ModelRunner:
+        return self.runner
+
+    def get_model(self) -> Model:
+        return self.model
+
     def apply_model(self, function: Callable[[Model], Any]) -> Any:
-        """function(model): for inspection, in-process executors only."""
+        """function(model), for inspection."""
         with torch.inference_mode():
             return function(self.model)
 

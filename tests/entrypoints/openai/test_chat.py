@@ -41,6 +41,31 @@ async def test_streamed_content_is_the_content_of_the_whole_answer(client):
     assert {piece["object"] for piece in pieces} == {"chat.completion.chunk"}
 
 
+async def test_what_has_no_value_is_null_and_not_absent(client):
+    """Clients read these as attributes of what came."""
+    answer = await post(client, max_tokens=3)
+    nulls = "prompt_logprobs prompt_token_ids kv_transfer_params service_tier system_fingerprint"
+    assert {name: answer[name] for name in nulls.split()} == dict.fromkeys(nulls.split())
+    (choice,) = answer["choices"]
+    nulls = "reasoning_content reasoning refusal annotations audio function_call"
+    assert {name: choice["message"][name] for name in nulls.split()} == dict.fromkeys(nulls.split())
+    assert choice["message"]["tool_calls"] == []
+    assert (choice["stop_reason"], choice["token_ids"]) == (None, None)
+
+
+async def test_every_chunk_tells_the_usage_of_its_sequence_if_asked(client):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"messages": HELLO, "n": 2, "max_tokens": 2, "stream_options": options}
+    *pieces, last = await stream(client, PATH, body)
+    for index in range(2):
+        own = [piece["usage"] for piece in pieces if piece["choices"][0]["index"] == index]
+        # The first says the role, before there is a token.
+        assert [usage["completion_tokens"] for usage in own] == [0, 1, 2]
+        assert {usage["prompt_tokens"] for usage in own} == {len("<user>Hi<assistant>")}
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 4
+
+
 async def test_max_completion_tokens_wins_over_max_tokens(client, engine):
     await post(client, max_tokens=9, max_completion_tokens=2)
     await post(client)

@@ -129,6 +129,28 @@ async def test_usage_ends_a_stream_on_request(client):
     assert [piece["usage"]["completion_tokens"] for piece in pieces] == [1, 2, 2]
 
 
+async def test_what_has_no_value_is_null_and_not_absent(client):
+    """Clients read these as attributes of what came."""
+    answer = await post(client, prompt="Hi", max_tokens=2)
+    nulls = "kv_transfer_params service_tier system_fingerprint"
+    assert {name: answer[name] for name in nulls.split()} == dict.fromkeys(nulls.split())
+    nulls = "logprobs stop_reason prompt_logprobs prompt_token_ids token_ids"
+    (choice,) = answer["choices"]
+    assert {name: choice[name] for name in nulls.split()} == dict.fromkeys(nulls.split())
+
+
+async def test_every_chunk_tells_the_usage_of_its_sequence(client):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": ["Hi", "Ho!"], "n": 2, "max_tokens": 2, "stream_options": options}
+    *pieces, last = await stream(client, PATH, body)
+    for index in range(4):
+        own = [piece["usage"] for piece in pieces if piece["choices"][0]["index"] == index]
+        assert [usage["completion_tokens"] for usage in own] == [1, 2]
+        assert {usage["prompt_tokens"] for usage in own} == {2 if index < 2 else 3}
+        assert all(u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"] for u in own)
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (5, 8)
+
+
 async def test_sampling_fields_reach_the_engine(client, engine):
     sent = {
         "temperature": 0.5,
@@ -205,7 +227,7 @@ async def test_prompt_logprobs_come_with_the_first_chunk_of_each_sequence(client
     firsts = {}
     for piece in pieces:
         choice = piece["choices"][0]
-        if "prompt_logprobs" in choice:
+        if choice["prompt_logprobs"] is not None:
             assert choice["index"] not in firsts
             firsts[choice["index"]] = choice["prompt_logprobs"]
     assert firsts == {0: whole["choices"][0]["prompt_logprobs"], 1: firsts[0]}

@@ -103,6 +103,81 @@ async def test_development_routes_exist_in_development_mode_only(make_app, engin
     assert engine.num_resets == 1
 
 
+# What is asked of each route, so that it answers with 200 (or, in the first lines, cannot).
+ASKED = {
+    "POST /sleep": {},
+    "POST /wake_up": {},
+    "GET /is_sleeping": {},
+    "POST /collective_rpc": {},
+    "GET /health": {},
+    "GET /ping": {},
+    "POST /ping": {},
+    "GET /metrics": {},
+    "GET /load": {},
+    "GET /version": {},
+    "GET /v1/models": {},
+    "GET /v1/models/{model}": {},
+    "POST /start_profile": {},
+    "POST /stop_profile": {},
+    "POST /reset_prefix_cache": {},
+    "GET /server_info": {},
+    "GET /tokenizer_info": {},
+    "POST /tokenize": {"prompt": "Hi"},
+    "POST /detokenize": {"tokens": [1]},
+    "POST /v1/completions": {"prompt": "Hi"},
+    "POST /v1/chat/completions": {"messages": HELLO},
+    "POST /invocations": {"prompt": "Hi"},
+    "POST /v1/messages": {"messages": HELLO, "max_tokens": 3},
+    "POST /v1/messages/count_tokens": {"messages": HELLO},
+    "POST /v1/responses": {"input": "Hi", "request_id": "resp_1", "background": True},
+    "GET /v1/responses/{response_id}": {},
+    "GET /v1/responses/{response_id}/input_items": {},
+    "POST /v1/responses/{response_id}/cancel": {},
+    "DELETE /v1/responses/{response_id}": {},
+}
+STREAMING = {
+    "POST /v1/completions",
+    "POST /v1/chat/completions",
+    "POST /invocations",
+    "POST /v1/messages",
+    "POST /v1/responses",
+}
+
+
+async def test_the_schema_says_what_every_route_answers_with(make_app, monkeypatch):
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    async with connect(make_app(enable_tokenizer_info_endpoint=True)) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        documented = {
+            f"{method.upper()} {path}": answers["responses"]
+            for path, methods in paths.items()
+            for method, answers in methods.items()
+        }
+        assert set(documented) == set(ASKED)
+        for route, body in ASKED.items():
+            method, path = route.split(" ")
+            path = path.replace("{model}", "fake").replace("{response_id}", "resp_1")
+            reply = await client.request(method, path, json=body or None)
+            said = documented[route].get(str(reply.status_code))
+            assert said is not None, (route, reply.status_code, reply.text)
+            kinds = {kind.partition(";")[0] for kind in said.get("content", {})}
+            kind = reply.headers.get("content-type", "").partition(";")[0]
+            assert (kind in kinds) if reply.content else (not kinds), (route, kind, kinds)
+            if route in STREAMING:
+                streamed = {**body, "stream": True, "request_id": "streamed"}
+                reply = await client.request(method, path, json=streamed)
+                assert reply.headers["content-type"].partition(";")[0] in kinds, route
+
+
+async def test_the_schema_says_that_health_may_be_503(client, engine):
+    engine.is_dead = True
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path in ("/health", "/ping"):
+        reply = await client.get(path)
+        assert (reply.status_code, reply.content) == (503, b"")
+        assert "content" not in paths[path]["get"]["responses"]["503"]
+
+
 async def test_a_profile_is_started_and_stopped_once(client, engine):
     for path, status in (
         ("/stop_profile", 400),
@@ -140,8 +215,12 @@ async def test_any_served_name_may_be_asked_for_and_is_answered_with(client):
         reply = await client.post("/v1/completions", json={"model": name, "prompt": "a"})
         assert reply.json()["model"] == name
     assert (await client.post("/v1/completions", json={"prompt": "a"})).json()["model"] == "fake"
-    names = [card["id"] for card in (await client.get("/v1/models")).json()["data"]]
-    assert names == ["fake", "alias"]
+    cards = (await client.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in cards] == ["fake", "alias"]
+    for card in cards:  # older clients read it
+        (permission,) = card["permission"]
+        assert permission["object"] == "model_permission"
+        assert permission["allow_sampling"] and not permission["allow_fine_tuning"]
     assert (await client.get("/v1/models/alias")).json()["id"] == "alias"
     reply = await client.post("/v1/completions", json={"model": "other", "prompt": "a"})
     assert (reply.status_code, reply.json()["error"]["type"]) == (404, "NotFoundError")

@@ -25,7 +25,7 @@ torch.zeros(1, device="hpu")
 print("held", flush=True)
 sys.stdin.read()
 """
-NAME = "from vllm.platforms import current_platform; print(current_platform().name)"
+NAME = "from vllm.platforms import platform_of; print(platform_of().name)"
 
 
 def serve(emulated: Emulated, *path: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
 from vllm.errors import ConfigError
 from vllm.executor.base import WorkerFacts
 from vllm.logger import init_logger
-from vllm.platforms import current_platform
+from vllm.platforms import platform_of
 
 logger = init_logger(__name__)
 
@@ -69,7 +69,7 @@ def plan_kv_cache(config: VllmConfig, facts: Sequence[WorkerFacts]) -> KVCacheLa
 def _budget(config: VllmConfig, facts: WorkerFacts) -> tuple[int, str]:
     if config.cache.kv_cache_memory_bytes:
         return config.cache.kv_cache_memory_bytes, " or ".join(_ways_to_say_bytes(config))
-    budget = current_platform(config).kv_cache_budget(config, facts)
+    budget = platform_of(config).kv_cache_budget(config, facts)
     return budget, f"gpu_memory_utilization {config.cache.gpu_memory_utilization:g}"
 
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from vllm import envs
 from vllm.engine.front_end import CallFailed
 from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.documented import HEALTH, Exposition
 from vllm.entrypoints.openai.errors import (
     DOCUMENTED_ERRORS,
     install_error_handlers,
@@ -43,7 +44,7 @@ from vllm.entrypoints.openai.transport.users_middleware import add_users_middlew
 from vllm.errors import EngineDeadError
 from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
-from vllm.metrics.prometheus import CONTENT_TYPE, PrometheusStats
+from vllm.metrics.prometheus import PrometheusStats
 from vllm.version import __version__
 
 router = APIRouter()
@@ -136,9 +137,9 @@ async def get_model(model: str, request: Request) -> Response:
     return json_response(server_of(request).models.get(model))
 
 
-@router.get("/health")
-@router.get("/ping")
-@router.post("/ping")
+@router.get("/health", response_class=Response, responses=HEALTH)
+@router.get("/ping", response_class=Response, responses=HEALTH)
+@router.post("/ping", response_class=Response, responses=HEALTH)
 async def health(request: Request) -> Response:
     """200 while requests are served: 503 once the engine is gone or the server is to end."""
     context = server_of(request).context
@@ -161,21 +162,21 @@ async def load(request: Request) -> Response:
     )
 
 
-@router.post("/start_profile")
+@router.post("/start_profile", response_class=Response)
 async def start_profile(request: Request) -> Response:
     """Records what the engine does, until /stop_profile; needs VLLM_TORCH_PROFILER_DIR."""
     await server_of(request).context.engine.start_profile()
     return Response(status_code=200)
 
 
-@router.post("/stop_profile")
+@router.post("/stop_profile", response_class=Response)
 async def stop_profile(request: Request) -> Response:
     """Answers when the traces are written."""
     await server_of(request).context.engine.stop_profile()
     return Response(status_code=200)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Exposition)
 async def metrics(request: Request) -> Response:
     server = server_of(request)
     # An engine that is gone or in a long step leaves the shapes as they were last time.
@@ -183,4 +184,4 @@ async def metrics(request: Request) -> Response:
         engine = server.context.engine
         shapes = await asyncio.wait_for(engine.launch_shapes(), SHAPES_LIMIT_S)
         server.metrics.shapes.show(shapes)
-    return Response(server.metrics.exposition(), media_type=CONTENT_TYPE)
+    return Exposition(server.metrics.exposition())

@@ -62,6 +62,14 @@ class UsageMeter:
             details = PromptTokensDetails(sum(self.num_cached_tokens.values()))
         return Usage(prompt, prompt + self.num_output_tokens, self.num_output_tokens, details)
 
+    def usage_so_far(self, prompt_idx: int, num_output_tokens: int) -> Usage:
+        """Of one sequence of one prompt, as `continuous_usage_stats` tells it in every chunk."""
+        prompt = self.num_prompt_tokens.get(prompt_idx, 0)
+        details = None
+        if self.include_details:
+            details = PromptTokensDetails(self.num_cached_tokens.get(prompt_idx, 0))
+        return Usage(prompt, prompt + num_output_tokens, num_output_tokens, details)
+
 
 async def events(
     outputs: AsyncGenerator[tuple[int, RequestOutput], None], chunks: ChunkMaker

@@ -87,12 +87,18 @@ class ToolCall(msgspec.Struct):
 
 
 class ChatMessage(msgspec.Struct):
+    """What has no value is null: clients read it as an attribute of what came, and only then ask
+    whether it is None. The last three are always so."""
+
     role: str
     content: str | None
     refusal: str | None = None
     tool_calls: list[ToolCall] = []
-    reasoning_content: str | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET  # its name in newer releases of vLLM
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # its name in newer releases of vLLM
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
 
 
 class ChatChoice(msgspec.Struct):
@@ -101,18 +107,23 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None = None
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionResponse(msgspec.Struct):
+    """Null, not absent, as of ChatMessage; the last three are always so."""
+
     id: str
     created: int
     model: str
     choices: list[ChatChoice]
     usage: Usage
     object: str = "chat.completion"
-    prompt_logprobs: PromptLogprobsField | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobsField | None = None
+    prompt_token_ids: list[int] | None = None
+    service_tier: None = None
+    system_fingerprint: None = None
+    kv_transfer_params: None = None
 
 
 class CalledFunctionChunk(msgspec.Struct):

@@ -78,16 +78,16 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
-    """Of a response, and of a chunk of a stream."""
+    """Of a response, and of a chunk of a stream. What has no value is null: see ChatMessage."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None = None
-    prompt_logprobs: PromptLogprobsField | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobsField | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class CompletionResponse(msgspec.Struct):
@@ -99,3 +99,7 @@ class CompletionResponse(msgspec.Struct):
     choices: list[CompletionChoice]
     usage: Usage | UnsetType = UNSET
     object: str = "text_completion"
+    # Always null.
+    service_tier: None = None
+    system_fingerprint: None = None
+    kv_transfer_params: None = None

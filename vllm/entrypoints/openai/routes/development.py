@@ -6,13 +6,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from vllm.config.vllm import described
+from vllm.entrypoints.openai.documented import NEVER
 from vllm.entrypoints.openai.state import server_of
 from vllm.errors import BadRequest, NotAvailable
 
 router = APIRouter()
 
 
-@router.post("/reset_prefix_cache")
+@router.post("/reset_prefix_cache", response_class=Response)
 async def reset_prefix_cache(request: Request) -> Response:
     await server_of(request).context.engine.reset_prefix_cache()
     return Response(status_code=200)
@@ -28,14 +29,14 @@ async def server_info(request: Request, config_format: str = "text") -> Response
     return JSONResponse({"vllm_config": shown})
 
 
-@router.post("/sleep")
-@router.post("/wake_up")
-@router.get("/is_sleeping")
+@router.post("/sleep", status_code=400, responses=NEVER)
+@router.post("/wake_up", status_code=400, responses=NEVER)
+@router.get("/is_sleeping", status_code=400, responses=NEVER)
 async def sleep() -> Response:
     raise NotAvailable("sleep mode is not available yet; stop the server to free its memory")
 
 
-@router.post("/collective_rpc")
+@router.post("/collective_rpc", status_code=400, responses=NEVER)
 async def collective_rpc() -> Response:
     raise NotAvailable(
         "collective_rpc is not available over HTTP: it would let a client call any method of the "

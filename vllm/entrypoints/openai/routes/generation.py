@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from vllm.entrypoints.openai.documented import JSON_OR_EVENTS
 from vllm.entrypoints.openai.errors import json_response
 from vllm.entrypoints.openai.protocol.chat import ChatCompletionRequest
 from vllm.entrypoints.openai.protocol.common import GenerationRequest
@@ -24,17 +25,17 @@ from vllm.errors import BadRequest
 router = APIRouter()
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=JSON_OR_EVENTS)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     return await _generate(body, request, server_of(request).completion)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=JSON_OR_EVENTS)
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     return await _generate(body, request, server_of(request).chat)
 
 
-@router.post("/invocations")
+@router.post("/invocations", responses=JSON_OR_EVENTS)
 async def invoke(body: dict[str, Any], request: Request) -> Response:
     """For SageMaker, which knows one path: `messages` make a chat, a `prompt` a completion."""
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -12,14 +13,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from vllm.entrypoints.openai.admission import Unavailable
+from vllm.entrypoints.openai.documented import JSON_OR_EVENTS, Documented
 from vllm.entrypoints.openai.errors import (
+    DOCUMENTED_ERRORS,
     ClientGone,
     GenerationFailed,
     bad_request_of,
     error_response,
     json_response,
 )
-from vllm.entrypoints.openai.protocol.messages import CountTokensRequest, MessagesRequest
+from vllm.entrypoints.openai.protocol.messages import (
+    ApiError,
+    CountTokensRequest,
+    MessagesRequest,
+)
 from vllm.entrypoints.openai.serving.messages import error_body, error_of_status
 from vllm.entrypoints.openai.state import server_of
 from vllm.entrypoints.openai.streaming import EventStream, until_disconnect
@@ -54,10 +61,23 @@ class MessagesRoute(APIRoute):
         return answer
 
 
+def _documented_errors() -> Documented:
+    """Of Anthropic's shape; of OpenAI's where one arises before a route is reached."""
+    detail = msgspec.json.schema_components([ApiError])[1]["ApiError"]
+    shape = {"type": "object", "properties": {"type": {"const": "error"}, "error": detail}}
+    errors = {}
+    for status, said in DOCUMENTED_ERRORS.items():
+        early = said["content"]["application/json"]["schema"]
+        schema = {"anyOf": [{**shape, "required": ["type", "error"]}, early]}
+        errors[status] = {**said, "content": {"application/json": {"schema": schema}}}
+    return errors
+
+
+ERRORS: Final = _documented_errors()
 router = APIRouter(route_class=MessagesRoute)
 
 
-@router.post("/v1/messages")
+@router.post("/v1/messages", responses={**JSON_OR_EVENTS, **ERRORS})
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     header_id = request.headers.get("x-request-id")
     serving = server_of(request).messages
@@ -66,7 +86,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     return json_response(await until_disconnect(request.receive, serving.create(body, header_id)))
 
 
-@router.post("/v1/messages/count_tokens")
+@router.post("/v1/messages/count_tokens", responses=ERRORS)
 async def count_tokens(body: CountTokensRequest, request: Request) -> Response:
     return json_response(await server_of(request).messages.count_tokens(body))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from vllm.entrypoints.openai.documented import JSON_OR_EVENTS
 from vllm.entrypoints.openai.errors import json_response
 from vllm.entrypoints.openai.protocol.responses import ResponsesRequest
 from vllm.entrypoints.openai.state import server_of
@@ -13,7 +14,7 @@ from vllm.entrypoints.openai.streaming import EventStream, until_disconnect
 router = APIRouter()
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", responses=JSON_OR_EVENTS)
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     header_id = request.headers.get("x-request-id")
     serving = server_of(request).responses
@@ -22,7 +23,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     return json_response(await until_disconnect(request.receive, serving.create(body, header_id)))
 
 
-@router.get("/v1/responses/{response_id}")
+@router.get("/v1/responses/{response_id}", responses=JSON_OR_EVENTS)
 async def get_response(
     response_id: str, request: Request, stream: bool = False, starting_after: int = -1
 ) -> Response:

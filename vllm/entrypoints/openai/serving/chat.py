@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -161,6 +162,7 @@ class ChatAnswer:
         self.role = context.options.response_role if request.add_generation_prompt else last.role
         self.echoed = text_of(last.content) if request.echo and last.role == self.role else ""
         self.started: set[int] = set()
+        self.num_tokens: Counter[int] = Counter()  # by choice, where every chunk tells its usage
         self.has_plain_chunks = not (
             request.logprobs or request.return_token_ids or request.wants_continuous_usage
         )
@@ -186,15 +188,13 @@ class ChatAnswer:
             if update.index not in self.started:
                 self.started.add(update.index)
                 chunks.append(self._first_chunk(update.index))
+            if not self.has_plain_chunks:
+                self.num_tokens[update.index] += len(update.sequence.token_ids)
             plain = _plain_text(update) if self.has_plain_chunks else None
             if plain is not None:
                 chunks.append(self._template(update).event(plain))
             elif self._says_something(update):
                 chunks.append(self._chunk(update))
-        if chunks and self.request.wants_continuous_usage:
-            last = chunks[-1]
-            assert isinstance(last, ChatCompletionChunk), "no chunk is plain then"
-            last.usage = self.run.meter.usage()
         return chunks
 
     def _template(self, update: MessageUpdate) -> EventTemplate:
@@ -239,7 +239,7 @@ class ChatAnswer:
             logprobs=self._logprobs(update.sequence),
             finish_reason=update.finish_reason,
             stop_reason=update.sequence.stop_reason,
-            token_ids=list(update.sequence.token_ids) if self.request.return_token_ids else UNSET,
+            token_ids=list(update.sequence.token_ids) if self.request.return_token_ids else None,
         )
 
     def _first_chunk(self, index: int) -> ChatCompletionChunk:
@@ -264,7 +264,10 @@ class ChatAnswer:
         return self._wrapped(choice)
 
     def _wrapped(self, choice: ChatStreamChoice) -> ChatCompletionChunk:
-        return ChatCompletionChunk(self.run.id, self.created, self.run.model, [choice])
+        chunk = ChatCompletionChunk(self.run.id, self.created, self.run.model, [choice])
+        if self.request.wants_continuous_usage:
+            chunk.usage = self.run.meter.usage_so_far(0, self.num_tokens[choice.index])
+        return chunk
 
     def _logprobs(self, sequence: CompletionOutput) -> ChatLogprobs | None:
         if not self.request.logprobs:

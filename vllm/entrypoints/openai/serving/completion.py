@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-
-from msgspec import UNSET
 
 from vllm.entrypoints.openai.logprobs import (
     CompletionLogprobsBuilder,
@@ -126,6 +125,7 @@ class CompletionAnswer:
         self.num_alternatives = context.model.vocab_size if count == -1 else count
         self.logprobs: dict[int, CompletionLogprobsBuilder] = {}
         self.started: set[int] = set()
+        self.num_tokens: Counter[int] = Counter()  # by choice, where every chunk tells its usage
         # Of each prompt: a stream brings them once, and its sequences may start at different times.
         self.needs_prompt_logprobs = request.prompt_logprobs is not None or bool(
             request.echo and request.logprobs is not None
@@ -154,10 +154,13 @@ class CompletionAnswer:
         whole = self._with_held(prompt_idx, output)
         if whole is None:
             return ()
-        choices = self.choices(prompt_idx, whole)
-        chunks = [self.response([choice]) for choice in choices]
-        if chunks and self.request.wants_continuous_usage:
-            chunks[-1].usage = self.meter.usage()
+        chunks = [self.response([choice]) for choice in self.choices(prompt_idx, whole)]
+        if self.request.wants_continuous_usage:
+            for chunk, sequence in zip(chunks, whole.outputs, strict=True):
+                index = chunk.choices[0].index
+                if not self.prompt_only:
+                    self.num_tokens[index] += len(sequence.token_ids)
+                chunk.usage = self.meter.usage_so_far(prompt_idx, self.num_tokens[index])
         return chunks
 
     def _template(self, index: int) -> EventTemplate:
@@ -222,7 +225,7 @@ class CompletionAnswer:
             choice.prompt_logprobs = prompt_logprobs(self.name, echoed_logprobs)
         if request.return_token_ids:
             choice.token_ids = list(sequence.token_ids)
-            choice.prompt_token_ids = list(output.prompt_token_ids or ()) if is_first else UNSET
+            choice.prompt_token_ids = list(output.prompt_token_ids or ()) if is_first else None
         return choice
 
     def _given_text(self, output: RequestOutput) -> str | None:

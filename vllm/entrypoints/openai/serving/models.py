@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vllm.entrypoints.openai.errors import UnknownModel
-from vllm.entrypoints.openai.protocol.common import now_s
-from vllm.entrypoints.openai.protocol.models import ModelCard, ModelList
+from vllm.entrypoints.openai.protocol.common import now_s, random_id
+from vllm.entrypoints.openai.protocol.models import ModelCard, ModelList, ModelPermission
 from vllm.entrypoints.openai.serving.context import ServingContext
 
 
@@ -12,7 +12,13 @@ class ServingModels:
     def __init__(self, context: ServingContext) -> None:
         model, created = context.model, now_s()
         self.cards = {
-            name: ModelCard(name, created, str(model.model), model.max_model_len)
+            name: ModelCard(
+                name,
+                created,
+                str(model.model),
+                model.max_model_len,
+                [ModelPermission(f"modelperm-{random_id()}", created)],
+            )
             for name in model.served_model_name
         }
 

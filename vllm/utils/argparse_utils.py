@@ -1,0 +1,5 @@
+"""FlexibleArgumentParser under the path of newer releases of vLLM."""
+
+from vllm.utils.argparse import FlexibleArgumentParser
+
+__all__ = ["FlexibleArgumentParser"]
