@@ -45,6 +45,7 @@ def test_a_batch_is_answered_by_a_real_engine(
         (["-o", "x"], "-i is missing"),
         (["-i", "x"], "-o is missing"),
         (["-i", "/no/such", "-o", "x"], "--input-file /no/such: No such file"),
+        (["-i", __file__, "-o", __file__], "is the input file"),
     ],
 )
 def test_files_are_checked_before_the_model_is_loaded(
@@ -52,6 +53,17 @@ def test_files_are_checked_before_the_model_is_loaded(
 ) -> None:
     assert main(["run-batch", "--model", str(STORY), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_no_lines_are_answered_by_none_without_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n")
+    flags = ["-i", str(source), "-o", str(target), "--model", "/no/such"]
+    assert main(["run-batch", *flags]) == 0
+    assert target.read_bytes() == b""
+    assert "0 lines" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--ssl-keyfile", "--port", "--api-key", "--disable-ui"])

@@ -134,18 +134,55 @@ async def test_engine_death_ends_an_open_stream_with_an_error_event(client, engi
     assert done == "data: [DONE]"
 
 
+MESSAGES = '"messages": [{"role": "user", "content": "x"}], "max_tokens": 3'
+SCHEMA = '{"type": "object", "properties": {"a": {"maximum": VALUE}}}'
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud83d"'])
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (PATH, '{"prompt": "a\\ud83d"}'),
-        (PATH, '{"prompt": "a", "cache_salt": "\\ud83d"}'),
-        (PATH, '{"prompt": "a", "stop": ["\\ud83d"]}'),
-        (PATH, '{"prompt": "a", "unheard\\ud83d": "of"}'),
-        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "\\ud83d"}]}'),
-        ("/tokenize", '{"prompt": "\\ud83d"}'),
+        (PATH, '{"prompt": "a", "unheard": {"of": [VALUE]}}'),
+        (PATH, '{"prompt": "a", "cache_salt": VALUE}'),
+        (PATH, '{"prompt": [VALUE]}'),
+        (PATH, '{"prompt": "a", "logit_bias": {"1": VALUE}}'),
+        (PATH, '{"prompt": "a", "structured_outputs": {"json": SCHEMA}}'),
+        ("/invocations", '{"prompt": "a", "structured_outputs": {"json": SCHEMA}}'),
+        ("/v1/chat/completions", '{MESSAGES, "chat_template_kwargs": {"a": VALUE}}'),
+        (
+            "/v1/chat/completions",
+            '{MESSAGES, "tools": [{"type": "function", "function": {"name": "f", "parameters": '
+            'SCHEMA}}], "tool_choice": "required"}',
+        ),
+        (
+            "/v1/chat/completions",
+            '{MESSAGES, "response_format": {"type": "json_schema", "json_schema": {"name": "x", '
+            '"schema": SCHEMA}}}',
+        ),
+        ("/v1/responses", '{"input": "x", "metadata": {"a": VALUE}}'),
+        (
+            "/v1/responses",
+            '{"input": "x", "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}]}',
+        ),
+        ("/v1/messages", '{MESSAGES, "tools": [{"name": "f", "input_schema": SCHEMA}]}'),
+        (
+            "/v1/messages/count_tokens",
+            '{MESSAGES, "tools": [{"name": "f", "input_schema": SCHEMA}]}',
+        ),
+        ("/tokenize", '{"prompt": "x", "y": VALUE}'),
+        ("/detokenize", '{"tokens": [1], "y": VALUE}'),
     ],
 )
-async def test_a_lone_surrogate_anywhere_is_a_400(client, path, body):
-    headers = {"content-type": "application/json"}
-    response = await client.post(path, content=body, headers=headers)
-    assert response.status_code == 400
+async def test_what_only_a_lax_reader_takes_for_json_is_a_400(client, engine, path, body, value):
+    body = body.replace("MESSAGES", MESSAGES).replace("SCHEMA", SCHEMA).replace("VALUE", value)
+    response = await client.post(path, content=body, headers=JSON)
+    assert response.status_code == 400, response.text
+    said = response.json()["error"]["message"]
+    assert "lone surrogate" in said or "must be finite" in said
+    assert not engine.seen
+
+
+@pytest.mark.parametrize("path", [PATH, "/tokenize"])
+async def test_a_lone_surrogate_in_a_name_is_a_400(client, path):
+    body = '{"prompt": "a", "unheard\\ud83d": 1e999}'
+    assert (await client.post(path, content=body, headers=JSON)).status_code == 400

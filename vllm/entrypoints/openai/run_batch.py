@@ -6,9 +6,8 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import IO
 
 from fastapi import FastAPI
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.chat_utils import load_chat_template
 from vllm.entrypoints.openai.application import make_app
-from vllm.entrypoints.openai.batch.files import output, read_lines
+from vllm.entrypoints.openai.batch.files import Answers, check_distinct, output, read_lines
 from vllm.entrypoints.openai.batch.options import BatchOptions
 from vllm.entrypoints.openai.batch.runner import BatchRunner
 from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
@@ -36,9 +35,13 @@ def run_batch(args: argparse.Namespace) -> None:
         server_options(args), api_key=(), disable_ui=True, max_request_body_bytes=sys.maxsize
     )
     load_chat_template(options.chat_template or None)
+    check_distinct(batch.input_file, batch.output_file)
     lines = read_lines(batch.input_file)
-    with output(batch.output_file, batch.output_tmp_dir) as file:
-        num_failed = asyncio.run(_answer_all(args, options, batch, lines, file))
+    goes_by = [str(args.model).encode(errors="surrogateescape"), *lines]
+    with output(batch.output_file, batch.output_tmp_dir, goes_by) as answers:
+        num_failed = answers.num_failed
+        if answers.num_lines < len(lines):  # else not even a model is needed
+            num_failed += asyncio.run(_answer_all(args, options, batch, lines, answers))
     print(f"{len(lines)} lines, {num_failed} of them failed: {batch.output_file}", file=sys.stderr)
 
 
@@ -46,18 +49,22 @@ async def _answer_all(
     args: argparse.Namespace,
     options: ServerOptions,
     batch: BatchOptions,
-    lines: list[str],
-    file: IO[str],
+    lines: list[bytes],
+    answers: Answers,
 ) -> int:
     """Returns how many lines failed."""
     async with application(args, options) as (app, engine):
         runner = BatchRunner(app, batch.max_concurrency)
-        with tqdm(total=len(lines), unit="line", disable=batch.disable_tqdm) as bar:
-            async for line in runner.answers(lines):
-                file.write(line)
-                bar.update()
-                # Once it is gone nothing else can be answered: better no file than one of errors.
-                await engine.check_health()
+        first = answers.num_lines
+        quiet = batch.disable_tqdm
+        with tqdm(total=len(lines), initial=first, unit="line", disable=quiet) as bar:
+            async with aclosing(runner.answers(lines, first)) as made:
+                async for line in made:
+                    # Once it is gone nothing else can be answered: better no answers than errors,
+                    # which a later run would keep.
+                    await engine.check_health()
+                    answers.write(line)
+                    bar.update()
         return runner.num_failed
 
 

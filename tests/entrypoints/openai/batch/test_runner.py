@@ -16,9 +16,10 @@ def line(custom_id: str, url: str = "/v1/completions", **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
 
 
-async def answers(app: Any, lines: list[str], limit: int = 4) -> list[Any]:
+async def answers(app: Any, lines: list[str], limit: int = 4, first: int = 0) -> list[Any]:
     runner = BatchRunner(app, limit)
-    return [json.loads(text) async for text in runner.answers(lines)]
+    data = [text.encode() for text in lines]
+    return [json.loads(text.encode()) async for text in runner.answers(data, first)]
 
 
 async def test_every_line_is_answered_in_its_place(make_app: Callable[..., Any]) -> None:
@@ -66,6 +67,41 @@ async def test_a_repeated_custom_id_is_an_error_of_the_later_line(
     assert len(engine.seen) == 1
 
 
+async def test_what_json_cannot_hold_is_an_error_of_its_line_alone(
+    make_app: Callable[..., Any],
+) -> None:
+    found = await answers(
+        make_app(),
+        [
+            line("surrogate", prompt="a\ud83d"),
+            line("nan", prompt="x", temperature=float("nan")),
+            line("inf", prompt="x").replace('"prompt"', '"y": 1e999, "prompt"'),
+            line("id\ud83d", prompt="x"),
+            line("deep").replace("{}", '{"a":' * 900 + "1" + "}" * 900),
+            line("good", prompt="x"),
+        ],
+    )
+    told = [(item["custom_id"], item["error"] and item["error"]["code"]) for item in found]
+    assert told == [
+        ("surrogate", "BadRequestError"),
+        ("nan", "BadRequestError"),
+        ("inf", "BadRequestError"),
+        (None, "invalid_custom_id"),
+        ("deep", "BadRequestError"),
+        ("good", None),
+    ]
+
+
+async def test_lines_that_were_answered_earlier_are_not_asked_again(
+    make_app: Callable[..., Any], engine: FakeEngine
+) -> None:
+    lines = [line(name, prompt="x") for name in ("a", "b", "b")]
+    found = await answers(make_app(), lines, first=1)
+    assert [item["custom_id"] for item in found] == ["b", "b"]
+    assert found[1]["error"]["code"] == "duplicate_custom_id"
+    assert len(engine.seen) == 1
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_no_more_lines_run_at_a_time_than_allowed(
     make_app: Callable[..., Any], engine: FakeEngine, limit: int
@@ -93,7 +129,7 @@ async def test_answers_that_nobody_waits_for_are_stopped(
     runner = BatchRunner(make_app(), 4)
     lines = [line("first", prompt="x", max_tokens=1)]
     lines += [line(str(i), prompt="x", max_tokens=20) for i in range(6)]
-    stream = runner.answers(lines)
+    stream = runner.answers([text.encode() for text in lines])
     assert json.loads(await anext(stream))["custom_id"] == "first"
     await stream.aclose()
     assert not engine.running

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.entrypoints.openai.protocol.common import random_id
+from vllm.errors import BadRequest
+from vllm.inputs.text import check_encodable
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
@@ -26,11 +28,24 @@ class BatchRequest:
     url: str
     body: dict[str, Any]
 
+    def encoded(self) -> bytes:
+        """As HTTP would bring it: what JSON cannot hold is left for the server to refuse.
 
-def parse_line(text: str, served: tuple[str, ...]) -> BatchRequest:
+        Raises BadLine.
+        """
+        try:
+            return json.dumps(self.body).encode()
+        except RecursionError:
+            raise BadLine("invalid_request", "body is nested too deeply", self.custom_id) from None
+
+
+def parse_line(data: bytes, served: tuple[str, ...]) -> BatchRequest:
     """Raises BadLine."""
     try:
-        line = json.loads(text)
+        line = json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        text = f"this line is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}"
+        raise BadLine("invalid_json_line", text) from None
     except (ValueError, RecursionError) as error:
         raise BadLine("invalid_json_line", f"this line is not JSON: {error}") from None
     if not isinstance(line, dict):
@@ -38,6 +53,11 @@ def parse_line(text: str, served: tuple[str, ...]) -> BatchRequest:
     custom_id = line.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         raise BadLine("missing_custom_id", "custom_id is missing: a text that names the request")
+    try:
+        check_encodable("custom_id", custom_id)
+    except BadRequest as error:
+        # It cannot be repeated in an answer, which is UTF-8.
+        raise BadLine("invalid_custom_id", f"{error}: {custom_id!a}") from None
 
     def bad(code: str, message: str) -> BadLine:
         return BadLine(code, message, custom_id)
@@ -70,6 +90,15 @@ def answer_line(request: BatchRequest, status: int, body: Any) -> str:
 
 def bad_line(error: BadLine) -> str:
     return _line(error.custom_id, None, {"code": error.code, "message": str(error)})
+
+
+def has_failed(answer: bytes) -> bool | None:
+    """Of a line of output; None if it is none."""
+    try:
+        fields = json.loads(answer)
+        return fields["error"] is not None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _line(custom_id: str | None, response: Any, error: Any) -> str:

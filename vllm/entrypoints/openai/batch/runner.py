@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ from vllm.entrypoints.openai.batch.lines import (
 )
 
 NO_LIMIT = httpx.Timeout(None)
+IS_JSON = {"content-type": "application/json"}
 
 
 class BatchRunner:
@@ -35,10 +36,13 @@ class BatchRunner:
         self.served = tuple(url for url in URLS if url in routes)
         self.num_failed = 0
 
-    async def answers(self, lines: Sequence[str]) -> AsyncIterator[str]:
-        """A line of output per line of input, in their order, as soon as it is their turn."""
+    async def answers(self, lines: Sequence[bytes], first: int = 0) -> AsyncGenerator[str, None]:
+        """A line of output per line of input, in their order, as soon as it is their turn.
+
+        Those before `first` have been answered earlier.
+        """
         slots = asyncio.Semaphore(self.max_concurrency)
-        requests = self._parsed(lines)
+        requests = self._parsed(lines)[first:]
 
         async def one(request: BatchRequest | BadLine) -> str:
             async with slots:
@@ -54,12 +58,12 @@ class BatchRunner:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.client.aclose()
 
-    def _parsed(self, lines: Sequence[str]) -> list[BatchRequest | BadLine]:
+    def _parsed(self, lines: Sequence[bytes]) -> list[BatchRequest | BadLine]:
         parsed: list[BatchRequest | BadLine] = []
         seen: set[str] = set()
-        for text in lines:
+        for data in lines:
             try:
-                request = parse_line(text, self.served)
+                request = parse_line(data, self.served)
                 if request.custom_id in seen:
                     raise BadLine(
                         "duplicate_custom_id",
@@ -74,10 +78,14 @@ class BatchRunner:
         return parsed
 
     async def _answer(self, request: BatchRequest | BadLine) -> str:
-        if isinstance(request, BadLine):
+        try:
+            if isinstance(request, BadLine):
+                raise request
+            content = request.encoded()
+        except BadLine as error:
             self.num_failed += 1
-            return bad_line(request)
-        response = await self.client.post(request.url, json=request.body)
+            return bad_line(error)
+        response = await self.client.post(request.url, content=content, headers=IS_JSON)
         self.num_failed += response.is_error
         return answer_line(request, response.status_code, _json(response))
 

@@ -4,6 +4,7 @@ encodes one per token."""
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Mapping
@@ -77,8 +78,8 @@ class RequestModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_texts(cls, body: Any) -> Any:
-        """Every text at any depth: fields typed Any are not checked by pydantic."""
+    def _check_values(cls, body: Any) -> Any:
+        """Every text and number at any depth: fields typed Any are not checked by pydantic."""
         todo: list[tuple[Any, Any]] = []
         if isinstance(body, dict):
             todo += [(name, part) for name, value in body.items() for part in (name, value)]
@@ -86,6 +87,9 @@ class RequestModel(BaseModel):
             name, value = todo.pop()
             if isinstance(value, str):
                 check_encodable(ascii(name)[1:-1], value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                shown = ascii(name)[1:-1]
+                raise BadRequest(f"{shown}: numbers must be finite, got {value}", shown)
             elif isinstance(value, list):
                 todo += [(name, item) for item in value if not isinstance(item, int)]
             elif isinstance(value, dict):
