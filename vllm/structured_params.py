@@ -16,6 +16,18 @@ MAX_SPEC_CHARS: Final = 128 * 1024
 MAX_NESTING: Final = 200
 
 
+class ReasoningFirst(msgspec.Struct, frozen=True, kw_only=True):
+    """Reasoning that ends with the first of `ends`; then the form begins.
+
+    Unless it is open, the first that is drawn is one of `starts`, or there is no reasoning.
+    """
+
+    starts: tuple[str, ...]
+    ends: tuple[str, ...]
+    is_open: bool
+    is_spelled: bool = False  # one of starts may take more than one token
+
+
 class StructuredOutputsParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The form of an output: exactly one of KINDS, and how to read it.
 
@@ -33,12 +45,13 @@ class StructuredOutputsParams(msgspec.Struct, omit_defaults=True, kw_only=True):
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
     backend: str | None = None  # instead of the engine's
-    # The form begins after these tokens, such as those that end reasoning; before, all is free.
-    start_after: list[int] | None = None
+    reasoning: ReasoningFirst | None = None  # what may come before the form
 
     def __post_init__(self) -> None:
         if self.json is False:
             self.json = "false"  # a schema that nothing meets
+        if self.reasoning is not None and not isinstance(self.reasoning, ReasoningFirst):
+            raise _error("reasoning is said by --reasoning-parser; leave it out")
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             said = f"got {' and '.join(given)}" if given else "got none"

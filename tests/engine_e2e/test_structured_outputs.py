@@ -16,6 +16,7 @@ from tests.structured_output.forms import FORMS, follows
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.errors import BadRequest
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.structured_params import ReasoningFirst
 
 pytestmark = pytest.mark.engine
 
@@ -180,12 +181,24 @@ def test_a_stop_string_ends_the_text_inside_a_form(story: LLM) -> None:
 def test_before_the_form_begins_the_output_is_what_it_would_be(story: LLM) -> None:
     free = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
     (plain,) = story.generate(PROMPTS[:1], free, use_tqdm=False)
-    marker = list(plain.outputs[0].token_ids[4:6])
-    form = StructuredOutputsParams(choice=["<yes>", "<no>"], start_after=marker)
+    end = story.get_tokenizer().decode(plain.outputs[0].token_ids[4:6])
+    reasoning = ReasoningFirst(starts=(), ends=(end,), is_open=True)
+    form = StructuredOutputsParams(choice=["<yes>", "<no>"], reasoning=reasoning)
     asked = SamplingParams(temperature=0.0, max_tokens=40, structured_outputs=form)
     (output,) = story.generate(PROMPTS[:1], asked, use_tqdm=False)
     assert output.outputs[0].token_ids[:6] == plain.outputs[0].token_ids[:6]
     assert output.outputs[0].text.endswith(("<yes>", "<no>"))
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "guidance"])
+def test_a_model_that_opens_no_reasoning_keeps_to_the_form_at_once(
+    story: LLM, backend: str
+) -> None:
+    reasoning = ReasoningFirst(starts=("<think>",), ends=("</think>",), is_open=False)
+    form = StructuredOutputsParams(choice=["<yes>", "<no>"], reasoning=reasoning, backend=backend)
+    params = SamplingParams(temperature=1.0, seed=4, max_tokens=40, structured_outputs=form)
+    for output in story.generate(PROMPTS, params, use_tqdm=False):
+        assert output.outputs[0].text in ("<yes>", "<no>")
 
 
 def test_a_form_that_cannot_be_met_fails_its_own_call_only(story: LLM) -> None:

@@ -76,17 +76,6 @@ def test_a_token_that_is_refused_changes_nothing(backend, compiler, tokenizer):
     assert not grammar.finished
 
 
-def test_a_grammar_may_begin_after_given_tokens(compiler, tokenizer):
-    params = StructuredOutputsParams(choice=["yes"], start_after=[7, 8])
-    grammar = ready(compiler.submit(params))
-    for token_id in (5, 7, 7, 9):
-        assert not grammar.restricts
-        assert grammar.accept(token_id)
-    assert grammar.accept(7) and not grammar.restricts
-    assert grammar.accept(8) and grammar.restricts and not grammar.finished
-    assert random_text(grammar, tokenizer, random.Random(0)) == "yes"
-
-
 def test_one_form_is_compiled_once_and_its_sequences_are_independent(compiler, tokenizer):
     params = StructuredOutputsParams(regex="[ab]c")
     first = compiler.submit(params)

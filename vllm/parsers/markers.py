@@ -24,3 +24,11 @@ def first_of(text: str, markers: Iterable[str]) -> tuple[int, str] | None:
         return None
     position, _, marker = min(found)
     return position, marker
+
+
+def common_length(text: str, other: str) -> int:
+    """Of the beginning that both have."""
+    if text.startswith(other):
+        return len(other)
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), len(text))

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,14 +16,14 @@ from vllm.config.structured import StructuredOutputsConfig
 from vllm.logger import init_logger
 from vllm.structured_output.grammar import (
     CompiledGrammar,
-    DelayedGrammar,
     Grammar,
     GrammarError,
     GuardedGrammar,
     as_refusal,
     num_words,
 )
-from vllm.structured_params import StructuredOutputsParams
+from vllm.structured_output.reasoning import AfterReasoning, ReasoningTokens
+from vllm.structured_params import ReasoningFirst, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,16 +60,25 @@ class PendingGrammar:
         params: StructuredOutputsParams,
         mask_words: int,
         clock: Callable[[], float],
+        tokens: Future[ReasoningTokens] | None = None,
     ) -> None:
         self.future = future
+        self.tokens = tokens
         self._params = params
         self._mask_words = mask_words
         self._clock = clock
         self._deadline_s = clock() + DEADLINE_S
 
+    @property
+    def missing(self) -> Future[Any] | None:
+        """What is not there yet."""
+        if not self.future.done():
+            return self.future
+        return None if self.tokens is None or self.tokens.done() else self.tokens
+
     def poll(self) -> Grammar | None:
         """The grammar, once it is there. Raises GrammarError if there will be none."""
-        if self.future.done():
+        if self.missing is None:
             try:
                 return self._start(self.future.result())
             except (KeyboardInterrupt, SystemExit):
@@ -89,10 +98,13 @@ class PendingGrammar:
         grammar.fill_mask(first)
         if not first.any():
             raise GrammarError(f"{self._params.kind}: there is no text that meets it")
-        guarded = GuardedGrammar(grammar)
-        if self._params.start_after:
-            return DelayedGrammar(guarded, self._params.start_after)
-        return guarded
+        if self.tokens is None or self._params.reasoning is None:
+            return GuardedGrammar(grammar)
+        return AfterReasoning(
+            lambda: GuardedGrammar(compiled.start()),
+            self.tokens.result(),
+            self._params.reasoning,
+        )
 
 
 class GrammarCompiler:
@@ -115,6 +127,9 @@ class GrammarCompiler:
         self._cache: OrderedDict[Key, Future[CompiledGrammar]] = OrderedDict()
         self._threads: ThreadPoolExecutor | None = None
         self._backends: Future[dict[str, Backend]] | None = None
+        # Of the one parser of reasoning that a server has.
+        self._markers: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._tokens: Future[ReasoningTokens] | None = None
 
     def submit(self, params: StructuredOutputsParams) -> PendingGrammar:
         """Start compiling, unless that has been done."""
@@ -129,12 +144,21 @@ class GrammarCompiler:
             params.whitespace_pattern,
         )
         future = self._cache.get(key)
-        if future is None or (future.done() and future.exception() is not None):
+        if future is None or _has_failed(future):
             future = self._cache[key] = self._start(backend, params)
             if len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
-        return PendingGrammar(future, params, self.mask_words, self._clock)
+        tokens = None if params.reasoning is None else self._tokens_of(params.reasoning)
+        return PendingGrammar(future, params, self.mask_words, self._clock, tokens)
+
+    def _tokens_of(self, reasoning: ReasoningFirst) -> Future[ReasoningTokens]:
+        markers = reasoning.starts, reasoning.ends
+        if self._markers != markers or self._tokens is None or _has_failed(self._tokens):
+            assert self._threads is not None and self._backends is not None, "a form is compiled"
+            self._markers = markers
+            self._tokens = self._threads.submit(_find_tokens, self._backends, *markers)
+        return self._tokens
 
     def _completed(self, params: StructuredOutputsParams) -> StructuredOutputsParams:
         """With the engine's settings where the request has none."""
@@ -149,7 +173,9 @@ class GrammarCompiler:
 
     def wait(self, pending: Iterable[PendingGrammar], timeout_s: float) -> None:
         """Until the first of them is ready."""
-        wait([one.future for one in pending], timeout_s, FIRST_COMPLETED)
+        missing = [one.missing for one in pending]
+        if None not in missing:
+            wait(filter(None, missing), timeout_s, FIRST_COMPLETED)
 
     def stop(self) -> None:
         if self._threads is not None:
@@ -212,6 +238,20 @@ def _compile(
         except GrammarError as error:
             problems.append(f"{backend.name}: {error}")
     raise GrammarError("; ".join(problems))
+
+
+def _find_tokens(
+    backends: Future[dict[str, Backend]], starts: tuple[str, ...], ends: tuple[str, ...]
+) -> ReasoningTokens:
+    from vllm.structured_output.xgrammar_backend import XGrammarBackend
+
+    backend = backends.result()[XGrammarBackend.name]
+    assert isinstance(backend, XGrammarBackend), backend.name
+    return ReasoningTokens(backend.token_texts(), starts, ends)
+
+
+def _has_failed(future: Future[Any]) -> bool:
+    return future.done() and future.exception() is not None
 
 
 class NoGrammars:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -56,34 +55,6 @@ class CompiledGrammar(Protocol):
     """Shared by all sequences that ask for the same form. Thread-safe."""
 
     def start(self) -> Grammar: ...
-
-
-class DelayedGrammar:
-    """A grammar that begins after a sequence of tokens, such as the end of reasoning."""
-
-    def __init__(self, grammar: Grammar, start_after: Sequence[int]) -> None:
-        self._grammar = grammar
-        self._start_after = list(start_after)
-        self._last: list[int] = []
-        self._begun = False
-
-    @property
-    def finished(self) -> bool:
-        return self._begun and self._grammar.finished
-
-    @property
-    def restricts(self) -> bool:
-        return self._begun and self._grammar.restricts
-
-    def fill_mask(self, out: MaskRow) -> None:
-        self._grammar.fill_mask(out)
-
-    def accept(self, token_id: int) -> bool:
-        if self._begun:
-            return self._grammar.accept(token_id)
-        self._last = [*self._last, token_id][-len(self._start_after) :]
-        self._begun = self._last == self._start_after
-        return True
 
 
 class GuardedGrammar:

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from tests.entrypoints.openai.sse import events_of
 from vllm.errors import ConfigError
+from vllm.structured_params import ReasoningFirst
 
 TOOLS = [
     {
@@ -108,7 +109,71 @@ async def test_a_call_that_is_asked_for_has_a_grammar_that_begins_after_reasonin
     await whole(client, tool_choice=NAMED)
     form = engine.seen[-1][1].structured_outputs
     assert json.loads(form.json)["properties"] == {"city": {"type": "string"}}
-    assert engine.tokenizer.decode(form.start_after) == "</think>"
+    assert form.reasoning == ReasoningFirst(
+        starts=("<think>",), ends=("</think>",), is_open=False, is_spelled=False
+    )
+
+
+THINKING = {"role": "assistant", "content": "<think>text"}
+ANSWERING = {"role": "assistant", "content": "<think>x</think>Once upon"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1"])
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_message_goes_on_where_its_reasoning_is(make_app, engine, parser, path, stream):
+    def of(answer) -> tuple[str, str]:
+        """Reasoning and content."""
+        found = {"reasoning_content": "", "content": "", "thinking": "", "text": ""}
+        lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+        pieces = map(json.loads, lines) if stream else [answer.json()]
+        for piece in pieces:
+            parts = [c.get("delta") or c["message"] for c in piece.get("choices", ())]
+            parts += piece["content"] if "content" in piece else [piece.get("delta") or {}]
+            for part in parts:
+                for name in found:
+                    found[name] += part.get(name) or ""
+        return found["reasoning_content"] + found["thinking"], found["content"] + found["text"]
+
+    app = make_app(reasoning_parser=parser)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as c:
+        for last, text, reasoning, content in (
+            (ANSWERING, " a time", "", " a time"),
+            (THINKING, " more</think>Yes.", " more", "Yes."),
+            (THINKING, " more", " more", ""),
+        ):
+            engine.text = text
+            body = {
+                "messages": [{"role": "user", "content": "a </think> b <think> c"}, last],
+                "max_tokens": 100,
+                "stream": stream,
+            }
+            if path != "messages":
+                body |= {"continue_final_message": True, "add_generation_prompt": False}
+                body["response_format"] = {"type": "json_object"}
+            answer = await c.post(f"/v1/{path}", json=body)
+            assert answer.status_code == 200, answer.text
+            assert of(answer) == (reasoning, content)
+            if path != "messages":
+                form = engine.seen[-1][1].structured_outputs
+                is_open = form.reasoning is not None and form.reasoning.is_open
+                assert is_open == (last is THINKING)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("end", ["<think>", "</think>"])
+async def test_markers_in_other_messages_neither_open_nor_end_reasoning(client, engine, end):
+    engine.text = "<think>Hm.</think>Yes."
+    messages = [
+        {"role": "user", "content": f"What is </think> and <think> and {end}?"},
+        {"role": "assistant", "content": f"<think>I do.</think>{end} is."},
+        {"role": "tool", "content": f"{end} indeed"},
+    ]
+    message = (await whole(client, messages=messages))["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Yes.")
+    await whole(client, messages=messages, tool_choice=NAMED)
+    assert not engine.seen[-1][1].structured_outputs.reasoning.is_open
 
 
 @pytest.mark.asyncio

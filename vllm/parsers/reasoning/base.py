@@ -16,7 +16,8 @@ REASONING_PARSERS: Registry[type[ReasoningParser]] = Registry(
 class ReasoningParser:
     """Splits the text of one choice into reasoning and content; reasoning comes once, first.
 
-    `prompt` is the rendered conversation: a template may have begun the reasoning, or ended it.
+    `begun` is what the prompt has of the message already: a template, or a message that is to be
+    continued, may have begun the reasoning, or ended it.
     """
 
     starts: ClassVar[tuple[str, ...]]
@@ -24,17 +25,21 @@ class ReasoningParser:
     # Whether a text that begins with neither marker is reasoning.
     assumes_reasoning: ClassVar[bool] = False
 
-    def __init__(self, prompt: str) -> None:
+    def __init__(self, begun: str) -> None:
         self._buffer = ""
         self._begun = False  # whether it is known if there is reasoning
-        tail = prompt.rstrip()
-        self._done = self.is_over(prompt)
-        self._in_reasoning = self.assumes_reasoning or tail.endswith(self.starts)
+        is_open = self.is_open(begun)
+        self._done = is_open is False
+        self._in_reasoning = bool(is_open)
 
     @classmethod
-    def is_over(cls, prompt: str) -> bool:
-        """Whether the prompt ends after reasoning, so that only content follows."""
-        return prompt.rstrip().endswith(cls.ends)
+    def is_open(cls, begun: str) -> bool | None:
+        """Whether reasoning goes on after `begun`; None: the model may begin with it."""
+        start = max(map(begun.rfind, cls.starts), default=-1)
+        end = max(map(begun.rfind, cls.ends))
+        if start == end == -1:
+            return True if cls.assumes_reasoning else None
+        return start > end
 
     def push(self, text: str) -> list[Delta]:
         if self._done:

@@ -75,9 +75,12 @@ class ServingChat:
         params = self._sampling_params(request, choice)
         if self.parsers.shows_special_tokens(choice):
             params.skip_special_tokens = False
-        text, ids = await self.context.render(self._rendered(request, choice))
-        if params.structured_outputs is not None:
-            self._start_after_reasoning(params, text)
+        rendered = self._rendered(request, choice)
+        text, ids = await self.context.render(rendered)
+        begun = await self._begun(rendered, text)
+        if (form := params.structured_outputs) is not None:
+            reasoning = self.parsers.before_form(text, begun)
+            params.structured_outputs = msgspec.structs.replace(form, reasoning=reasoning)
         response_id = self.context.response_id("chatcmpl", request, header_id)
         prompt = text_prompt(ids, text, request)
         return ChatRun(
@@ -85,7 +88,7 @@ class ServingChat:
             model,
             self.context.usage_meter(),
             self.context.generate([prompt], params, response_id, request),
-            self.parsers.maker(choice, text, request.include_reasoning),
+            self.parsers.maker(choice, begun, request.include_reasoning),
         )
 
     def _rendered(
@@ -102,11 +105,33 @@ class ServingChat:
             changes["chat_template_kwargs"] = {**kwargs, **(request.chat_template_kwargs or {})}
         return request.model_copy(update=changes) if changes else request
 
-    def _start_after_reasoning(self, params: SamplingParams, prompt: str) -> None:
-        form, end = params.structured_outputs, self.parsers.end_of_reasoning(prompt)
-        if end is not None and form is not None and not form.start_after:
-            ids = self.context.tokenizer.encode(end, add_special_tokens=False)
-            params.structured_outputs = msgspec.structs.replace(form, start_after=ids)
+    async def _begun(self, request: ChatCompletionRequest, prompt: str) -> str:
+        """What the prompt has of the message to be made, as far as that may hold reasoning.
+
+        Markers in other messages say nothing, so the conversation is rendered without it.
+        """
+        if not self.parsers.has_markers(prompt):
+            return ""
+        if self.parsers.ends_with_marker(prompt):
+            return prompt
+        is_continued = request.continue_final_message or (
+            not request.add_generation_prompt and request.messages[-1].role == "assistant"
+        )
+        messages = request.messages[:-1] if is_continued else request.messages
+        if not messages:
+            return prompt
+        changes = {
+            "messages": messages,
+            "add_generation_prompt": False,
+            "continue_final_message": False,
+        }
+        try:
+            before = await self.context.render_text(request.model_copy(update=changes))
+        except BadRequest:  # a template that wants a conversation to end otherwise
+            return prompt
+        return self.parsers.begun(
+            prompt, before if isinstance(before, str) else self.context.decode(before)
+        )
 
     def _sampling_params(
         self, request: ChatCompletionRequest, choice: ToolChoice

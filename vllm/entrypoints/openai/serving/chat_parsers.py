@@ -8,10 +8,12 @@ from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.serving.tool_choice import ToolChoice
 from vllm.errors import BadRequest, ConfigError
 from vllm.parsers.deltas import Delta, MessageParser, ReasoningDelta
+from vllm.parsers.markers import common_length, held_back
 from vllm.parsers.message import Message, PlainText
 from vllm.parsers.reasoning.base import REASONING_PARSERS, ReasoningParser
 from vllm.parsers.registry import load_plugin
 from vllm.parsers.tools.base import TOOL_PARSERS, ToolParser
+from vllm.structured_params import ReasoningFirst
 
 
 class ChatParsers:
@@ -51,25 +53,48 @@ class ChatParsers:
         )
 
     def maker(
-        self, choice: ToolChoice, prompt: str, include_reasoning: bool
+        self, choice: ToolChoice, begun: str, include_reasoning: bool
     ) -> Callable[[], Message]:
-        """Makes a parser for each choice of the answer to `prompt`, a rendered conversation."""
+        """Makes a parser for each choice of an answer, of which the prompt has what is `begun`."""
 
         def make() -> Message:
             reasoning: MessageParser = PlainText()
             if self.reasoning is not None:
-                reasoning = self.reasoning(prompt)
+                reasoning = self.reasoning(begun)
                 if not include_reasoning:
                     reasoning = _WithoutReasoning(reasoning)
             return Message(reasoning, choice.parser(self.tools))
 
         return make
 
-    def end_of_reasoning(self, prompt: str) -> str | None:
-        """What the model writes before its answer begins; None if that begins at once."""
-        if self.reasoning is None or self.reasoning.is_over(prompt):
+    def has_markers(self, prompt: str) -> bool:
+        """Whether a prompt has anything that may be reasoning."""
+        return self.reasoning is not None and any(map(prompt.__contains__, self._markers))
+
+    def ends_with_marker(self, prompt: str) -> bool:
+        return prompt.rstrip().endswith(self._markers)
+
+    def begun(self, prompt: str, before: str) -> str:
+        """What the prompt has of the message to be made: all that the conversation `before` that
+        message has not."""
+        length = common_length(prompt, before)
+        return prompt[length - held_back(prompt[:length], self._markers) :]
+
+    def before_form(self, prompt: str, begun: str) -> ReasoningFirst | None:
+        """What the model may write before a form begins; None if that begins at once."""
+        if self.reasoning is None or (is_open := self.reasoning.is_open(begun)) is False:
             return None
-        return self.reasoning.ends[0]
+        return ReasoningFirst(
+            starts=tuple(self.reasoning.starts),
+            ends=tuple(self.reasoning.ends),
+            is_open=bool(is_open),
+            # A model that is not told so begins other sentences like a marker of several words.
+            is_spelled=any(map(prompt.__contains__, self.reasoning.starts)),
+        )
+
+    @property
+    def _markers(self) -> tuple[str, ...]:
+        return () if self.reasoning is None else (*self.reasoning.starts, *self.reasoning.ends)
 
 
 class _WithoutReasoning:

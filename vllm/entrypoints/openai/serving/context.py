@@ -182,6 +182,14 @@ class ServingContext:
 
     async def render(self, request: ChatRenderRequest) -> tuple[str, list[int]]:
         """The prompt of a conversation, as text and as tokens."""
+        prompt = await self.render_text(request)
+        if not isinstance(prompt, str):
+            return self.decode(prompt), prompt
+        self.check_length(prompt, request, "messages")
+        return prompt, await self.encode(prompt, request.add_special_tokens, "messages")
+
+    async def render_text(self, request: ChatRenderRequest) -> str | list[int]:
+        """The prompt of a conversation, as tokens where its tokenizer makes them at once."""
         if request.chat_template is not None and not self.options.trust_request_chat_template:
             raise BadRequest(
                 "this server does not run templates that come with a request; leave it out, or "
@@ -191,7 +199,7 @@ class ServingContext:
         kwargs: dict[str, Any] = dict(request.chat_template_kwargs or {})
         if request.documents is not None:
             kwargs["documents"] = request.documents
-        prompt = await self._rendered(
+        return await self._rendered(
             request.chat_template is not None,
             messages=[message.model_dump(exclude_none=True) for message in request.messages],
             chat_template=request.chat_template or self.chat_template,
@@ -201,10 +209,6 @@ class ServingContext:
             chat_template_kwargs=kwargs,
             content_format=self.options.chat_template_content_format,
         )
-        if not isinstance(prompt, str):
-            return self.decode(prompt), prompt
-        self.check_length(prompt, request, "messages")
-        return prompt, await self.encode(prompt, request.add_special_tokens, "messages")
 
     async def _rendered(self, is_foreign: bool, **arguments: Any) -> str | list[int]:
         """Long or early conversations in a thread, templates of requests in a process."""
