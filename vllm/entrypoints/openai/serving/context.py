@@ -172,9 +172,10 @@ class ServingContext:
         return ids
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
-        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        assert isinstance(text, str), type(text)
-        return text
+        decoder = self.text_decoder
+        return (
+            decoder.decode_skipping(token_ids) if skip_special_tokens else decoder.decode(token_ids)
+        )
 
     @property
     def text_decoder(self) -> TextDecoder:
