@@ -166,6 +166,18 @@ def test_weights_are_converted_to_the_dtype_of_the_model(llama, load):
     assert torch.equal(narrow.embed.weight, wide.embed.weight.bfloat16())
 
 
+def test_values_that_the_dtype_cannot_hold_are_no_weights(copied, load):
+    name = "model.layers.0.mlp.up_proj.weight"
+    for worst in (7e4, -1e6):
+        big = torch.full((128, 64), worst, dtype=torch.bfloat16)
+        rewrite(copied, lambda tensors, big=big: tensors.update({name: big}))
+        load(copied, dtype="bfloat16")
+        with pytest.raises(LoadError, match=r"up_proj.*bfloat16; float16 ends at 65504.*--dtype"):
+            load(copied, dtype="float16")
+    rewrite(copied, lambda tensors: tensors.update({name: torch.full((128, 64), 65504.0)}))
+    load(copied, dtype="float16")
+
+
 def tie(path, head="lm_head.weight", embedding="model.embed_tokens.weight") -> None:
     edit_config(path, tie_word_embeddings=True)
     rewrite(path, lambda tensors: tensors.update({head: tensors[embedding].clone()}))
