@@ -153,8 +153,9 @@ def _check(prompts: Sequence[ParsedPrompt], params: BeamSearchParams, model: Mod
     longest = max((len(prompt.token_ids or ()) for prompt in prompts), default=0)
     if longest + params.max_tokens > model.max_model_len:
         raise BadRequest(
-            f"a prompt of {longest} tokens and max_tokens={params.max_tokens} exceed the "
-            f"{model.max_model_len} tokens of --max-model-len. Use fewer, or raise it.",
+            f"a prompt of {longest} tokens and max_tokens={params.max_tokens} exceed "
+            f"--max-model-len: this model's maximum context length is {model.max_model_len} "
+            "tokens. Use fewer, or raise it.",
             "max_tokens",
         )
 

@@ -1,10 +1,14 @@
+import copy
+from pathlib import Path
+
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from vllm.entrypoints.chat_utils import detect_content_format, load_chat_template, render_chat
+from vllm.entrypoints.chat_utils import load_chat_template, reads, render_chat
 from vllm.errors import BadRequest, ConfigError, NotAvailable
+from vllm.transformers_utils.tokenizer import load_tokenizer
 
 STRING_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
@@ -41,9 +45,113 @@ def test_string_becomes_a_part_for_a_template_that_reads_parts(tokenizer):
     assert render_chat(tokenizer, [USER], chat_template=PARTS_TEMPLATE) == "<user>hi</user>"
 
 
-def test_content_format_is_read_off_the_template(tokenizer):
-    assert detect_content_format(tokenizer, STRING_TEMPLATE) == "string"
-    assert detect_content_format(tokenizer, PARTS_TEMPLATE) == "openai"
+BOTH_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>"
+    "{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}"
+    "{% endfor %}"
+)
+# Strings of the system, both of everybody else.
+SYSTEM_TEMPLATE = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content + '/' }}"
+    "{% set messages = messages[1:] %}{% endif %}"
+) + BOTH_TEMPLATE
+FIRST_PART_TEMPLATE = (
+    "{% for m in messages %}"
+    "{{ m.content if m.content is string else m.content[0].text }}"
+    "{% endfor %}"
+)
+ONE_TWO = [{"type": "text", "text": "one"}, {"type": "input_text", "text": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "formats"),
+    [
+        (STRING_TEMPLATE, {"string"}),
+        (PARTS_TEMPLATE, {"openai"}),
+        (BOTH_TEMPLATE, {"string", "openai"}),
+        (FIRST_PART_TEMPLATE, {"string"}),
+        ("{{ messages | tojson }}", {"string"}),
+        ("{{ raise_exception('no') }}", set()),
+    ],
+)
+def test_content_formats_are_read_off_the_template(tokenizer, template, formats):
+    for role in ("user", "assistant", "tool", "system"):
+        found = {f for f in ("string", "openai") if reads(tokenizer, template, role, f)}
+        assert found == formats, role
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (STRING_TEMPLATE, "<user>one\ntwo</user><assistant>"),
+        (PARTS_TEMPLATE, "<user>onetwo</user>"),
+        (BOTH_TEMPLATE, "<user>[one][two]"),
+        (FIRST_PART_TEMPLATE, "one\ntwo"),
+    ],
+)
+def test_a_list_is_what_the_template_makes_of_it(tokenizer, template, expected):
+    messages = [{"role": "user", "content": ONE_TWO}]
+    assert render_chat(tokenizer, messages, chat_template=template) == expected
+
+
+def test_each_message_keeps_the_form_it_has_if_the_template_reads_that(tokenizer):
+    system, answer = (
+        {"role": role, "content": ONE_TWO if role == "system" else "fine"}
+        for role in ("system", "assistant")
+    )
+    messages = [system, {"role": "user", "content": ONE_TWO}, answer, USER]
+    prompt = render_chat(tokenizer, messages, chat_template=SYSTEM_TEMPLATE)
+    assert prompt == "one\ntwo/<user>[one][two]<assistant>fine<user>hi"
+    forced = render_chat(
+        tokenizer, messages, chat_template=SYSTEM_TEMPLATE, content_format="string"
+    )
+    assert forced == "one\ntwo/<user>one\ntwo<assistant>fine<user>hi"
+
+
+def test_the_shipped_template_reads_lists():
+    story = Path(__file__).parents[2] / "examples" / "models" / "tiny-story"
+    tokenizer = load_tokenizer(story)
+    messages = [{"role": "system", "content": ONE_TWO}, {"role": "user", "content": ONE_TWO}]
+    prompt = render_chat(tokenizer, messages, add_generation_prompt=False)
+    assert prompt.count("onetwo") == 2
+
+
+def test_the_last_of_several_parts_is_continued(tokenizer):
+    messages = [USER, {"role": "assistant", "content": ONE_TWO}]
+    prompt = render_chat(
+        tokenizer,
+        messages,
+        chat_template=BOTH_TEMPLATE,
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    assert prompt == "<user>hi<assistant>[one][two"
+
+
+def test_a_template_may_be_named_where_the_tokenizer_has_several(tokenizer):
+    several = copy.deepcopy(tokenizer)
+    several.chat_template = {"default": "{{ 'plain' }}", "tool_use": "{{ 'tools' }}"}
+    assert render_chat(several, [USER], chat_template="tool_use") == "tools"
+    assert render_chat(several, [USER], tools=[{"type": "function"}]) == "tools"
+    assert render_chat(several, [USER]) == "plain"
+    with pytest.raises(BadRequest, match="it has: default, tool_use") as caught:
+        render_chat(several, [USER], chat_template="tools_use")
+    assert caught.value.param == "chat_template"
+    with pytest.raises(BadRequest, match="it has: default"):
+        render_chat(tokenizer, [USER], chat_template="tool_use")
+    several.chat_template = {"rag": "{{ 'rag' }}"}
+    with pytest.raises(NotAvailable, match="name one of its templates as chat_template: rag"):
+        render_chat(several, [USER])
+
+
+def test_what_a_template_makes_must_be_text(tokenizer):
+    with pytest.raises(BadRequest, match="lone surrogate at character 1") as caught:
+        render_chat(tokenizer, [USER], chat_template="{{ 'a\\ud83d' }}")
+    assert caught.value.param == "chat_template"
+    with pytest.raises(BadRequest) as caught:
+        render_chat(tokenizer, [USER], chat_template="{{ raise_exception('\\ud83d') }}")
+    assert str(caught.value).encode()
 
 
 @pytest.mark.parametrize("template", [STRING_TEMPLATE, None])

@@ -39,6 +39,9 @@ def test_a_template_sees_messages_special_tokens_and_arguments(templates):
         ("{% if %}", "Expected an expression"),
         ("{{ raise_exception('not like this') }}", "not like this"),
         ("{{ range(10000000000) | list }}", "ange"),
+        ("{{ '\\ud83d' }}", "the prompt that the chat template makes is not valid Unicode"),
+        ("{{ raise_exception('no \\ud83d') }}", r"no \\ud83d"),
+        ("tool_use", "nor the name of one"),
     ],
 )
 def test_a_template_that_is_wrong_or_greedy_is_refused_and_the_next_one_works(
@@ -46,7 +49,24 @@ def test_a_template_that_is_wrong_or_greedy_is_refused_and_the_next_one_works(
 ):
     with pytest.raises(BadRequest, match=reason):
         render(templates, template)
-    assert render(templates, "ok") == "ok"
+    assert render(templates, "{{ 'ok' }}") == "ok"
+
+
+def test_a_process_that_a_template_ends_is_told_as_that_and_replaced(templates):
+    assert render(templates, "{{ 'ok' }}") == "ok"
+    process = templates._process
+    assert process is not None
+    process.kill()
+    process.join()
+    with pytest.raises(BadRequest, match="ended the process that renders templates"):
+        render(templates, "{{ 'ok' }}")
+    assert render(templates, "{{ 'ok' }}") == "ok"
+
+
+def test_numbers_of_any_size_reach_a_template(templates):
+    kwargs = {"big": 2**70, "small": -0.5, "none": None}
+    text = render(templates, "{{ big }} {{ small }} {{ none }}", chat_template_kwargs=kwargs)
+    assert text == f"{2**70} -0.5 None"
 
 
 def test_nobody_waits_for_more_than_one_slow_template(templates):
@@ -59,7 +79,7 @@ def test_nobody_waits_for_more_than_one_slow_template(templates):
     with ThreadPoolExecutor(4) as threads:
         ends = [end.result() for end in [threads.submit(slow) for _ in range(4)]]
     assert set(ends) == {"BadRequest", "Overloaded"}
-    assert render(templates, "ok") == "ok"
+    assert render(templates, "{{ 'ok' }}") == "ok"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from vllm.errors import ConfigError, LoadError
 from vllm.loader import ties
+from vllm.platforms.base import Platform
+from vllm.platforms.cpu import CpuPlatform
 
 FILE = "model.safetensors"
 
@@ -164,6 +166,18 @@ def test_weights_are_converted_to_the_dtype_of_the_model(llama, load):
     assert torch.equal(narrow.embed.weight, wide.embed.weight.bfloat16())
 
 
+def test_values_that_the_dtype_cannot_hold_are_no_weights(copied, load):
+    name = "model.layers.0.mlp.up_proj.weight"
+    for worst in (7e4, -1e6):
+        big = torch.full((128, 64), worst, dtype=torch.bfloat16)
+        rewrite(copied, lambda tensors, big=big: tensors.update({name: big}))
+        load(copied, dtype="bfloat16")
+        with pytest.raises(LoadError, match=r"up_proj.*bfloat16; float16 ends at 65504.*--dtype"):
+            load(copied, dtype="float16")
+    rewrite(copied, lambda tensors: tensors.update({name: torch.full((128, 64), 65504.0)}))
+    load(copied, dtype="float16")
+
+
 def tie(path, head="lm_head.weight", embedding="model.embed_tokens.weight") -> None:
     edit_config(path, tie_word_embeddings=True)
     rewrite(path, lambda tensors: tensors.update({head: tensors[embedding].clone()}))
@@ -173,14 +187,20 @@ def num_values(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("impl", ["vllm", "transformers"])
-def test_a_tied_head_uses_the_embedding_and_a_stored_copy_costs_nothing(
-    copied, load, log_lines, impl
-):
+@pytest.fixture(params=["packed", "plain", "transformers"])
+def load_as(request, load, monkeypatch):
+    """Weights as the CPU packs them, as other platforms such as HPU hold them, and the fallback."""
+    if request.param == "plain":
+        monkeypatch.setattr(CpuPlatform, "linear_method", Platform.linear_method)
+    impl = "transformers" if request.param == "transformers" else "vllm"
+    return lambda path: load(path, model_impl=impl)
+
+
+def test_a_tied_head_uses_the_embedding_and_a_stored_copy_costs_nothing(copied, load_as, log_lines):
     tie(copied)
-    model = load(copied, model_impl=impl)
+    model = load_as(copied)
     rewrite(copied, lambda tensors: tensors.pop("lm_head.weight"))
-    without = load(copied, model_impl=impl)
+    without = load_as(copied)
     assert_same(without, model)
     hidden = torch.randn(2, 64)
     table = load_file(copied / FILE)["model.embed_tokens.weight"]
@@ -188,10 +208,9 @@ def test_a_tied_head_uses_the_embedding_and_a_stored_copy_costs_nothing(
     assert "ties" not in log_lines.text
 
 
-@pytest.mark.parametrize("impl", ["vllm", "transformers"])
 @pytest.mark.parametrize("files", ["one", "shards", "pickle"])
 def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_used(
-    copied, load, log_lines, impl, files
+    copied, load_as, log_lines, files
 ):
     edit_config(copied, tie_word_embeddings=True)
     head = load_file(copied / FILE)["lm_head.weight"]
@@ -201,13 +220,13 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_used(
         torch.save(load_file(copied / FILE), copied / "pytorch_model.bin")
         (copied / FILE).unlink()
 
-    model = load(copied, model_impl=impl)
+    model = load_as(copied)
 
     hidden = torch.randn(2, 64)
     torch.testing.assert_close(model.logits(hidden), hidden @ head.T)
     assert log_lines.text.count("the checkpoint's lm_head.weight is used") == 1
     edit_config(copied, tie_word_embeddings=False)
-    assert_same(load(copied, model_impl=impl), model)
+    assert_same(load_as(copied), model)
 
 
 def test_a_head_may_be_a_copy_in_a_wider_type(copied, load, log_lines):

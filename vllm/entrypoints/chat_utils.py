@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vllm.errors import BadRequest, ConfigError, NotAvailable
+from vllm.inputs.text import check_encodable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,8 @@ RESERVED_KWARGS = {
     "return_assistant_tokens_mask",
     "tokenizer_kwargs",
 }
-PROBE = "content-format-probe"
+_FORMATS: Final[tuple[ContentFormat, ContentFormat]] = ("string", "openai")
+PROBES = ("content-format-probe-1", "content-format-probe-2")
 
 
 def load_chat_template(value: str | None) -> str | None:
@@ -48,7 +50,7 @@ def load_chat_template(value: str | None) -> str | None:
     """
     if value is None:
         return None
-    if "{" in value or "\n" in value:
+    if is_literal(value):
         return value
     path = Path(value)
     if not path.is_file():
@@ -72,8 +74,9 @@ def render_chat(
 ) -> str | list[int]:
     """The prompt of a conversation; text already holds its special tokens, so encode it without.
 
-    `chat_template` is a template, not a path; None takes the tokenizer's own. Raises BadRequest
-    naming the field.
+    `chat_template` is a template or the name of one of the tokenizer's, not a path; None takes the
+    tokenizer's own. With `content_format` auto every message's content is given to the template in
+    the form it has, if the template reads that. Raises BadRequest naming the field.
     """
     if not messages:
         raise BadRequest("messages is empty; a conversation needs at least one message", "messages")
@@ -91,11 +94,13 @@ def render_chat(
             "chat_template_kwargs",
         )
     template = _template(tokenizer, chat_template, bool(tools))
-    if content_format == "auto":
-        content_format = detect_content_format(tokenizer, template)
-    conversation = [_normalize(i, message, content_format) for i, message in enumerate(messages)]
-    if continue_final_message and not isinstance(conversation[-1].get("content"), str):
-        conversation[-1]["content"] = _join_text(conversation[-1].get("content") or [])
+
+    def format_of(message: Message) -> ContentFormat:
+        if content_format != "auto":
+            return content_format
+        return _format_of(tokenizer, template, message)
+
+    conversation = [_normalize(i, message, format_of) for i, message in enumerate(messages)]
     arguments = {
         "tools": [dict(tool) for tool in tools] if tools else None,
         "chat_template": template,
@@ -107,11 +112,14 @@ def render_chat(
     try:
         prompt = _apply(tokenizer, conversation, arguments)
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        # It may quote what the template made, which need not be text that can be sent.
+        reason = str(error).encode("utf-8", "backslashreplace").decode() or type(error).__name__
         raise BadRequest(
             f"the chat template rejects these messages: {reason}", "messages"
         ) from error
     assert isinstance(prompt, str), type(prompt)
+    # A template can spell what no message may hold.
+    check_encodable("chat_template", prompt, "the prompt that the chat template makes")
     return prompt
 
 
@@ -133,48 +141,114 @@ def _apply(
         return tokenizer.apply_chat_template(renamed, **arguments)
 
 
-@functools.lru_cache(maxsize=64)
-def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> ContentFormat:
-    """What the template reads as a message's content: a string, or a list of typed parts.
+@functools.lru_cache(maxsize=128)
+def reads(
+    tokenizer: PreTrainedTokenizerBase, template: str, role: str, content_format: ContentFormat
+) -> bool:
+    """Whether the template reads the content of messages of that role as a string, or as a list of
+    typed parts; many read both.
 
-    Found by rendering a probe both ways, since templates express it in many forms.
+    Found by rendering a probe, since templates express it in many ways, and may read the content of
+    one role otherwise than that of another.
     """
-    contents: dict[ContentFormat, Any] = {
-        "string": PROBE,
-        "openai": [{"type": "text", "text": PROBE}],
-    }
-    for content_format, content in contents.items():
-        try:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], chat_template=template, tokenize=False
-            )
-        except Exception:
-            continue
-        if isinstance(text, str) and PROBE in text:
-            return content_format
+    content: Any = PROBES[0]
+    if content_format == "openai":
+        content = [{"type": "text", "text": probe} for probe in PROBES]
+    conversation = _probe_conversation(role, content)
+    try:
+        text = tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=False)
+    except Exception:
+        return False
+    if not isinstance(text, str) or PROBES[0] not in text:
+        return False
+    if content_format == "string":
+        return True
+    between, found, _ = text.partition(PROBES[0])[2].partition(PROBES[1])
+    # A list that is written out as such has the marks of one between its texts.
+    return bool(found) and "text" not in between
+
+
+def _probe_conversation(role: str, content: Any) -> list[dict[str, Any]]:
+    """A message of a role where templates expect it."""
+    message = {"role": role, "content": content}
+    question = {"role": "user", "content": message["content"] if role == "user" else "?"}
+    if role in ("system", "developer"):
+        return [message, question]
+    if role == "assistant":
+        return [question, message, question]
+    if role == "tool":
+        function = {"name": "f", "arguments": {}}
+        call = {"id": "call00000", "type": "function", "function": function}
+        asking = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return [question, asking, {**message, "tool_call_id": "call00000", "name": "f"}]
+    return [message]
+
+
+def _format_of(
+    tokenizer: PreTrainedTokenizerBase, template: str, message: Message
+) -> ContentFormat:
+    """The form in which a message is given to the template: its own if the template reads that."""
+    role = message.get("role")
+    own, other = _FORMATS if isinstance(message.get("content"), str) else _FORMATS[::-1]
+    # Where a template knows no developer, the message becomes one of the system's.
+    for probed in (role, "system") if role == "developer" else (role,):
+        for content_format in (own, other):
+            if reads(tokenizer, template, str(probed), content_format):
+                return content_format
     return "string"
 
 
 def _template(
     tokenizer: PreTrainedTokenizerBase, chat_template: str | None, has_tools: bool
 ) -> str:
+    named = named_templates(tokenizer)
     if chat_template is not None:
-        return chat_template
-    named: str | dict[str, str] | None = tokenizer.chat_template
-    if isinstance(named, dict):
-        wanted = "tool_use" if has_tools and "tool_use" in named else "default"
-        named = named.get(wanted)
-    if named is None:
+        return chat_template if is_literal(chat_template) else _named(chat_template, named)
+    found = named.get("tool_use") if has_tools else None
+    found = named.get("default") if found is None else found
+    if found is None and named:
+        raise NotAvailable(
+            f"this model's tokenizer has no default chat template; name one of its templates as "
+            f"chat_template: {', '.join(sorted(named))}",
+            "chat_template",
+        )
+    if found is None:
         raise NotAvailable(
             "this model's tokenizer has no chat template, so messages cannot be turned into a "
             "prompt. Give one with --chat-template (LLM.chat: chat_template=), or send a prompt to "
             "/v1/completions (LLM.generate)",
             "messages",
         )
-    return named
+    return found
 
 
-def _normalize(index: int, message: Message, content_format: ContentFormat) -> dict[str, Any]:
+def named_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The tokenizer's own templates by name; an only one is the default."""
+    own: str | dict[str, str] | None = tokenizer.chat_template
+    if isinstance(own, str):
+        return {"default": own}
+    return dict(own or {})
+
+
+def is_literal(chat_template: str) -> bool:
+    """Whether it is a template, and not the name of one: text that says nothing is not meant."""
+    return "{" in chat_template or "\n" in chat_template
+
+
+def _named(name: str, known: Mapping[str, str]) -> str:
+    if name in known:
+        return known[name]
+    names = ", ".join(sorted(known)) or "none"
+    raise BadRequest(
+        f"chat_template {name!r:.100} is neither a template (it has no '{{') nor the name of one "
+        f"that this model's tokenizer has; it has: {names}",
+        "chat_template",
+    )
+
+
+def _normalize(
+    index: int, message: Message, format_of: Callable[[Message], ContentFormat]
+) -> dict[str, Any]:
     """A message as templates expect it: without absent fields, arguments of calls parsed."""
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
@@ -190,8 +264,8 @@ def _normalize(index: int, message: Message, content_format: ContentFormat) -> d
         normal["content"] = ""
     elif not isinstance(content, str):
         parts = _text_parts(content, f"{where}.content")
-        normal["content"] = _join_text(parts) if content_format == "string" else parts
-    elif content_format == "openai":
+        normal["content"] = _join_text(parts) if format_of(message) == "string" else parts
+    elif format_of(message) == "openai":
         normal["content"] = [{"type": "text", "text": content}]
     if calls := normal.get("tool_calls"):
         normal["tool_calls"] = [

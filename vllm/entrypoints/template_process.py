@@ -6,6 +6,7 @@ or steps. So they run in a process of their own, of bounded memory, killed when 
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import signal
@@ -59,7 +60,8 @@ class TemplateProcess:
     def _render(self, arguments: dict[str, Any]) -> str:
         pipe = self._pipe or self._start()
         try:
-            pipe.send_bytes(msgspec.msgpack.encode(arguments))
+            # Of the standard library: others have no integers of more than 64 bits.
+            pipe.send_bytes(json.dumps(arguments).encode())
             if not pipe.poll(self.deadline_s):
                 self._stop()
                 raise BadRequest(
@@ -69,7 +71,11 @@ class TemplateProcess:
             answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=Rendered)
         except (EOFError, OSError):
             self._stop()
-            raise BadRequest("the chat template takes too much memory", "chat_template") from None
+            raise BadRequest(
+                "the chat template ended the process that renders templates: it takes too much "
+                "memory, or calls itself too deeply",
+                "chat_template",
+            ) from None
         if answer.error is not None:
             raise BadRequest(answer.error, answer.param)
         return answer.prompt
@@ -134,11 +140,14 @@ def _main(pipe: Connection, special_tokens: dict[str, Any]) -> None:
 
 def _answer(tokenizer: Any, data: bytes) -> Rendered:
     try:
-        prompt = render_chat(tokenizer, **msgspec.msgpack.decode(data))
+        prompt = render_chat(tokenizer, **json.loads(data))
     except BadRequest as error:
         return Rendered(error=str(error)[:2000], param=error.param)
     except MemoryError:
         return Rendered(error="the chat template takes too much memory", param="chat_template")
+    except Exception as error:  # what is foreign here may fail in any way
+        reason = f"the chat template cannot be rendered ({type(error).__name__})"
+        return Rendered(error=reason, param="chat_template")
     assert isinstance(prompt, str), type(prompt)
     return Rendered(prompt)
 

@@ -72,7 +72,7 @@ def _fill(model: Model, config: VllmConfig, rebuild: Callable[[VllmConfig], Mode
         del model  # first, or a device would have to hold both
         model = rebuild(_untied(config))
         _warn_of_ties(broken, model)
-    filler = Filler(model, model.weights, model.ignored_weights())
+    filler = Filler(model, model.weights, model.ignored_weights(), config.model.dtype)
     for name, tensor in stream(files, progress=load.use_tqdm_on_load):
         filler.add(name, tensor)
     filler.finish()

@@ -80,7 +80,15 @@ def _places(model: nn.Module) -> Iterator[tuple[Place, Slot]]:
 class Filler:
     """Fills a model's parameters tensor by tensor; `finish` fails unless all were filled."""
 
-    def __init__(self, model: nn.Module, rules: Sequence[Rule], ignored: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: Sequence[Rule],
+        ignored: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`dtype` is the one that weights are converted to."""
+        self._dtype = dtype
         self._slots = dict(_places(model))
         self._open = dict.fromkeys(self._slots)
         self._num_experts = max((expert for _, _, expert in self._slots), default=-1) + 1
@@ -130,6 +138,19 @@ class Filler:
             raise LoadError(
                 f"tensor {name!r} is {tensor.dtype} in the checkpoint: quantized weights are not "
                 "supported. Use a checkpoint in float32, bfloat16 or float16."
+            )
+        # Only this one has a range that values of the others can leave.
+        if self._dtype is torch.float16 and tensor.dtype is not torch.float16:
+            self._check_range(name, tensor)
+
+    def _check_range(self, name: str, tensor: Tensor) -> None:
+        limit = torch.finfo(torch.float16).max
+        low, high = (float(bound) for bound in torch.aminmax(tensor)) if tensor.numel() else (0, 0)
+        if max(-low, high) > limit:
+            raise LoadError(
+                f"tensor {name!r} has values up to {max(-low, high):g} in the checkpoint, which is "
+                f"in {str(tensor.dtype).removeprefix('torch.')}; float16 ends at {limit:g}, beyond "
+                "which they would be infinite. Use --dtype bfloat16 or float32."
             )
 
     def _targets(self, route: Route) -> Iterator[Place]:

@@ -21,6 +21,8 @@ def broken_ties(
 
     Reads no data unless the checkpoint has both. Raises LoadError.
     """
+    if not ties:
+        return {}
     found = tensors_named(files, {*ties, *ties.values()})
     return {
         name: source

@@ -126,6 +126,11 @@ async def test_response_role_is_the_servers_choice(make_app, engine):
     assert answer["choices"][0]["message"]["role"] == "narrator"
 
 
+async def test_a_template_of_the_tokenizer_may_be_named(client, engine):
+    await post(client, chat_template="default")
+    assert engine.seen[0][0]["prompt"] == "<user>Hi<assistant>"
+
+
 async def test_tools_that_must_not_be_called_reach_the_template(client):
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     assert (await post(client, tools=[tool], tool_choice="none"))["choices"]
@@ -147,6 +152,7 @@ async def test_tools_that_must_not_be_called_reach_the_template(client):
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template": "tool_use"}, "chat_template"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
         ({"messages": []}, "messages"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -13,8 +14,13 @@ from vllm.entrypoints.openai.logprobs import CompletionLogprobsBuilder, TokenNam
 from vllm.entrypoints.openai.serving.echo import echoed_prompt
 from vllm.outputs import Logprob
 from vllm.sampling_params import SamplingParams
-from vllm.transformers_utils.detokenizer import TextDecoder, byte_symbols, text_decoder
-from vllm.transformers_utils.tokenizer import load_tokenizer
+from vllm.transformers_utils.detokenizer import (
+    TextDecoder,
+    WindowStream,
+    byte_symbols,
+    text_decoder,
+)
+from vllm.transformers_utils.tokenizer import backend_of, load_tokenizer
 
 TINY_STORY = Path(__file__).parents[3] / "examples" / "models" / "tiny-story"
 TEXT = "Né 😀!"
@@ -59,11 +65,27 @@ def byte_fallback() -> TextDecoder:
     return finished(backend)
 
 
-@pytest.fixture(scope="module", params=["story", "bytes", "trimmed bytes", "fallback"])
+def bytes_in_a_sequence() -> TextDecoder:
+    """A byte-level tokenizer whose decoder does more than to join bytes."""
+    decoder = byte_level(trims=False)
+    backend = backend_of(decoder.tokenizer)
+    assert backend is not None
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\0", "\0")])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    found = TextDecoder(wrapped, len(wrapped))
+    assert isinstance(found.stream(SamplingParams(), []), WindowStream)
+    return found
+
+
+@pytest.fixture(
+    scope="module", params=["story", "bytes", "trimmed bytes", "bytes in a sequence", "fallback"]
+)
 def decoder(request: pytest.FixtureRequest) -> TextDecoder:
     if request.param == "story":
         tokenizer = load_tokenizer(TINY_STORY)
         return TextDecoder(tokenizer, len(tokenizer))
+    if "sequence" in request.param:
+        return bytes_in_a_sequence()
     return byte_fallback() if request.param == "fallback" else byte_level("trim" in request.param)
 
 
@@ -200,6 +222,25 @@ async def test_the_token_itself_comes_first_of_the_best(client):
     choice = (await client.post(PATHS["completions"], json=body)).json()["choices"][0]
     firsts = [next(iter(top)) for top in choice["logprobs"]["top_logprobs"][1:]]
     assert firsts == choice["logprobs"]["tokens"][1:] == ["i", "a"]
+
+
+def test_tokens_that_are_bytes_need_no_table() -> None:
+    class OfBytes:
+        """As tokenizers of the kind of tiktoken, which come with a checkpoint."""
+
+        tokens = ("né".encode(), b"\xf0\x9f", b"\x98\x80")
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+        all_special_ids: ClassVar[list[int]] = []
+
+        def decode(self, token_ids: list[int], **_: Any) -> str:
+            return b"".join(self.tokens[i] for i in token_ids).decode("utf-8", "replace")
+
+        def convert_ids_to_tokens(self, token_id: int) -> bytes:
+            return self.tokens[token_id]
+
+    tokenizer: Any = OfBytes()
+    decoder = TextDecoder(tokenizer, 3)
+    assert [decoder.token_bytes(i) for i in range(3)] == list(OfBytes.tokens)
 
 
 def test_everybody_who_decodes_with_a_tokenizer_has_the_same_tables() -> None:

@@ -81,7 +81,7 @@ class ServingCompletion:
         if prompt is None:
             raise BadRequest("prompt is required: text, token ids, or a list of either", "prompt")
         if prompt == []:
-            raise BadRequest(f"prompt is an empty list: {EMPTY_PROMPT}", "prompt")
+            raise BadRequest(EMPTY_PROMPT, "prompt")
         is_one = isinstance(prompt, str) or isinstance(prompt[0], int)
         items: Sequence[str | list[int]] = [prompt] if is_one else prompt  # type: ignore[assignment, list-item]
         return await asyncio.gather(*(self._prompt(item, request) for item in items))
@@ -90,8 +90,11 @@ class ServingCompletion:
         if isinstance(item, str):
             self.context.check_length(item, request, "prompt")
             ids = await self.context.encode(item, request.add_special_tokens, "prompt")
-            return text_prompt(ids, item, request)
-        return text_prompt(item, None, request)
+        else:
+            ids = item
+        if not ids:  # of several prompts none is run then
+            raise BadRequest(EMPTY_PROMPT, "prompt")
+        return text_prompt(ids, item if isinstance(item, str) else None, request)
 
 
 class CompletionAnswer:

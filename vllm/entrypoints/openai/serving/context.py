@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm.entrypoints.chat_utils import render_chat
+from vllm.entrypoints.chat_utils import is_literal, render_chat
 from vllm.entrypoints.openai.admission import Admission
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import GenerationFailed, UnknownModel
@@ -172,9 +172,10 @@ class ServingContext:
         return ids
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
-        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        assert isinstance(text, str), type(text)
-        return text
+        decoder = self.text_decoder
+        return (
+            decoder.decode_skipping(token_ids) if skip_special_tokens else decoder.decode(token_ids)
+        )
 
     @property
     def text_decoder(self) -> TextDecoder:
@@ -190,7 +191,8 @@ class ServingContext:
 
     async def render_text(self, request: ChatRenderRequest) -> str | list[int]:
         """The prompt of a conversation, as tokens where its tokenizer makes them at once."""
-        if request.chat_template is not None and not self.options.trust_request_chat_template:
+        is_foreign = request.chat_template is not None and is_literal(request.chat_template)
+        if is_foreign and not self.options.trust_request_chat_template:
             raise BadRequest(
                 "this server does not run templates that come with a request; leave it out, or "
                 "start the server with --trust-request-chat-template",
@@ -200,7 +202,7 @@ class ServingContext:
         if request.documents is not None:
             kwargs["documents"] = request.documents
         return await self._rendered(
-            request.chat_template is not None,
+            is_foreign,
             messages=[message.model_dump(exclude_none=True) for message in request.messages],
             chat_template=request.chat_template or self.chat_template,
             add_generation_prompt=request.add_generation_prompt,

@@ -44,7 +44,9 @@ class ServingTokenize:
         wrong = [token for token in request.tokens if not 0 <= token < size]
         if wrong:
             raise BadRequest(
-                f"tokens has ids {wrong[:8]}; the model's are 0 to {size - 1}", "tokens"
+                f"tokens has ids {wrong[:8]} that are out of vocabulary; the model's are 0 to "
+                f"{size - 1}",
+                "tokens",
             )
         return DetokenizeResponse(self.context.decode(request.tokens))
 
