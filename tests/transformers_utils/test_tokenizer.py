@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError, LoadError
-from vllm.transformers_utils.tokenizer import load_tokenizer, model_tokenizer
+from vllm.transformers_utils.tokenizer import get_tokenizer, load_tokenizer, model_tokenizer
 
 
 def test_the_same_settings_give_the_same_fast_tokenizer(tiny_story: Path) -> None:
@@ -36,6 +37,17 @@ def test_a_tokenizer_of_its_own_directory_is_used(
 
     assert config.tokenizer_path == tiny_story
     assert len(model_tokenizer(config)) > 0
+
+
+def test_one_is_found_by_the_name_of_its_model(tiny_story: Path) -> None:
+    tokenizer = get_tokenizer(str(tiny_story), trust_remote_code=False, truncation_side="left")
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    assert tokenizer.truncation_side == "left"
+    assert tokenizer.encode("One day") == load_tokenizer(tiny_story).encode("One day")
+    with pytest.raises(ConfigError, match="tokenizer_mode 'mistral': must be auto or slow"):
+        get_tokenizer(tiny_story, tokenizer_mode="mistral")
+    with pytest.raises(ConfigError, match="tokenizer_name /no/such"):
+        get_tokenizer("/no/such")
 
 
 def test_threads_may_share_it(tiny_story: Path) -> None:
