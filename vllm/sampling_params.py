@@ -211,7 +211,7 @@ class SamplingParams(msgspec.Struct, omit_defaults=True, kw_only=True):
             )
 
 
-class BeamSearchParams(msgspec.Struct, omit_defaults=True, kw_only=True):
+class BeamSearchParams(msgspec.Struct, omit_defaults=True):
     """Parameters of a beam search; `length_penalty` is the exponent of the length a score is
     divided by. With `early_stopping` it ends when `beam_width` sequences have."""
 

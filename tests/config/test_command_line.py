@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.errors import ConfigError
 from vllm.utils import FlexibleArgumentParser
 
 
@@ -87,6 +88,8 @@ def test_flags_are_understood(words: list[str], expected: dict[str, Any]) -> Non
         (["--max-num-seqs", "few"], "--max-num-seqs 'few': must be a whole number"),
         (["--max-num-seqs", "0"], "must be at least 1"),
         (["--block-size", "15"], "not one of 16, 32"),
+        (["--max-model-len", "1.5"], "must be a whole number"),
+        (["--max-model-len", "1.0001K"], "must be a whole number"),
         (["--trust-remote-code=maybe"], "must be true or false"),
         (["--hf-overrides", "{a}"], "must be a JSON object"),
         (["--hf-overrides.a"], "expected a value"),
@@ -98,6 +101,13 @@ def test_mistakes_are_explained(
     capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert message in failure(capsys, *words)
+
+
+def test_without_a_model_the_shipped_one_is_offered() -> None:
+    with pytest.raises(ConfigError, match=r"--model is missing.*vllm serve examples/models/") as no:
+        EngineArgs().create_engine_config()
+    shipped = str(no.value).partition("`vllm serve ")[2].partition("`")[0]
+    assert (Path(__file__).parents[2] / shipped / "config.json").is_file()
 
 
 def test_flags_come_from_a_yaml_file_and_the_command_line_wins(tmp_path: Path) -> None:

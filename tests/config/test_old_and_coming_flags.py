@@ -89,6 +89,7 @@ def test_no_flag_is_declared_twice() -> None:
         ({"async_scheduling": False}, {}, 1),
         ({"disable_async_output_proc": True}, {}, 1),
         ({"num_scheduler_steps": 8}, {}, 8),
+        ({"num_scheduler_seqs": 8}, {}, 8),
         ({}, {"VLLM_DELAYED_SAMPLING": "true"}, 2),
         ({}, {"VLLM_DELAYED_SAMPLING": "false"}, 1),
     ],
@@ -120,6 +121,10 @@ def test_pipeline_stages_need_as_many_steps_in_flight() -> None:
 def test_flags_that_ask_for_different_depths_are_named(settle: Settle) -> None:
     with pytest.raises(ConfigError, match=r"--num-scheduler-steps 4.*--pipeline-depth 2"):
         settle(num_scheduler_steps=4, pipeline_depth=2)
+    with pytest.raises(ConfigError, match=r"--num-scheduler-steps 4.*--num-scheduler-seqs 2"):
+        settle(num_scheduler_steps=4, num_scheduler_seqs=2)
+    with pytest.raises(ConfigError, match=r"--num-scheduler-seqs 99: must be 1 to 64"):
+        settle(num_scheduler_seqs=99)
     with pytest.raises(ConfigError, match=r"--async-scheduling True.*VLLM_DELAYED_SAMPLING=False"):
         settle({"VLLM_DELAYED_SAMPLING": "0"}, async_scheduling=True)
 
@@ -129,6 +134,8 @@ def test_unstreamed_multi_step_output_becomes_the_stream_interval(settle: Settle
 
     assert config.scheduler.stream_interval == 4
     assert settle(num_scheduler_steps=4).scheduler.stream_interval == 1
+    config = settle(num_scheduler_seqs=3, multi_step_stream_outputs=False)
+    assert config.scheduler.stream_interval == 3
 
 
 @pytest.mark.parametrize("row", [r for r in LEGACY if not r.to], ids=lambda row: row.name)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+import threading
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -60,6 +63,18 @@ def test_a_layout_with_groups_of_several_kinds_survives() -> None:
 def test_a_function_is_refused() -> None:
     with pytest.raises(NotAvailable, match="cannot be sent"):
         encoder().encode([lambda: None])
+
+
+def test_a_function_travels_with_leave_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    sent = encoder().encode([math.sqrt, 4])
+    function, value = decoder(Any).decode(sent)
+    assert function(value) == 2
+    with pytest.raises(NotAvailable, match="cannot be sent to another process"):
+        encoder().encode([partial(print, threading.Lock())])
+    monkeypatch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION")
+    with pytest.raises(ValueError, match="VLLM_ALLOW_INSECURE_SERIALIZATION"):
+        decoder(Any).decode(sent)
 
 
 def test_sampling_parameters_survive_in_an_admission() -> None:

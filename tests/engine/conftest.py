@@ -10,7 +10,7 @@ import pytest
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.transformers_utils.detokenizer import TextDecoder
-from vllm.transformers_utils.tokenizer import get_tokenizer
+from vllm.transformers_utils.tokenizer import model_tokenizer
 
 TINY_STORY = Path(__file__).parents[2] / "examples" / "models" / "tiny-story"
 
@@ -28,4 +28,4 @@ def config_without_tokenizer(config: VllmConfig) -> VllmConfig:
 
 @pytest.fixture(scope="session")
 def text_decoder(config: VllmConfig) -> TextDecoder:
-    return TextDecoder(get_tokenizer(config.model), config.model.vocab_size)
+    return TextDecoder(model_tokenizer(config.model), config.model.vocab_size)

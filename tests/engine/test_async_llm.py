@@ -58,6 +58,47 @@ async def test_two_hundred_callers_each_get_their_own_tokens(
     assert not core.requests
 
 
+async def test_a_request_can_be_added_and_read_by_its_stream(
+    threaded: tuple[AsyncLLM, ScriptedCore],
+) -> None:
+    llm, core = threaded
+    stream = await llm.add_request("a", [5, 6], deltas(max_tokens=5))
+    first = await stream.get()
+    tokens = first.outputs[0].token_ids
+    tokens = [*tokens, *[t async for output in stream for t in output.outputs[0].token_ids]]
+    assert tokens == list(range(100, 105))
+    assert stream.finished and stream.get_nowait() is None
+    # Nobody has to read: the place of one that is closed is free.
+    stream = await llm.add_request("a", [5, 6], deltas(max_tokens=1000))
+    stream.close()
+    await until(lambda: not core.requests)
+    assert llm.num_open_requests == 0
+    assert await llm.is_sleeping() is False
+    assert await llm.get_decoding_config() is llm.vllm_config.structured_outputs
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"lora_request": 1},
+        {"prompt_text": "a"},
+        {"tokenization_kwargs": {"truncation": True}},
+        {"data_parallel_rank": 1},
+    ],
+    ids=str,
+)
+async def test_arguments_that_ask_for_what_is_not_here_are_refused(
+    threaded: tuple[AsyncLLM, ScriptedCore], argument: dict[str, Any]
+) -> None:
+    llm, _ = threaded
+    (name,) = argument
+    with pytest.raises(NotAvailable, match=name):
+        await llm.add_request("a", [5], SamplingParams(), **argument)
+    with pytest.raises(NotAvailable, match=name):
+        await anext(llm.generate([5], SamplingParams(), "a", **argument))
+    assert llm.num_open_requests == 0
+
+
 async def test_a_slow_reader_gets_merged_deltas_and_stalls_nobody(
     threaded: tuple[AsyncLLM, ScriptedCore],
 ) -> None:

@@ -17,14 +17,14 @@ from vllm.entrypoints.llm import LLM
 from vllm.errors import BadRequest
 from vllm.inputs import parse_prompt
 from vllm.sampling_params import SamplingParams
-from vllm.transformers_utils.tokenizer import get_tokenizer
+from vllm.transformers_utils.tokenizer import model_tokenizer
 
 LONE = "a\ud83d"
 
 
 @pytest.fixture
 def processor(config: VllmConfig) -> Processor:
-    return Processor(config.model, get_tokenizer(config.model))
+    return Processor(config.model, model_tokenizer(config.model))
 
 
 def test_every_child_seed_survives_the_wire(processor: Processor) -> None:

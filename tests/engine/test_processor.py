@@ -13,12 +13,12 @@ from vllm.engine.processor import Processor
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs import parse_prompts
 from vllm.sampling_params import SamplingParams
-from vllm.transformers_utils.tokenizer import get_tokenizer
+from vllm.transformers_utils.tokenizer import model_tokenizer
 
 
 @pytest.fixture
 def processor(config: VllmConfig) -> Processor:
-    return Processor(config.model, get_tokenizer(config.model))
+    return Processor(config.model, model_tokenizer(config.model))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_every_sequence_has_a_seed_of_its_own(processor: Processor) -> None:
 
 def test_seeds_of_requests_without_one_repeat_with_the_engine_seed(config: VllmConfig) -> None:
     def seeds() -> list[int | None]:
-        processor = Processor(config.model, get_tokenizer(config.model))
+        processor = Processor(config.model, model_tokenizer(config.model))
         return [processor.process(str(i), [5]).params.seed for i in range(5)]
 
     assert seeds() == seeds()
@@ -222,7 +222,7 @@ def test_what_depends_on_the_model_is_checked(processor: Processor) -> None:
 
 def test_without_parameters_those_of_the_model_count(config: VllmConfig) -> None:
     model = dataclasses.replace(config.model, default_sampling_params={"temperature": 0.25})
-    request = Processor(model, get_tokenizer(model)).process("a", [5])
+    request = Processor(model, model_tokenizer(model)).process("a", [5])
     assert request.params.temperature == 0.25
 
 

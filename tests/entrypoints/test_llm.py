@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import signal
 import threading
@@ -200,6 +201,20 @@ def test_the_model_can_be_looked_at(llm: LLM) -> None:
     assert llm.reset_prefix_cache() is True
 
 
+def test_a_function_of_the_worker_is_called_in_process(llm: LLM) -> None:
+    def asked(worker: Any, first: int, second: int = 0) -> tuple[int, int, bool]:
+        return first, second, worker.get_model() is worker.model_runner.model
+
+    assert llm.collective_rpc(asked, args=(3,), kwargs={"second": 4}) == [(3, 4, True)]
+    with pytest.raises(NotAvailable, match="no keyword arguments"):
+        llm.collective_rpc("ping", kwargs={"a": 1})
+    with pytest.raises(NotAvailable, match="no timeout"):
+        llm.collective_rpc(asked, timeout=1.0, args=(3,))
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        llm.collective_rpc(lambda worker: 1 // 0)
+    assert generate(llm, "One day")[0].finished
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -237,13 +252,20 @@ def test_progress_reports_through_the_given_bar(llm: LLM) -> None:
 
 def test_the_core_may_run_in_its_own_process(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # of the process that starts
     remote = LLM.from_engine_args(EngineArgs(TINY_STORY, max_num_seqs=16))
     try:
         prompts = ["Once upon a time", "The fox"]
         texts = [output.outputs[0].text for output in generate(remote, prompts)]
         assert texts == [output.outputs[0].text for output in generate(llm, prompts)]
-        with pytest.raises(NotAvailable, match="VLLM_ENABLE_V1_MULTIPROCESSING=0"):
-            remote.apply_model(lambda model: 0)
+        rank, model = operator.attrgetter("group.rank"), operator.attrgetter("model")
+        assert remote.collective_rpc(rank) == [0]
+        with pytest.raises(NotAvailable, match="what the call returned cannot be sent"):
+            remote.collective_rpc(model)
+        monkeypatch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION")
+        for refused in (remote.apply_model, remote.collective_rpc):
+            with pytest.raises(NotAvailable, match="VLLM_ALLOW_INSECURE_SERIALIZATION=1"):
+                refused(rank)
         with pytest.raises(NotAvailable, match="logits_processors"):
             generate(remote, ["a", "b"], SamplingParams(logits_processors=[lambda ids, x: x]))
         assert not remote.llm_engine.has_unfinished_requests()

@@ -25,6 +25,7 @@ def test_steps_calls_and_cache_reach_the_worker(
     executor.bind_kv_cache(KVCacheLayout(9, (KVGroup(fake.SPEC, ("layer.0",)),)))
     handles = [executor.submit(fake_plan(step)) for step in (1, 2)]
     assert executor.call("apply_model", print) == [9]
+    assert executor.call(lambda worker, more: worker.num_blocks + more, 1) == [10]
     np.testing.assert_array_equal(handles[1].result().token_ids, [200, 201])
     np.testing.assert_array_equal(handles[0].result().token_ids, [100, 101])
     executor.check_health()

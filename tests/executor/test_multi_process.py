@@ -64,8 +64,9 @@ def test_an_unknown_method_and_a_function_are_refused_and_the_rank_goes_on(
 ) -> None:
     with pytest.raises(NotAvailable, match="no method '__init__'"):
         executor.call("__init__")
-    with pytest.raises(NotAvailable, match="distributed-executor-backend uni"):
-        executor.call("apply_model", print)
+    for call in (("apply_model", print), (print,)):
+        with pytest.raises(NotAvailable, match="distributed-executor-backend uni"):
+            executor.call(*call)
     assert executor.call("ping") == [0]
 
 

@@ -8,23 +8,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError, LoadError
-from vllm.transformers_utils.tokenizer import get_tokenizer, load_tokenizer
+from vllm.transformers_utils.tokenizer import get_tokenizer, load_tokenizer, model_tokenizer
 
 
 def test_the_same_settings_give_the_same_fast_tokenizer(tiny_story: Path) -> None:
     config = EngineArgs(model=str(tiny_story)).create_engine_config().model
 
-    tokenizer = get_tokenizer(config)
+    tokenizer = model_tokenizer(config)
 
-    assert tokenizer is get_tokenizer(config)
+    assert tokenizer is model_tokenizer(config)
     assert tokenizer.is_fast
     ids = tokenizer.encode("One day", add_special_tokens=False)
     assert tokenizer.decode(ids) == "One day"
     other = dataclasses.replace(config, tokenizer_mode="slow")
-    assert get_tokenizer(other) is not tokenizer
+    assert model_tokenizer(other) is not tokenizer
 
 
 def test_a_tokenizer_of_its_own_directory_is_used(
@@ -35,7 +36,18 @@ def test_a_tokenizer_of_its_own_directory_is_used(
     config = EngineArgs(model=str(path), tokenizer=str(tiny_story)).create_engine_config().model
 
     assert config.tokenizer_path == tiny_story
-    assert len(get_tokenizer(config)) > 0
+    assert len(model_tokenizer(config)) > 0
+
+
+def test_one_is_found_by_the_name_of_its_model(tiny_story: Path) -> None:
+    tokenizer = get_tokenizer(str(tiny_story), trust_remote_code=False, truncation_side="left")
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    assert tokenizer.truncation_side == "left"
+    assert tokenizer.encode("One day") == load_tokenizer(tiny_story).encode("One day")
+    with pytest.raises(ConfigError, match="tokenizer_mode 'mistral': must be auto or slow"):
+        get_tokenizer(tiny_story, tokenizer_mode="mistral")
+    with pytest.raises(ConfigError, match="tokenizer_name /no/such"):
+        get_tokenizer("/no/such")
 
 
 def test_threads_may_share_it(tiny_story: Path) -> None:
@@ -55,4 +67,4 @@ def test_absent_tokenizer_is_an_error_that_names_the_flags(
 
     args = EngineArgs(model=str(tiny_story), skip_tokenizer_init=True)
     with pytest.raises(ConfigError, match="--skip-tokenizer-init"):
-        get_tokenizer(args.create_engine_config().model)
+        model_tokenizer(args.create_engine_config().model)

@@ -71,8 +71,10 @@ class _Arguments:
         known = _fields_of(cls)
         return cls(**{name: value for name, value in vars(args).items() if name in known})
 
-    def create_engine_config(self) -> VllmConfig:
-        """Resolve. Raises ConfigError or LoadError."""
+    def create_engine_config(self, usage_context: Any = None, headless: bool = False) -> VllmConfig:
+        """Resolve. Raises ConfigError or LoadError. Nobody collects usage."""
+        if headless:
+            raise ConfigError("headless=True: an engine on several machines is not available yet.")
         from vllm.config.resolve import resolve
 
         return resolve(self)  # type: ignore[arg-type]  # the one subclass there is
@@ -108,3 +110,10 @@ else:
 
 class AsyncEngineArgs(EngineArgs):
     """The same settings under the name that servers use."""
+
+    @classmethod
+    def add_cli_args(
+        cls, parser: argparse.ArgumentParser, async_args_only: bool = False
+    ) -> argparse.ArgumentParser:
+        """Add a flag per field; with `async_args_only` none: those of servers are its own."""
+        return parser if async_args_only else super().add_cli_args(parser)

@@ -117,16 +117,24 @@ class AsyncLLM:
 
     @classmethod
     def from_vllm_config(
-        cls, config: VllmConfig, meanwhile: Callable[[], object] = lambda: None
+        cls,
+        vllm_config: VllmConfig,
+        start_engine_loop: bool = True,
+        usage_context: Any = None,
+        stat_loggers: None = None,
+        *,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> Self:
         """Start the engine core in a process of its own. Raises ConfigError, LoadError.
 
         `meanwhile` is called while the core loads the model. Statistics go to the loggers that are
-        added.
+        added. The loop of the engine starts with the first request, whatever `start_engine_loop`,
+        and nobody collects usage, whatever `usage_context`.
         """
-        client = ProcessClient(config, wait=False)
+        refuse(stat_loggers=stat_loggers)
+        client = ProcessClient(vllm_config, wait=False)
         try:
-            engine = cls.from_client(config, client)
+            engine = cls.from_client(vllm_config, client)
             meanwhile()
         except BaseException:
             client.abandon()
@@ -143,8 +151,15 @@ class AsyncLLM:
         return engine
 
     @classmethod
-    def from_engine_args(cls, engine_args: EngineArgs) -> Self:
+    def from_engine_args(
+        cls,
+        engine_args: EngineArgs,
+        start_engine_loop: bool = True,
+        usage_context: Any = None,
+        stat_loggers: None = None,
+    ) -> Self:
         """As `from_vllm_config`; statistics are logged unless that is disabled."""
+        refuse(stat_loggers=stat_loggers)
         engine = cls.from_vllm_config(engine_args.create_engine_config())
         engine._front.log_statistics()
         return engine

@@ -27,7 +27,7 @@ from vllm.executor.control import Method
 from vllm.logger import init_logger
 from vllm.profiling.timeline import process_timeline
 from vllm.structured_output.compiler import GrammarCompiler
-from vllm.transformers_utils.tokenizer import full_tokenizer, get_tokenizer
+from vllm.transformers_utils.tokenizer import full_tokenizer, model_tokenizer
 
 logger = init_logger(__name__)
 
@@ -125,7 +125,7 @@ class EngineCore:
             self.config.structured_outputs,
             model.vocab_size,
             model.eos_token_ids,
-            load_tokenizer=lambda: full_tokenizer(get_tokenizer(model)),
+            load_tokenizer=lambda: full_tokenizer(model_tokenizer(model)),
         )
 
     def check_health(self) -> None:

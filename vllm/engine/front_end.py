@@ -27,7 +27,7 @@ from vllm.metrics.stats import IterationStats, StatLogger
 from vllm.metrics.tracing import RequestTracer, TracedRequest
 from vllm.outputs import RequestOutput
 from vllm.transformers_utils.detokenizer import text_decoder
-from vllm.transformers_utils.tokenizer import get_tokenizer
+from vllm.transformers_utils.tokenizer import model_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ class FrontEnd:
         self.processor = Processor(config.model, None, config.scheduler.policy)
         self.output_processor = OutputProcessor(None, config.scheduler.stream_interval)
         if not config.model.skip_tokenizer_init:
-            self.set_tokenizer(get_tokenizer(config.model))
+            self.set_tokenizer(model_tokenizer(config.model))
         self.stat_loggers: list[StatLogger] = []
         self._call_ids = itertools.count()
         self.tracer: RequestTracer | None = None

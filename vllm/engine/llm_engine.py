@@ -46,19 +46,43 @@ class LLMEngine:
         self._results: dict[int, CallResult] = {}
 
     @classmethod
-    def from_vllm_config(cls, config: VllmConfig) -> Self:
-        """The core runs in this process, or with VLLM_ENABLE_V1_MULTIPROCESSING in its own."""
-        is_remote = envs.VLLM_ENABLE_V1_MULTIPROCESSING
-        engine = cls(config, ProcessClient(config) if is_remote else InProcessClient(config))
+    def from_vllm_config(
+        cls,
+        vllm_config: VllmConfig,
+        usage_context: Any = None,
+        stat_loggers: None = None,
+        *,
+        enable_multiprocessing: bool = False,
+    ) -> Self:
+        """The core runs in this process, or with VLLM_ENABLE_V1_MULTIPROCESSING in its own.
+
+        Nobody collects usage, whatever `usage_context`.
+        """
+        refuse(stat_loggers=stat_loggers)
+        is_remote = enable_multiprocessing or envs.VLLM_ENABLE_V1_MULTIPROCESSING
+        make_client = ProcessClient if is_remote else InProcessClient
+        engine = cls(vllm_config, make_client(vllm_config))
         engine.front.log_statistics()
-        if not config.observability.disable_log_stats:
-            engine.metrics = PrometheusStats.of(config, engine.client.ready.num_blocks)
+        if not vllm_config.observability.disable_log_stats:
+            engine.metrics = PrometheusStats.of(vllm_config, engine.client.ready.num_blocks)
             engine.add_stat_logger(engine.metrics)
         return engine
 
     @classmethod
-    def from_engine_args(cls, engine_args: EngineArgs) -> Self:
-        return cls.from_vllm_config(engine_args.create_engine_config())
+    def from_engine_args(
+        cls,
+        engine_args: EngineArgs,
+        usage_context: Any = None,
+        stat_loggers: None = None,
+        enable_multiprocessing: bool = False,
+    ) -> Self:
+        """As `from_vllm_config`."""
+        return cls.from_vllm_config(
+            engine_args.create_engine_config(),
+            usage_context,
+            stat_loggers,
+            enable_multiprocessing=enable_multiprocessing,
+        )
 
     @property
     def model_config(self) -> ModelConfig:

@@ -18,6 +18,8 @@ REFUSED: Final[Mapping[str, str]] = {
     '{"prompt_token_ids": [...], "prompt": "..."}',
     "tokenization_kwargs": "encode the prompt yourself and give its token ids, or use "
     "truncate_prompt_tokens of SamplingParams",
+    "stat_loggers": "loggers of vLLM's kind are told of its own scheduler; use "
+    "add_stat_logger, or read /metrics",
     "mm_processor_kwargs": "models take text; leave it out",
 }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vllm.errors import ConfigError, LoadError
 from vllm.logger import init_logger
+from vllm.transformers_utils.hub import TOKENIZER_FILES, Source, locate
 from vllm.transformers_utils.plain_tokenizer import PlainTokenizer, plain_tokenizer
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _lock = threading.Lock()
 _loaded: dict[tuple[Any, ...], PreTrainedTokenizerBase] = {}
 
 
-def get_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+def model_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The configured tokenizer: always the same object for the same settings.
 
     May be used by several threads at once for plain encoding and decoding; truncation and padding
@@ -45,6 +46,32 @@ def get_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         if key not in _loaded:
             _loaded[key] = load_tokenizer(*key)
         return _loaded[key]
+
+
+def get_tokenizer(
+    tokenizer_name: str | Path,
+    *args: Any,
+    tokenizer_mode: str = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    **kwargs: Any,
+) -> PreTrainedTokenizerBase:
+    """A tokenizer of transformers by the name of its model or its directory, as vLLM gives one.
+
+    `args` and `kwargs` are those of `AutoTokenizer.from_pretrained`. The tokenizer of an engine is
+    `LLM.get_tokenizer()`. Raises ConfigError, LoadError.
+    """
+    if tokenizer_mode not in ("auto", "slow"):
+        raise ConfigError(
+            f"tokenizer_mode {tokenizer_mode!r}: must be auto or slow; other kinds of tokenizers "
+            "are not available yet."
+        )
+    source = Source(str(tokenizer_name), "tokenizer_name", revision or "main", download_dir)
+    path = locate(source, TOKENIZER_FILES)
+    use_fast = kwargs.pop("use_fast", tokenizer_mode != "slow")
+    mode = "auto" if use_fast else "slow"
+    return _load_full(path, mode, trust_remote_code, revision or "main", *args, **kwargs)
 
 
 def load_tokenizer(
@@ -80,16 +107,18 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
 
 
 def _load_full(
-    path: Path, mode: str, trust_remote_code: bool, revision: str
+    path: Path, mode: str, trust_remote_code: bool, revision: str, *args: Any, **kwargs: Any
 ) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path,
+            *args,
             use_fast=mode != "slow",
             trust_remote_code=trust_remote_code,
             revision=revision,
+            **kwargs,
         )
     except Exception as error:  # transformers and a tokenizer's own code raise anything
         raise LoadError(

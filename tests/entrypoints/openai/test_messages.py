@@ -6,6 +6,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from vllm.entrypoints.openai.protocol.messages import CountTokensRequest
+from vllm.entrypoints.openai.serving.message_input import chat_messages
 from vllm.errors import EngineDeadError
 
 HELLO = {"max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
@@ -100,6 +102,129 @@ async def test_system_blocks_results_and_calls_reach_the_template(client, engine
     )
     assert text == (
         "<system>Be kind.<user>weather?<assistant>Let me see.<tool>Error: no<user>Well?<assistant>"
+    )
+
+
+async def test_blocks_that_are_text_reach_the_template_as_text(client, engine):
+    result = [
+        {"type": "text", "text": "found: "},
+        {"type": "tool_reference", "tool_name": "weather"},
+        {"type": "search_result", "title": "T", "source": "s", "content": []},
+    ]
+    source = {"type": "text", "media_type": "text/plain", "data": "once"}
+    text = await prompt(
+        client,
+        engine,
+        messages=[
+            {"role": "user", "content": [{"type": "document", "source": source, "title": "D"}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "redacted_thinking", "data": "xyz"},
+                    {"type": "tool_use", "id": "t1", "name": "find", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "t1", "content": result[1:2]}],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "search_result",
+                        "title": "T",
+                        "source": "s",
+                        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                    }
+                ],
+            },
+        ],
+    )
+    assert text == "<user>D\nonce<assistant><tool>weather<user>T\ns\na\nb<assistant>"
+    several = chat_messages(
+        CountTokensRequest(
+            messages=[
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": "t", "content": result}],
+                }
+            ]
+        )
+    )
+    assert [part["text"] for part in several[0]["content"]] == ["found: ", "weather", "T\ns"]
+
+
+def thoughts(**management):
+    """What is left of the thinking of three turns."""
+    messages = []
+    for i in range(3):
+        block = {"type": "thinking", "thinking": f"t{i}", "signature": ""}
+        messages += [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": [block, {"type": "text", "text": "yes"}]},
+        ]
+    request = CountTokensRequest(
+        messages=[*messages, {"role": "user", "content": "bye"}], context_management=management
+    )
+    return [m["reasoning_content"] for m in chat_messages(request) if "reasoning_content" in m]
+
+
+CLEAR = {"type": "clear_thinking_20251015"}
+
+
+@pytest.mark.parametrize(
+    ("edits", "left"),
+    [
+        ([], ["t0", "t1", "t2"]),
+        ([{**CLEAR, "keep": "all"}], ["t0", "t1", "t2"]),
+        ([{**CLEAR, "keep": {"type": "all"}}], ["t0", "t1", "t2"]),
+        ([{**CLEAR, "keep": {"type": "thinking_turns", "value": 2}}], ["t1", "t2"]),
+        ([{**CLEAR, "keep": {"type": "thinking_turns", "value": 9}}], ["t0", "t1", "t2"]),
+        ([CLEAR], ["t2"]),
+    ],
+)
+def test_thinking_is_kept_as_context_management_says(edits, left):
+    assert thoughts(edits=edits) == left
+    assert thoughts() == ["t0", "t1", "t2"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"type": "clear_tool_uses_20250919"},
+        {"type": "compact_20260112"},
+        {**CLEAR, "keep": {"type": "thinking_turns", "value": 0}},
+        {**CLEAR, "keep": "some"},
+        "all",
+    ],
+)
+async def test_what_would_take_anything_else_away_is_refused(client, edit):
+    reply = await client.post(
+        "/v1/messages", json={**HELLO, "context_management": {"edits": [edit]}}
+    )
+    assert reply.status_code == 400, reply.text
+    assert "context_management.edits[0]" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize("before", [[], [{"type": "text", "text": "Let me see."}]])
+async def test_a_last_call_without_its_result_is_refused(client, path, before):
+    call = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
+    messages = [*HELLO["messages"], {"role": "assistant", "content": [*before, call]}]
+    reply = await client.post(path, json={**HELLO, "messages": messages})
+    assert reply.status_code == 400, reply.text
+    assert "'t1'" in reply.json()["error"]["message"]
+    assert "tool_result" in reply.json()["error"]["message"]
+
+
+async def test_a_system_message_of_one_turn_is_gone_in_the_next(client, engine):
+    once = {"role": "system", "content": "Be brief.", "clear_at": "next_user_message"}
+    turn = [*HELLO["messages"], once]
+    assert await prompt(client, engine, messages=turn) == "<user>hi<system>Be brief.<assistant>"
+    turns = [*turn, {"role": "assistant", "content": "ho"}, *HELLO["messages"]]
+    assert (
+        await prompt(client, engine, messages=turns) == "<user>hi<assistant>ho<user>hi<assistant>"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from vllm.entrypoints.openai.protocol.responses import ResponsesRequest
+from vllm.entrypoints.openai.serving.response_input import Conversation
 from vllm.entrypoints.openai.serving.response_store import ResponseStore
 from vllm.errors import EngineDeadError
 
@@ -322,6 +323,23 @@ async def test_a_name_that_is_taken_is_not_overwritten(client):
     assert response.json()["error"]["param"] == "request_id"
 
 
+async def test_reasoning_that_another_server_encrypted_is_left_out(client, engine):
+    item = {"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
+    text = [{"type": "summary_text", "text": "hm"}]
+    conversation = Conversation()
+    for reasoning in (item, {**item, "summary": text}):
+        conversation.add(reasoning, "input")
+    assert conversation.reasoning == "hm"
+    response = await post(
+        client,
+        [{"role": "user", "content": "hi"}, item, {"role": "assistant", "content": "yes"}],
+        include=["reasoning.encrypted_content"],
+        store=False,
+    )
+    assert response["output"][0]["content"][0]["text"] == TEXT
+    assert engine.seen[-1][0]["prompt"] == "<user>hi<assistant>yes<assistant>"
+
+
 async def test_what_is_not_there_is_a_404_that_says_why(client):
     for method, path in [("GET", ""), ("POST", "/cancel"), ("DELETE", ""), ("GET", "/input_items")]:
         response = await client.request(method, f"/v1/responses/resp_x{path}")
@@ -355,12 +373,14 @@ async def test_what_is_not_there_is_a_404_that_says_why(client):
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
         ({"tool_choice": "some"}, "tool_choice"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
-        ({"include": ["file_search_call.results"]}, "include"),
+        ({"text": {"verbosity": "loud"}}, "text.verbosity"),
+        ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
+        ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+        ({"include": ["everything"]}, "include[0]"),
+        ({"moderation": {"model": "x"}}, "moderation"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"truncation": "auto"}, "truncation"),
-        ({"service_tier": "flex"}, "service_tier"),
+        ({"truncation": "some"}, "truncation"),
+        ({"context_management": [{"type": "clear"}]}, "context_management[0].type"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True, "store": False}, "background"),
     ],

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vllm import envs
+from vllm.config import legacy, unavailable
 from vllm.config.flags import add_settings
 from vllm.config.kinds import INT, OBJECT
 from vllm.config.option import Setting, option, settings_of
+from vllm.config.vllm import all_settings
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.transport.options import TransportOptions
 from vllm.errors import ConfigError
@@ -101,8 +103,32 @@ def make_arg_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def validate_parsed_serve_args(args: argparse.Namespace) -> None:
-    """Raises ConfigError for what is wrong without a look at the model."""
-    server_options(args)
+    """Raises ConfigError for what is wrong without a look at the model.
+
+    Parsed by `make_arg_parser`; what the command line has checked is checked again, since a program
+    may have set it.
+    """
+    check_options(server_options(args))
+    engine_args = AsyncEngineArgs.from_cli_args(args).values()
+    for setting in all_settings():
+        setting.check(engine_args[setting.name])
+    legacy.given(engine_args)
+    unavailable.check_all(engine_args)
+
+
+def check_options(options: ServerOptions) -> None:
+    """Raises ConfigError for names of what does not exist, and for flags that need others."""
+    # These import the settings.
+    from vllm.entrypoints.chat_utils import load_chat_template
+    from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
+    from vllm.entrypoints.openai.transport.tls import tls_of
+    from vllm.entrypoints.openai.transport.users_middleware import imported
+
+    load_chat_template(options.chat_template or None)
+    ChatParsers(options)
+    for path in options.middleware:
+        imported(path)
+    tls_of(options)
 
 
 def server_options(args: argparse.Namespace) -> ServerOptions:

@@ -11,15 +11,12 @@ from typing import Final
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
-from vllm.entrypoints.chat_utils import load_chat_template
 from vllm.entrypoints.openai.announcement import announce
-from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
-from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
+from vllm.entrypoints.openai.cli_args import ServerOptions, check_options, server_options
 from vllm.entrypoints.openai.transport.listener import Listener, allow_many_connections
 from vllm.entrypoints.openai.transport.logs import configure_logs
 from vllm.entrypoints.openai.transport.server import HttpServer, run_in_loop
 from vllm.entrypoints.openai.transport.tls import Tls, tls_of
-from vllm.entrypoints.openai.transport.users_middleware import imported
 from vllm.logger import init_logger
 from vllm.utils.lasting_imports import lasting_imports
 
@@ -36,10 +33,7 @@ def run_server(args: argparse.Namespace) -> None:
     options = server_options(args)
     # All of this before the model is loaded: an occupied port should not take minutes to tell.
     configure_logs(options)
-    load_chat_template(options.chat_template or None)
-    ChatParsers(options)
-    for path in options.middleware:
-        imported(path)
+    check_options(options)
     tls = tls_of(options)
     allow_many_connections()
     listener = Listener(options, tls is not None)

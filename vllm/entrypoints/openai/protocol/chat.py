@@ -6,13 +6,15 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from typing_extensions import Self
 
 from vllm.entrypoints.openai.protocol.common import (
     GenerationRequest,
     PromptLogprobsField,
     Usage,
 )
+from vllm.errors import BadRequest
 
 
 class ChatMessageParam(BaseModel):
@@ -44,6 +46,7 @@ class ChatCompletionRequest(GenerationRequest, ChatRenderRequest):
     unavailable: ClassVar = {
         **GenerationRequest.unavailable,
         "audio": "leave it out: answers are text",
+        "moderation": "leave it out: nothing is scored or blocked here",
     }
 
     logprobs: bool | None = False
@@ -55,7 +58,45 @@ class ChatCompletionRequest(GenerationRequest, ChatRenderRequest):
     include_reasoning: bool = True
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
     echo: bool | None = False
+
+    @model_validator(mode="after")
+    def _leave_allowed_tools(self) -> Self:
+        """A tool_choice of type allowed_tools is a mode, and the tools that it leaves."""
+        if isinstance(self.tool_choice, dict) and self.tool_choice.get("type") == "allowed_tools":
+            mode, names = _allowed(self.tool_choice)
+            tools = self.tools or []
+            offered = {str(_name_of(tool)) for tool in tools}
+            if unknown := [name for name in names if name not in offered]:
+                raise BadRequest(
+                    f"tool_choice allows {', '.join(unknown)}, which is not among the tools: "
+                    f"{', '.join(sorted(offered)) or '-'}",
+                    "tool_choice",
+                )
+            self.tool_choice = mode
+            self.tools = [tool for tool in tools if _name_of(tool) in names]
+        return self
+
+
+def _allowed(choice: dict[str, Any]) -> tuple[Literal["auto", "required"], list[str]]:
+    """The mode and the names of {"type": "allowed_tools", "allowed_tools": {mode, tools}}."""
+    allowed = choice.get("allowed_tools")
+    mode = allowed.get("mode") if isinstance(allowed, dict) else None
+    tools = allowed.get("tools") if isinstance(allowed, dict) else None
+    names = [_name_of(tool) for tool in tools] if isinstance(tools, list) else [None]
+    if mode not in ("auto", "required") or not all(isinstance(name, str) for name in names):
+        raise BadRequest(
+            "tool_choice of type allowed_tools needs allowed_tools with mode, auto or required, "
+            "and tools, each {'type': 'function', 'function': {'name': …}}",
+            "tool_choice",
+        )
+    return mode, [str(name) for name in names]
+
+
+def _name_of(tool: Any) -> Any:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
 
 
 class TopLogprob(msgspec.Struct):

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from typing_extensions import Self
 
 from vllm.entrypoints.openai.protocol.common import RequestModel
-from vllm.errors import NotAvailable
+from vllm.errors import BadRequest, NotAvailable
 
 # Fields that mean the same, under the same name, to /v1/chat/completions.
 CHAT_FIELDS = (
@@ -23,13 +24,25 @@ class MessageParam(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    content: str | list[dict[str, Any]] | None = None
+    clear_at: Literal["next_user_message", "never"] | None = None
+    output_config: dict[str, Any] | None = None  # of a turn; only the request's is gone by
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        """One of the system's may be there for its output_config alone."""
+        if self.content is None and (self.role != "system" or self.output_config is None):
+            raise BadRequest(
+                f"a message of role {self.role!r} needs content: text, or a list of blocks",
+                "messages",
+            )
+        return self
 
 
 class Thinking(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    type: Literal["enabled", "adaptive", "disabled"]
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     budget_tokens: int | None = None
 
 
@@ -45,11 +58,10 @@ class CountTokensRequest(RequestModel):
 
     # Values that ask for nothing, and what to do about the others.
     unavailable: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {
+        "compaction": ((), "leave it out; ask for a summary in a message"),
         "container": ((), "leave it out"),
-        "context_management": (({}, {"edits": []}), "leave it out; send a shorter conversation"),
         "mcp_servers": (([],), "declare functions as tools, and run them yourself"),
-        "service_tier": (("auto", "standard_only"), "leave it out, or say auto"),
-        "speed": (("standard",), "leave it out"),
+        "thread": ((), "leave it out; send the whole conversation"),
     }
 
     messages: list[MessageParam]
@@ -64,11 +76,15 @@ class CountTokensRequest(RequestModel):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    container: Any = None
     context_management: dict[str, Any] | None = None
-    mcp_servers: list[Any] | None = None
+    # There is one of each.
     service_tier: str | None = None
     speed: str | None = None
+
+    compaction: Any = None
+    container: Any = None
+    mcp_servers: list[Any] | None = None
+    thread: Any = None
 
     def refuse_what_is_unavailable(self) -> None:
         """Raises NotAvailable for a field whose value would have to be ignored."""

@@ -15,6 +15,17 @@ from vllm.errors import NotAvailable
 
 MAX_ITEMS = 10_000
 LOGPROBS = "message.output_text.logprobs"
+# The others are of items that no answer here has, or of reasoning that is hidden, which none is.
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+]
 
 # Fields that mean the same, under the same name, to /v1/chat/completions.
 CHAT_FIELDS = (
@@ -37,15 +48,25 @@ class TextConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     format: TextFormat | None = None
-    verbosity: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None  # a hint that no template takes
 
 
 class ReasoningConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     effort: str | None = None
-    summary: str | None = None
-    generate_summary: str | None = None
+    # No summary is made, of whichever kind: reasoning is given whole.
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    mode: str | None = None
+
+
+class ContextEdit(BaseModel):
+    """Compaction from so many tokens on. Nothing is ever compacted: what is too long is refused."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["compaction"]
 
 
 class ResponsesRequest(SharedRequest):
@@ -54,18 +75,8 @@ class ResponsesRequest(SharedRequest):
     # Values that ask for nothing, and what to do about the others.
     unavailable: ClassVar[Mapping[str, tuple[tuple[Any, ...], str]]] = {
         "conversation": ((), "use previous_response_id"),
-        "context_management": (([],), "leave it out; send a shorter input"),
-        "max_tool_calls": ((), "leave it out: it bounds built-in tools, and there are none"),
         "moderation": ((), "leave it out"),
         "prompt": ((), "send instructions and input"),
-        "service_tier": (
-            ("auto", "default"),
-            "leave it out, or say auto; priority orders requests",
-        ),
-        "truncation": (
-            ("disabled",),
-            "say disabled, or bound the prompt by truncate_prompt_tokens",
-        ),
     }
 
     input: str | list[dict[str, Any]]
@@ -77,7 +88,7 @@ class ResponsesRequest(SharedRequest):
     background: bool | None = False
     max_output_tokens: int | None = None
     top_logprobs: int | None = None
-    include: list[str] | None = None
+    include: list[Includable] | None = None
     text: TextConfig | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -86,14 +97,18 @@ class ResponsesRequest(SharedRequest):
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    # Every prefix is cached, for as long as there is room.
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    # What is too long is refused either way: nothing is dropped.
+    context_management: list[ContextEdit] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    max_tool_calls: int | None = None  # of tools that servers run, of which there are none
+    service_tier: str | None = None  # there is one
 
     conversation: Any = None
-    context_management: list[dict[str, Any]] | None = None
-    max_tool_calls: int | None = None
     moderation: dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
-    service_tier: str | None = None
-    truncation: str | None = None
 
     request_id: str | None = None
     chat_template: str | None = None

@@ -12,10 +12,18 @@ from vllm.entrypoints.openai.protocol.messages import (
     MessagesRequest,
     OutputConfig,
 )
+from vllm.entrypoints.openai.serving.message_blocks import (
+    READABLE,
+    TEXT,
+    read_block,
+    read_result,
+    unknown_block,
+)
 from vllm.entrypoints.openai.serving.response_input import Message, content_of, text_of
+from vllm.entrypoints.openai.serving.response_tools import check_callers
 from vllm.errors import BadRequest, NotAvailable
 
-TEXT = {"text": "text"}
+CLEAR_THINKING = "clear_thinking_20251015"
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -62,9 +70,12 @@ def chat_messages(request: CountTokensRequest) -> list[Message]:
     if not request.messages:
         raise BadRequest("messages is empty; it needs at least one message", "messages")
     messages: list[Message] = []
+    kept = _thinking_turns(request.context_management)
     if request.system:
         messages.append({"role": "system", "content": content_of(request.system, "system", TEXT)})
     for i, message in enumerate(request.messages):
+        if message.content is None or _is_cleared(message, request.messages[i + 1 :]):
+            continue
         where = f"messages[{i}].content"
         if isinstance(message.content, str):
             messages.append({"role": message.role, "content": message.content})
@@ -72,7 +83,62 @@ def chat_messages(request: CountTokensRequest) -> list[Message]:
             messages.append(_assistant(message, where))
         else:
             messages += _user(message, where)
+    if not messages:
+        raise BadRequest("messages has no content; it needs at least one message", "messages")
+    if calls := messages[-1].get("tool_calls"):
+        names = ", ".join(repr(call["id"]) for call in calls)
+        raise BadRequest(
+            f"messages ends with the tool_use {names}, without a result: send a message of the "
+            "user's with its tool_result, or leave the call out",
+            f"messages[{len(request.messages) - 1}].content",
+        )
+    _clear_thinking(messages, kept)
     return messages
+
+
+def _is_cleared(message: MessageParam, later: list[MessageParam]) -> bool:
+    """A system message of one turn is gone once the next of the user's has come."""
+    return message.clear_at == "next_user_message" and any(m.role == "user" for m in later)
+
+
+def _thinking_turns(management: dict[str, Any] | None) -> int | None:
+    """Turns of the assistant's, the last ones, whose thinking stays; None: all.
+
+    Raises NotAvailable for an edit that would take away anything else.
+    """
+    edits = (management or {}).get("edits") or []
+    if not isinstance(edits, list):
+        raise BadRequest("context_management.edits must be a list", "context_management")
+    kept: int | None = None
+    for i, edit in enumerate(edits):
+        where = f"context_management.edits[{i}]"
+        kind = edit.get("type") if isinstance(edit, dict) else None
+        if kind != CLEAR_THINKING:
+            raise NotAvailable(
+                f"{where} has type {kind!r:.100}; this server only knows {CLEAR_THINKING}. Leave "
+                "the edit out, and send a shorter conversation",
+                "context_management",
+            )
+        keep = edit.get("keep", {"type": "thinking_turns", "value": 1})
+        if keep in ("all", {"type": "all"}):
+            continue
+        asks = isinstance(keep, dict) and keep.get("type") == "thinking_turns"
+        turns = keep.get("value") if asks else None
+        if type(turns) is not int or turns < 1:
+            raise BadRequest(
+                f"{where}.keep {keep!r:.100} must be 'all', {{'type': 'all'}} or {{'type': "
+                "'thinking_turns', 'value': N}, N at least 1",
+                "context_management",
+            )
+        kept = turns if kept is None else min(kept, turns)
+    return kept
+
+
+def _clear_thinking(messages: list[Message], kept: int | None) -> None:
+    if kept is not None:
+        thoughtful = [message for message in messages if "reasoning_content" in message]
+        for message in thoughtful[:-kept]:
+            del message["reasoning_content"]
 
 
 def _assistant(message: MessageParam, where: str) -> Message:
@@ -87,6 +153,8 @@ def _assistant(message: MessageParam, where: str) -> Message:
             texts.append(block)
         elif kind == "thinking":
             reasoning += text_of(block, "thinking", at)
+        elif kind == "redacted_thinking":
+            pass  # encrypted by another server, which alone can read it
         elif kind == "tool_use":
             arguments = block.get("input")
             if not isinstance(arguments, dict):
@@ -94,7 +162,8 @@ def _assistant(message: MessageParam, where: str) -> Message:
             function = {"name": text_of(block, "name", at), "arguments": json.dumps(arguments)}
             calls.append({"id": text_of(block, "id", at), "type": "function", "function": function})
         else:
-            raise _unknown_block(at, kind, "text, thinking and tool_use of an assistant")
+            allowed = "text, thinking, redacted_thinking and tool_use of an assistant"
+            raise unknown_block(at, kind, allowed)
     made: Message = {"role": "assistant", "content": content_of(texts, where, TEXT)}
     if calls:
         made["tool_calls"] = calls
@@ -118,14 +187,12 @@ def _user(message: MessageParam, where: str) -> list[Message]:
         assert isinstance(block, dict), block
         at = f"{where}[{i}]"
         kind = block.get("type")
-        if kind == "text":
-            text_of(block, "text", at)
-            texts.append(block)
-        elif kind == "tool_result" and message.role == "user":
+        if kind == "tool_result" and message.role == "user":
             flush()
             messages.append(_tool_result(block, at))
         else:
-            raise _unknown_block(at, kind, "text and tool_result of a user")
+            allowed = f"tool_result, {READABLE} of a user"
+            texts.append({"type": "text", "text": read_block(block, at, allowed)})
     flush()
     if not messages:
         messages.append({"role": message.role, "content": ""})
@@ -133,7 +200,7 @@ def _user(message: MessageParam, where: str) -> list[Message]:
 
 
 def _tool_result(block: dict[str, Any], where: str) -> Message:
-    content = content_of(block.get("content") or "", f"{where}.content", TEXT)
+    content = read_result(block.get("content") or "", f"{where}.content")
     if block.get("is_error"):
         text = content if isinstance(content, str) else "\n".join(p["text"] for p in content)
         # Chat templates know no failed calls: the model reads it.
@@ -145,12 +212,6 @@ def _tool_result(block: dict[str, Any], where: str) -> Message:
     }
 
 
-def _unknown_block(where: str, kind: object, allowed: str) -> NotAvailable:
-    return NotAvailable(
-        f"{where} has type {kind!r}; this server takes blocks of type {allowed}", f"{where}.type"
-    )
-
-
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     kind = tool.get("type") or "custom"
     if kind != "custom":
@@ -159,6 +220,7 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
             "a name and an input_schema, and run it where its call arrives",
             f"{where}.type",
         )
+    check_callers(tool, where)
     function: dict[str, Any] = {"name": text_of(tool, "name", where)}
     if tool.get("description") is not None:
         function["description"] = text_of(tool, "description", where)

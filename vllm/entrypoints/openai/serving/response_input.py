@@ -163,12 +163,7 @@ def text_of(item: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def _reasoning_of(item: Mapping[str, Any], where: str) -> str:
-    if item.get("encrypted_content"):
-        raise NotAvailable(
-            f"{where}.encrypted_content is not of this server, which never hides reasoning; send "
-            "its content",
-            f"{where}.encrypted_content",
-        )
+    """What can be read of it: `encrypted_content` is another server's, which alone can."""
     found: list[str] = []
     for name, kind in (("content", "reasoning_text"), ("summary", "summary_text")):
         if found or not (parts := item.get(name)):

@@ -28,8 +28,20 @@ def _chat_tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
         )
     if not isinstance(tool.get("name"), str) or not tool["name"]:
         raise BadRequest(f"{where}.name must be the function's name", f"{where}.name")
+    check_callers(tool, where)
     function = {name: tool[name] for name in FUNCTION_FIELDS if tool.get(name) is not None}
     return {"type": "function", "function": function}
+
+
+def check_callers(tool: dict[str, Any], where: str) -> None:
+    """Raises NotAvailable for a tool that only code which a server runs may call."""
+    callers = tool.get("allowed_callers")
+    if callers is not None and (not isinstance(callers, list) or "direct" not in callers):
+        raise NotAvailable(
+            f"{where}.allowed_callers {callers!r:.100} is without 'direct': this server runs no "
+            "code that could call a tool. Leave it out, or add 'direct'",
+            f"{where}.allowed_callers",
+        )
 
 
 def chat_choice(

@@ -361,11 +361,6 @@ class ResponseRun:
 
 def _check(request: ResponsesRequest) -> None:
     """Raises BadRequest for what contradicts or cannot be done."""
-    for name in request.include or ():
-        if name != LOGPROBS:
-            raise NotAvailable(
-                f"include {name!r} is not available here; {LOGPROBS!r} is", "include"
-            )
     top = request.top_logprobs
     if top is not None and not 0 <= top <= 20:
         raise BadRequest(f"top_logprobs must be 0 to 20, got {top}", "top_logprobs")
@@ -378,24 +373,12 @@ def _check(request: ResponsesRequest) -> None:
         )
     if request.request_id is not None and not 0 < len(request.request_id) <= 256:
         raise BadRequest("request_id must have 1 to 256 characters", "request_id")
-    if request.stream_options and request.stream_options.get("include_obfuscation"):
+    mode = request.reasoning.mode if request.reasoning is not None else None
+    if mode not in (None, "standard"):
         raise NotAvailable(
-            "stream_options.include_obfuscation is not available here; leave it out",
-            "stream_options",
+            f"reasoning.mode {mode!r} is not available here; leave it out, or say standard",
+            "reasoning.mode",
         )
-    if request.text is not None and request.text.verbosity not in (None, "medium"):
-        raise NotAvailable(
-            "text.verbosity is not available here; ask for it in the instructions", "text.verbosity"
-        )
-    if request.reasoning is not None:
-        for name in ("summary", "generate_summary"):
-            value = getattr(request.reasoning, name)
-            if value not in (None, "auto"):
-                raise NotAvailable(
-                    f"reasoning.{name} {value!r} is not available here: reasoning is given whole; "
-                    "leave it out, or say auto",
-                    f"reasoning.{name}",
-                )
 
 
 def _chat_fields(request: ResponsesRequest) -> dict[str, Any]:
