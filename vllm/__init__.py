@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm import envs
-from vllm.utils.triton import leave_out_triton
 from vllm.version import __version__, __version_tuple__
+from vllm.without_triton import leave_out_triton
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs

@@ -99,7 +99,9 @@ class Wires:
 
     def __init__(self, directory: Path) -> None:
         addresses = Addresses(
-            f"ipc://{directory}/core", (f"ipc://{directory}/f0", f"ipc://{directory}/f1")
+            str(directory),
+            f"ipc://{directory}/core",
+            (f"ipc://{directory}/f0", f"ipc://{directory}/f1"),
         )
         self.core = CoreLink(addresses)
         self.front_ends = [FrontLink(addresses, index) for index in range(2)]

@@ -38,8 +38,8 @@ def run(name: str) -> dict[str, float]:
     }
 
 
-def test_each_process_counts_its_requests_and_one_the_engine() -> None:
-    with sharing_metrics():
+def test_each_process_counts_its_requests_and_one_the_engine(tmp_path: Path) -> None:
+    with sharing_metrics(f"{tmp_path}/metrics"):
         alone = run("first")
         both = run("second")
     assert alone["vllm:generation_tokens_total"] == 8
@@ -53,12 +53,14 @@ def test_each_process_counts_its_requests_and_one_the_engine() -> None:
     assert both["vllm:cache_config_info"] == 1
 
 
-def test_the_directory_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with sharing_metrics():
-        made = Path(os.environ[DIRECTORY_VARIABLE])
-        assert made.is_dir() and is_shared()
-    assert not made.exists() and not is_shared()
+def test_a_directory_that_the_user_named_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = tmp_path / "metrics"
+    with sharing_metrics(str(ours)):
+        assert os.environ[DIRECTORY_VARIABLE] == str(ours) and ours.is_dir() and is_shared()
+    assert not is_shared()
     monkeypatch.setenv(DIRECTORY_VARIABLE, str(tmp_path))
-    with sharing_metrics():
+    with sharing_metrics(f"{tmp_path}/other"):
         assert os.environ[DIRECTORY_VARIABLE] == str(tmp_path)
-    assert tmp_path.exists()
+    assert not (tmp_path / "other").exists()

@@ -231,6 +231,14 @@ class AsyncLLM:
         """Raises EngineDeadError."""
         self._start()
 
+    async def is_hung(self) -> bool:
+        """The core's process gives no sign of life: requests wait, until it goes on or is ended."""
+        return await self.client.pulse.has_stopped()
+
+    def silence_s(self) -> float:
+        """Since the core's process last gave a sign of life."""
+        return self.client.pulse.silence_s()
+
     async def died(self) -> EngineDeadError:
         """Wait for the end of the engine, and say what it died of."""
         while self._error is None:

@@ -7,10 +7,8 @@ import multiprocessing
 import multiprocessing.util  # its exit hook joins children: it must be registered before ours
 import os
 import queue
-import shutil
 import signal
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.engine.core_process import Addresses, core_main, make_engine_core
 from vllm.engine.early_core import CORE_NAME, take
 from vllm.engine.front_link import FrontLink
+from vllm.engine.heartbeat import OwnPulse, ProcessPulse, Pulse, make_file
 from vllm.engine.messages import (
     CallResult,
     EngineDead,
@@ -30,8 +29,10 @@ from vllm.engine.messages import (
     StepUpdates,
     ToEngine,
 )
+from vllm.engine.scratch import Scratch
 from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
 from vllm.logger import init_logger
+from vllm.utils.spawning import undisturbed
 
 logger = init_logger(__name__)
 
@@ -62,6 +63,7 @@ class EngineClient(Protocol):
 
     ready: EngineReady
     is_remote: bool  # messages are encoded: functions cannot be sent
+    pulse: Pulse  # of the core
 
     def send(self, message: ToEngine) -> None: ...
 
@@ -86,6 +88,7 @@ class InProcessClient:
     """Runs the core where messages are received: it computes only while somebody waits for it."""
 
     is_remote = False
+    pulse: Pulse = OwnPulse()
 
     def __init__(self, config: VllmConfig, make_core: CoreMaker | None = None) -> None:
         self._stopped = True  # until there is something to stop
@@ -180,10 +183,11 @@ class ProcessClient:
         if multiprocessing.current_process().name == CORE_NAME:
             # A core of ours is importing the program to find its classes: it would start another.
             sys.exit(IMPORTED_EXIT)
-        # A socket's path may have 107 characters, which a long TMPDIR would exceed.
-        parent = tempfile.gettempdir()
-        self.directory = tempfile.mkdtemp("", "vllm-", parent if len(parent) < 70 else "/tmp")
+        self._scratch = Scratch()
+        self.directory = self._scratch.path
+        make_file(self.directory)
         self.addresses = Addresses(
+            self.directory,
             f"ipc://{self.directory}/to-core",
             tuple(f"ipc://{self.directory}/from-core-{i}" for i in range(1 + num_others)),
         )
@@ -191,6 +195,7 @@ class ProcessClient:
         self._at_exit = _stop_at_exit(self)
         self._process = _start(make_core or make_engine_core, config, self.addresses)
         self._stopped = False
+        self.pulse: Pulse = ProcessPulse(self.directory, self.pid)
         self._link.watch(self._process.sentinel)
         if wait:
             self.wait_until_ready()
@@ -223,7 +228,7 @@ class ProcessClient:
     def _end(self, escalation: Sequence[Callable[[], None]], patience_s: float) -> None:
         was_running, self._stopped = not self._stopped, True
         atexit.unregister(self._at_exit)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._scratch.remove()
         if not was_running:
             return
         for escalate in escalation:
@@ -291,7 +296,8 @@ def _start(make_core: CoreMaker, config: VllmConfig, addresses: Addresses) -> Sp
     process = multiprocessing.get_context("spawn").Process(
         target=core_main, args=(make_core, config, addresses), name=CORE_NAME
     )
-    process.start()
+    with undisturbed():
+        process.start()
     return process
 
 
@@ -314,6 +320,10 @@ class AttachedClient:
         self.ready = attachment.ready
         self._pid = attachment.pid
         self._stopped = False
+        try:
+            self.pulse: Pulse = ProcessPulse(attachment.addresses.directory, attachment.pid)
+        except FileNotFoundError:
+            raise EngineDeadError(self._obituary()) from None
         self._wake_reader, self._wake_writer = os.pipe()
         self._link = FrontLink(attachment.addresses, attachment.front_end)
         try:

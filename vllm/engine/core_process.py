@@ -17,6 +17,8 @@ import zmq
 
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.codec import decoder, encoder
+from vllm.engine import scratch
+from vllm.engine.heartbeat import start_heart
 from vllm.engine.messages import (
     CallResult,
     EngineDead,
@@ -29,6 +31,7 @@ from vllm.engine.messages import (
 from vllm.engine.routes import make_routes, refusal_of
 from vllm.errors import ConfigError, LoadError, NotAvailable
 from vllm.logger import init_logger, tag_process
+from vllm.utils.spawning import hear_signals
 
 if TYPE_CHECKING:
     from vllm.engine.client import Core
@@ -41,6 +44,7 @@ IDLE_MS: Final = 1000  # between looks at the ranks while there is no work
 class Addresses(NamedTuple):
     """What comes to the core has one address; what leaves it has one per front end."""
 
+    directory: str  # they are in, and other files that processes share
     to_core: str  # bound by the core
     from_core: tuple[str, ...]  # each bound by its front end
 
@@ -59,9 +63,11 @@ def core_main(
     # Ctrl-C reaches the whole terminal; the front end decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
+    hear_signals()
     tag_process("core")
+    start_heart(addresses.directory)
     link = CoreLink(addresses)
-    end_with_parent()
+    end_with_parent(addresses.directory)
     try:
         _serve(make_core, config, link)
     except (ConfigError, LoadError, NotAvailable) as error:
@@ -102,13 +108,17 @@ def _serve(make_core: Callable[[VllmConfig], Core], config: VllmConfig, link: Co
         core.stop()
 
 
-def end_with_parent() -> None:
-    """End this process when its parent is gone, also while it is busy with something long."""
+def end_with_parent(directory: str) -> None:
+    """End this process when its parent is gone, also while it is busy with something long.
+
+    `directory` is the parent's, which cannot remove it any more.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None, "this process is started by another of ours"
 
     def watch() -> None:
         parent.join()
+        scratch.remove(directory)
         logger.error("The process that started this one is gone; stopping")
         os._exit(1)
 

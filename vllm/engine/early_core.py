@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from vllm import envs
 from vllm.utils.lasting_imports import lasting_imports
+from vllm.utils.spawning import hear_signals, undisturbed
 
 CORE_NAME: Final = "vllm-engine-core"  # of the process
 _PATIENCE_S: Final = 2.0
@@ -37,7 +38,8 @@ class EarlyCore:
         self.process: SpawnProcess = context.Process(
             target=_wait_for_order, args=(orders,), name=CORE_NAME
         )
-        self.process.start()
+        with undisturbed():
+            self.process.start()
         orders.close()
 
     def order(self, target: Any, *args: Any) -> None:
@@ -63,8 +65,9 @@ _spare: list[EarlyCore] = []
 
 def start_early() -> None:
     """Start a process for the next core of this one."""
-    if not _spare:
-        _spare.append(EarlyCore())
+    with undisturbed():
+        if not _spare:
+            _spare.append(EarlyCore())
 
 
 def take() -> EarlyCore | None:
@@ -83,6 +86,7 @@ def end_spare() -> None:
 def _wait_for_order(orders: Connection) -> None:
     # As in core_main; until then SIGTERM may end it at any point.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hear_signals()
     with lasting_imports():
         importlib.import_module("vllm.engine.core")
     try:

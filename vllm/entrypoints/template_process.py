@@ -22,6 +22,7 @@ from vllm.entrypoints.chat_utils import render_chat
 from vllm.entrypoints.openai.admission import Overloaded
 from vllm.errors import BadRequest
 from vllm.transformers_utils.chat_template import render_template
+from vllm.utils.spawning import hear_signals, undisturbed
 
 DEADLINE_S: Final = 4.0  # of one template
 START_S: Final = 60.0  # of the process, on a busy machine
@@ -90,7 +91,8 @@ class TemplateProcess:
         process = context.Process(
             target=_main, args=(other, self.special_tokens), name="vllm-templates", daemon=True
         )
-        process.start()
+        with undisturbed():
+            process.start()
         other.close()
         self._process, self._pipe = process, pipe
         if not pipe.poll(START_S) or not pipe.recv_bytes():
@@ -128,6 +130,7 @@ class _TemplateTokenizer:
 
 def _main(pipe: Connection, special_tokens: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hear_signals()
     tokenizer = _TemplateTokenizer(special_tokens)
     hello = [{"role": "user", "content": ""}]
     tokenizer.apply_chat_template(hello, chat_template="{{ messages }}")  # imports what it needs

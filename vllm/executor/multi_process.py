@@ -34,6 +34,7 @@ from vllm.executor.messages import (
     revive,
 )
 from vllm.executor.rank import rank_main
+from vllm.utils.spawning import undisturbed
 from vllm.worker.facts import WorkerFacts
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ class MultiProcessExecutor:
                 name=f"vllm-rank-{rank}",
                 daemon=True,
             )
-            process.start()
+            with undisturbed():
+                process.start()
             # Only the rank may hold these, or its death would not show.
             requests.close()
             reply_writer.close()

@@ -24,6 +24,7 @@ from vllm.engine.messages import EngineStats, FinishReason
 from vllm.metrics.older_names import WithOlderNames
 from vllm.metrics.shapes import ShapeMetrics
 from vllm.metrics.shared import is_shared, shared_registry
+from vllm.metrics.silence import SilenceMetric
 from vllm.metrics.stats import FinishedRequest, IterationStats
 
 if TYPE_CHECKING:
@@ -152,8 +153,10 @@ class PrometheusStats:
             reason: success.labels(*self.labels, str(reason)) for reason in FinishReason
         }
         self._cache_info(cache_info)
-        self.shapes = ShapeMetrics(dict(zip(ENGINE_LABELS, self.labels, strict=True)))
-        self.registry.register(self.shapes)
+        labels = dict(zip(ENGINE_LABELS, self.labels, strict=True))
+        self.shapes, self.silence = ShapeMetrics(labels), SilenceMetric(labels)
+        for collector in (self.shapes, self.silence):
+            self.registry.register(collector)
         if not is_shared():
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
@@ -188,6 +191,7 @@ class PrometheusStats:
         shown.register(WithOlderNames(shared_registry() if is_shared() else self.registry))
         if is_shared():  # these come from the engine as they are, to whichever server is asked
             shown.register(self.shapes)
+            shown.register(self.silence)
         return generate_latest(shown)
 
     def _record_engine(self, engine: EngineStats) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -18,21 +17,21 @@ DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @contextmanager
-def sharing_metrics() -> Iterator[None]:
+def sharing_metrics(directory: str) -> Iterator[None]:
     """Processes started inside share their metrics; this one does not take part.
 
-    A directory that the user has named in PROMETHEUS_MULTIPROC_DIR is used and left.
+    They are files in `directory`, which is made, and somebody else's to remove. One that the user
+    has named in PROMETHEUS_MULTIPROC_DIR is used instead.
     """
     if is_shared():
         yield
         return
-    directory = tempfile.mkdtemp(prefix="vllm-metrics-")
+    os.mkdir(directory, 0o700)
     envs.pass_on(DIRECTORY_VARIABLE, directory)
     try:
         yield
     finally:
         envs.pass_on(DIRECTORY_VARIABLE, None)
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def is_shared() -> bool:

@@ -47,6 +47,7 @@ class FakeEngine:
     aborted: list[str] = field(default_factory=list)
     seen: list[tuple[TokensPrompt, SamplingParams, int]] = field(default_factory=list)
     is_dead: bool = False
+    silent_s: float = 0.0
     num_resets: int = 0
     is_profiled: bool = False
     shapes: list[ShapeUsage] = field(default_factory=list)
@@ -61,6 +62,12 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> bool:
         self.num_resets += 1
         return True
+
+    async def is_hung(self) -> bool:
+        return self.silent_s > 30
+
+    def silence_s(self) -> float:
+        return self.silent_s
 
     async def launch_shapes(self) -> list[ShapeUsage]:
         if self.is_dead:

@@ -125,6 +125,17 @@ async def test_a_dead_engine_is_503_and_unhealthy(client, engine):
     assert (await client.get("/health")).status_code == 503
 
 
+async def test_a_hung_engine_is_unhealthy_until_it_goes_on(client, engine):
+    engine.silent_s = 31.5
+    response = await client.get("/health")
+    assert response.status_code == 503
+    assert response.json()["error"]["type"] == "EngineHungError"
+    assert "vllm:engine_silence_seconds{" in (text := (await client.get("/metrics")).text)
+    assert " 31.5\n" in text
+    engine.silent_s = 0.5
+    assert (await client.get("/health")).status_code == 200
+
+
 async def test_engine_death_ends_an_open_stream_with_an_error_event(client, engine):
     engine.dies_after = 2
     response = await client.post(PATH, json={"prompt": "a", "stream": True})

@@ -1,9 +1,13 @@
 """--api-server-count: processes, signals and deaths, on the real engine."""
 
+import multiprocessing
 import os
 import re
 import signal
+import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -11,6 +15,7 @@ import pytest
 from tests.entrypoints.openai.real_server import serving
 from tests.entrypoints.openai.test_real_server import wait_until_gone
 from tests.limits import HANG_S
+from vllm.entrypoints.openai.fleet import HURRY_S, PATIENCE_S, Fleet
 
 pytestmark = pytest.mark.engine
 GREEDY = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
@@ -69,8 +74,53 @@ def test_when_one_api_server_is_killed_all_end(tmp_path):
 
 
 def test_nothing_is_left_of_a_server_that_was_killed(tmp_path):
-    with serving(log=tmp_path / "log.txt") as server:
-        children = server.children()
-        server.process.kill()
-        server.process.wait()
-        wait_until_gone(children)
+    with tempfile.TemporaryDirectory() as scratch:  # sockets need a short path
+        flags = ("--api-server-count", "2")
+        env = {"TMPDIR": scratch}
+        with serving(*flags, log=tmp_path / "log.txt", env=env) as server:
+            children = server.children()
+            (ours,) = Path(scratch).glob("vllm-*")
+            assert list(ours.glob("metrics/*.db"))
+            server.process.kill()
+            server.process.wait()
+            wait_until_gone(children)
+            assert not list(Path(scratch).glob("vllm-*"))
+
+
+def fleet_of(*processes, shutdown_timeout=1000):
+    options = SimpleNamespace(shutdown_timeout=shutdown_timeout)
+    fleet = Fleet(None, options, None, None)
+    fleet.processes += processes
+    return fleet
+
+
+def test_a_signal_never_moves_the_end_to_a_later_time():
+    fleet = fleet_of()
+    fleet.end()
+    first = fleet.ends_by_s
+    fleet.end()
+    second = fleet.ends_by_s
+    assert second < first and second - time.monotonic() <= HURRY_S
+    fleet.end()
+    assert fleet.ends_by_s == second
+
+
+def stay(ready):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.send_bytes(b"")
+    time.sleep(1000)
+
+
+def test_api_servers_that_do_not_end_are_killed_once_and_then_that_is_all(log_lines):
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe()
+    process = context.Process(target=stay, args=(writer,), daemon=True)
+    process.start()
+    reader.recv_bytes()
+    fleet = fleet_of(process, shutdown_timeout=-PATIENCE_S)
+    fleet.end()
+    fleet._wait_for_end()
+    assert fleet.failure is None
+    assert [line for line in log_lines.text.splitlines() if "in time" in line] == [
+        "1 API servers did not end in time: killing them"
+    ]

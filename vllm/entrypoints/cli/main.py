@@ -1,14 +1,20 @@
-"""The `vllm` command. A subcommand's module is imported only when it is asked for."""
+"""The `vllm` command. A subcommand's module is imported only when it is asked for.
+
+At the top is what handles signals, and nothing else: the rest is imported once they are handled.
+"""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
-from vllm.errors import BadRequest, ConfigError, EngineDeadError, LoadError
-from vllm.utils.argparse import FlexibleArgumentParser
+from vllm.entrypoints.stop_signals import stop_signals
+from vllm.version import __version__
+
+if TYPE_CHECKING:
+    import argparse
 
 # name: (module with add_arguments(parser, words) and run(args), what it does)
 COMMANDS = {
@@ -21,12 +27,27 @@ COMMANDS = {
 }
 ENGINE_FAILED = 1
 USER_ERROR = 2
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code. A user's mistake is one message and code 2."""
+    """Run a command line; returns the exit code. A user's mistake is one message and code 2.
+
+    Without `argv` it is the program's own, and the program does nothing but this.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
+    is_server = command == "serve"
+    try:
+        with stop_signals.watched(restore=argv is not None) if is_server else nullcontext():
+            return _run(command, words)
+    except (BrokenPipeError, KeyboardInterrupt):
+        return INTERRUPTED
+
+
+def _run(command: str | None, words: Sequence[str]) -> int:
+    from vllm.errors import BadRequest, ConfigError, EngineDeadError, LoadError
+
     parser = build_parser(command if command in COMMANDS else None, words)
     if not words:
         parser.print_help()
@@ -41,14 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The engine's process has logged its own traceback; ours would only show who waited.
         print(f"vllm {command}: {error}", file=sys.stderr)
         return ENGINE_FAILED
-    except (BrokenPipeError, KeyboardInterrupt):
-        return 130
 
 
 def build_parser(command: str | None, words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser, with the arguments of `command` only: those of others take imports."""
+    import importlib
+
+    from vllm.utils.argparse import FlexibleArgumentParser
+
     parser = FlexibleArgumentParser(prog="vllm", description="Serve and run language models.")
-    parser.add_argument("-v", "--version", action=ShowVersion)
+    parser.add_argument("-v", "--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, text) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=text, description=text)
@@ -57,17 +80,6 @@ def build_parser(command: str | None, words: Sequence[str]) -> argparse.Argument
             implementation.add_arguments(subparser, words)
             subparser.set_defaults(run=implementation.run)
     return parser
-
-
-class ShowVersion(argparse.Action):
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="show the version")
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from vllm.version import __version__
-
-        print(__version__)
-        parser.exit()
 
 
 if __name__ == "__main__":

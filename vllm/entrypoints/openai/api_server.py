@@ -32,7 +32,8 @@ def build_app(
 def main() -> None:
     from vllm.entrypoints.cli.main import main as command_line
 
-    sys.exit(command_line(["serve", *sys.argv[1:]]))
+    sys.argv[1:1] = ["serve"]
+    sys.exit(command_line())
 
 
 if __name__ == "__main__":

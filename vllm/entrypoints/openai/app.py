@@ -13,10 +13,13 @@ from starlette.responses import JSONResponse, Response
 
 from vllm import envs
 from vllm.engine.front_end import CallFailed
+from vllm.entrypoints.openai.admission import Stopping
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.documented import HEALTH, Exposition
 from vllm.entrypoints.openai.errors import (
     DOCUMENTED_ERRORS,
+    EngineHung,
+    error_response,
     install_error_handlers,
     json_response,
 )
@@ -141,13 +144,17 @@ async def get_model(model: str, request: Request) -> Response:
 @router.get("/ping", response_class=Response, responses=HEALTH)
 @router.post("/ping", response_class=Response, responses=HEALTH)
 async def health(request: Request) -> Response:
-    """200 while requests are served: 503 once the engine is gone or the server is to end."""
+    """200 while requests are served: 503 when the engine is gone or hangs, or the server ends."""
     context = server_of(request).context
     try:
         await context.engine.check_health()
-    except EngineDeadError:
-        return Response(status_code=503)
-    return Response(status_code=503 if context.admission.is_closed else 200)
+    except EngineDeadError as error:
+        return error_response(error)
+    if context.admission.is_closed:
+        return error_response(Stopping("the server is shutting down"))
+    if await context.engine.is_hung():
+        return error_response(EngineHung("the engine gives no sign of life; requests wait for it"))
+    return Response(status_code=200)
 
 
 @router.get("/version")
@@ -184,4 +191,5 @@ async def metrics(request: Request) -> Response:
         engine = server.context.engine
         shapes = await asyncio.wait_for(engine.launch_shapes(), SHAPES_LIMIT_S)
         server.metrics.shapes.show(shapes)
+    server.metrics.silence.seconds = server.context.engine.silence_s()
     return Exposition(server.metrics.exposition())

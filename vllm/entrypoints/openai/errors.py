@@ -51,6 +51,10 @@ class GenerationFailed(RuntimeError):
     """The engine could not go on with a request, and says why. HTTP 500."""
 
 
+class EngineHung(Unavailable):
+    """The engine may go on, or be ended and started again."""
+
+
 class ClientGone(Exception):
     """The client closed the connection before there was an answer."""
 

@@ -7,13 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from socket import socket
-from types import FrameType
 from typing import Final, NamedTuple
 
 from vllm.config.vllm import VllmConfig
@@ -28,14 +25,17 @@ from vllm.entrypoints.openai.transport.listener import Listener, allow_many_conn
 from vllm.entrypoints.openai.transport.logs import configure_logs
 from vllm.entrypoints.openai.transport.server import HttpServer, run_in_loop
 from vllm.entrypoints.openai.transport.tls import tls_of
+from vllm.entrypoints.stop_signals import SIGNALS, stop_signals
 from vllm.errors import ConfigError, EngineDeadError
 from vllm.logger import init_logger, tag_process
 from vllm.metrics.shared import sharing_metrics
+from vllm.utils.spawning import hear_signals, undisturbed
 
 logger = init_logger(__name__)
 STARTED: Final = b"started"
 # For a server to end that was told to, beyond the time that its requests have.
 PATIENCE_S: Final = 10.0
+HURRY_S: Final = 2.0  # the same, once it was told for the second time
 LOOK_S: Final = 0.2
 
 
@@ -71,7 +71,7 @@ def run_fleet(config: VllmConfig, options: ServerOptions, listener: Listener) ->
     try:
         for path in tally_paths(client.directory):
             Path(path).write_bytes(bytes(SharedTally.file_bytes(options.api_server_count)))
-        with sharing_metrics():
+        with sharing_metrics(f"{client.directory}/metrics"):
             fleet.run()
     finally:
         client.stop()
@@ -97,13 +97,14 @@ class Fleet:
         self.client = client
         self.failure: EngineDeadError | None = None
         self.engine_error: EngineDeadError | None = None
-        self.ends_by_s: float | None = None  # when those that are left are killed
+        self.num_ends = 0  # how often they were told
+        self.ends_by_s: float | None = None  # when those that are left are killed; never later
         self.processes: list[SpawnProcess] = []
         self.pipes: list[Connection] = []
 
     def run(self) -> None:
         try:
-            with self._forwarding_signals():
+            with stop_signals.taken(SIGNALS, self.end):
                 for number in range(self.options.api_server_count):
                     self._start(number + 1)
                 if self._all_started():
@@ -126,36 +127,45 @@ class Fleet:
             args=(self.config, self.options, self.listener.socket, member, writer),
             name=f"vllm-api-server-{front_end}",
         )
-        process.start()
+        with undisturbed():
+            process.start()
         writer.close()
         self.processes.append(process)
         self.pipes.append(reader)
 
     def _all_started(self) -> bool:
-        """Wait until they listen; False when one ended instead."""
-        for reader in self.pipes:
-            try:
-                started = reader.recv_bytes(len(STARTED)) == STARTED
-            except (EOFError, OSError):
+        """Wait until they listen; False when one ended instead, or all are to end."""
+        waiting = list(self.pipes)
+        while waiting:
+            if self.ends_by_s is not None:
                 return False
-            if not started:
-                return False
+            for reader in wait(waiting, timeout=LOOK_S):
+                assert isinstance(reader, Connection)
+                try:
+                    reader.recv_bytes(len(STARTED))
+                except (EOFError, OSError):
+                    return False
+                waiting.remove(reader)
         return True
 
     def _wait_for_end(self) -> None:
         sentinels = {process.sentinel: process for process in self.processes}
+        killed: set[SpawnProcess] = set()
         while sentinels:
             for sentinel in wait(list(sentinels), timeout=LOOK_S):
                 assert isinstance(sentinel, int)
-                self._note_end(sentinels.pop(sentinel))
-            if self.ends_by_s is not None and time.monotonic() > self.ends_by_s:
-                logger.error("%d API servers did not end in time; killing them", len(sentinels))
-                for process in sentinels.values():
+                self._note_end(sentinels.pop(sentinel), killed)
+            late = [process for process in sentinels.values() if process not in killed]
+            if self.ends_by_s is not None and time.monotonic() > self.ends_by_s and late:
+                logger.error("%d API servers did not end in time: killing them", len(late))
+                for process in late:
                     process.kill()
+                killed.update(late)
 
-    def _note_end(self, process: SpawnProcess) -> None:
+    def _note_end(self, process: SpawnProcess, killed: set[SpawnProcess]) -> None:
         process.join()
-        if self.ends_by_s is not None and process.exitcode in (0, -signal.SIGTERM):
+        was_told = self.ends_by_s is not None and process.exitcode in (0, -signal.SIGTERM)
+        if was_told or process in killed:
             return
         if self.failure is None:
             self.failure = self.engine_error or EngineDeadError(
@@ -167,7 +177,10 @@ class Fleet:
 
     def end(self) -> None:
         """Tell all to end: the first time they drain, the second they do not wait."""
-        self.ends_by_s = time.monotonic() + self.options.shutdown_timeout + PATIENCE_S
+        self.num_ends += 1
+        patience_s = HURRY_S if self.num_ends > 1 else self.options.shutdown_timeout + PATIENCE_S
+        ends_by_s = time.monotonic() + patience_s
+        self.ends_by_s = ends_by_s if self.ends_by_s is None else min(self.ends_by_s, ends_by_s)
         for process in self.processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGTERM)
@@ -181,18 +194,6 @@ class Fleet:
             # Its API servers find out by themselves, answer what is open and end.
             self.engine_error = error
 
-    @contextmanager
-    def _forwarding_signals(self) -> Iterator[None]:
-        def forward(signum: int, frame: FrameType | None) -> None:
-            self.end()
-
-        previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
 
 def member_main(
     config: VllmConfig,
@@ -204,15 +205,17 @@ def member_main(
     """One API server."""
     # Ctrl-C reaches the whole terminal; the launcher decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tag_process(f"api {member.index}")
-    end_with_parent()
-    configure_logs(options)
-    allow_many_connections()
-    try:
-        run_in_loop(_serve(config, options, listener, member, started))
-    except (ConfigError, EngineDeadError) as error:
-        logger.error("%s", error)
-        raise SystemExit(1) from None
+    with stop_signals.watched((signal.SIGTERM,)):
+        hear_signals()
+        tag_process(f"api {member.index}")
+        end_with_parent(member.directory)
+        configure_logs(options)
+        allow_many_connections()
+        try:
+            run_in_loop(_serve(config, options, listener, member, started))
+        except (ConfigError, EngineDeadError) as error:
+            logger.error("%s", error)
+            raise SystemExit(1) from None
 
 
 async def _serve(

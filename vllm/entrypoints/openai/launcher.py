@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from importlib import import_module
-from types import FrameType
 from typing import Final
 
 from vllm.config.vllm import VllmConfig
@@ -17,6 +15,7 @@ from vllm.entrypoints.openai.transport.listener import Listener, allow_many_conn
 from vllm.entrypoints.openai.transport.logs import configure_logs
 from vllm.entrypoints.openai.transport.server import HttpServer, run_in_loop
 from vllm.entrypoints.openai.transport.tls import Tls, tls_of
+from vllm.entrypoints.stop_signals import stop_signals
 from vllm.logger import init_logger
 from vllm.utils.lasting_imports import lasting_imports
 
@@ -36,9 +35,18 @@ def run_server(args: argparse.Namespace) -> None:
     check_options(options)
     tls = tls_of(options)
     allow_many_connections()
+    stop_signals.starting()
+    try:
+        _run(args, options, tls)
+    except BaseException:
+        # Whatever an interrupted start has become on its way up.
+        if not stop_signals.is_start_interrupted:
+            raise
+        logger.info("Stopped")
+
+
+def _run(args: argparse.Namespace, options: ServerOptions, tls: Tls | None) -> None:
     listener = Listener(options, tls is not None)
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
         if options.api_server_count > 1:
@@ -47,8 +55,6 @@ def run_server(args: argparse.Namespace) -> None:
             run_fleet(config, options, listener)
         else:
             run_in_loop(_serve(config, options, listener, tls))
-    except KeyboardInterrupt:
-        logger.info("Stopped")
     finally:
         listener.close()
 
@@ -73,7 +79,3 @@ async def _serve(
 def _import_application() -> None:
     with lasting_imports():
         import_module(APPLICATION)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -19,11 +19,11 @@ from vllm.entrypoints.openai.transport.logs import access_log_config
 from vllm.entrypoints.openai.transport.options import TransportOptions
 from vllm.entrypoints.openai.transport.protocol import protocol_class
 from vllm.entrypoints.openai.transport.tls import Tls
+from vllm.entrypoints.stop_signals import SIGNALS, stop_signals
 from vllm.errors import EngineDeadError
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 POLL_S: Final = 0.05  # between looks at what is still open
 # For answers on their way, once their requests have ended.
 LAST_ANSWERS_S: Final = 1.0
@@ -106,13 +106,12 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in self.signals:
-            loop.add_signal_handler(number, self._on_signal)
-        try:
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(self._on_signal)
+
+        with stop_signals.taken(self.signals, tell):
             yield
-        finally:
-            for number in self.signals:
-                loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
         self._num_signals += 1

@@ -1,0 +1,120 @@
+"""Signs of life of the core's process, which are no matter of how long its steps take.
+
+A thread of the core writes the time into a file that every front end has mapped. It stops when the
+process is stopped, or nothing in it runs any more; never while the core computes, compiles or waits
+for a device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import struct
+import threading
+import time
+from typing import Final, Protocol
+
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+BEAT_S: Final = 1.0
+LIMIT_S: Final = 30.0  # silence from which on a core counts as hung
+# A second look, in case nobody here has run for as long, or the core holds Python's lock.
+LOOKS: Final = 20
+LOOK_S: Final = 0.1
+_TIME: Final = struct.Struct("=d")  # of time.monotonic(), which all processes share
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+# Of the fields of /proc/PID/stat after the name: time spent computing, by itself and in the kernel.
+_USER, _SYSTEM = 11, 12
+
+
+def start_heart(directory: str) -> None:
+    """In the core's process."""
+    memory = _mapped(directory)
+
+    def beat() -> None:
+        while True:
+            _TIME.pack_into(memory, 0, time.monotonic())
+            time.sleep(BEAT_S)
+
+    threading.Thread(target=beat, name="heart", daemon=True).start()
+
+
+class Pulse(Protocol):
+    def silence_s(self) -> float:
+        """Since the last sign of life."""
+        ...
+
+    async def has_stopped(self) -> bool:
+        """The core hangs. Takes a moment if so."""
+        ...
+
+
+class OwnPulse:
+    """Of a core in this process: whoever asks lives."""
+
+    def silence_s(self) -> float:
+        return 0.0
+
+    async def has_stopped(self) -> bool:
+        return False
+
+
+class ProcessPulse:
+    def __init__(self, directory: str, pid: int, limit_s: float = LIMIT_S) -> None:
+        self.pid = pid
+        self.limit_s = limit_s
+        self._memory = _mapped(directory)
+        self._is_told = False
+
+    def silence_s(self) -> float:
+        (last_s,) = _TIME.unpack_from(self._memory)
+        return max(0.0, time.monotonic() - float(last_s))
+
+    async def has_stopped(self) -> bool:
+        is_silent = self.silence_s() > self.limit_s and not await self._moves()
+        if is_silent != self._is_told:
+            self._is_told = is_silent
+            if is_silent:
+                logger.error(
+                    "The engine core (process %d) has given no sign of life for %.0f s: it is "
+                    "stopped, or hangs. Its requests wait",
+                    self.pid,
+                    self.silence_s(),
+                )
+            else:
+                logger.warning("The engine core (process %d) lives again", self.pid)
+        return is_silent
+
+    async def _moves(self) -> bool:
+        """It beats after all, or computes: what holds Python's lock for long keeps the thread."""
+        before = self._computed_s()
+        for _ in range(LOOKS):
+            await asyncio.sleep(LOOK_S)
+            if self.silence_s() <= self.limit_s or self._computed_s() > before:
+                return True
+        return False
+
+    def _computed_s(self) -> float:
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:  # gone, which others tell
+            return 0.0
+        return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS_PER_S
+
+
+def make_file(directory: str) -> None:
+    """Before the core is started, which counts as its first sign of life."""
+    with open(_path(directory), "xb") as file:
+        file.write(_TIME.pack(time.monotonic()))
+
+
+def _path(directory: str) -> str:
+    return f"{directory}/heartbeat"
+
+
+def _mapped(directory: str) -> mmap.mmap:
+    with open(_path(directory), "r+b") as file:
+        return mmap.mmap(file.fileno(), _TIME.size)

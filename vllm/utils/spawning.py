@@ -1,0 +1,32 @@
+"""Starting processes of our own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Final
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Start a process here: no signal comes in between, and none reaches it in its first moments.
+
+    Ctrl-C goes to all processes of a terminal, and one that is only beginning would answer it with
+    a traceback. The new one begins with signals held back: it says what they mean to it, and then
+    calls `hear_signals`.
+    """
+    resource_tracker.ensure_running()  # started in between, it would let signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_signals() -> None:
+    """What was held back comes now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
