@@ -28,7 +28,7 @@ from vllm.entrypoints.openai.protocol.common import now_s
 from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
 from vllm.entrypoints.openai.serving.chat_run import ChatRun, MessageUpdate
 from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
-from vllm.entrypoints.openai.serving.tool_choice import ToolChoice, tool_choice_of
+from vllm.entrypoints.openai.serving.tool_choice import FREE, ToolChoice, tool_choice_of
 from vllm.entrypoints.openai.streaming import Chunk, EventTemplate, events
 from vllm.entrypoints.openai.structured import structured_outputs_of
 from vllm.errors import BadRequest, NotAvailable
@@ -72,7 +72,8 @@ class ServingChat:
         choice = tool_choice_of(request)
         self.parsers.check(choice)
         params = self._sampling_params(request, choice)
-        if self.parsers.shows_special_tokens(choice):
+        calls = choice.under(params.structured_outputs)
+        if self.parsers.shows_special_tokens(calls):
             params.skip_special_tokens = False
         rendered = self._rendered(request, choice)
         text, ids = await self.context.render(rendered)
@@ -87,7 +88,7 @@ class ServingChat:
             model,
             self.context.usage_meter(),
             self.context.generate([prompt], params, response_id, request),
-            self.parsers.maker(choice, begun, request.include_reasoning),
+            self.parsers.maker(calls, begun, request.include_reasoning),
         )
 
     def _rendered(
@@ -187,6 +188,7 @@ class ChatAnswer:
         last = request.messages[-1]
         self.role = context.options.response_role if request.add_generation_prompt else last.role
         self.echoed = text_of(last.content) if request.echo and last.role == self.role else ""
+        self.is_forced = request.tool_choice not in (None, *FREE)
         self.started: set[int] = set()
         self.has_plain_chunks = not (
             request.logprobs or request.return_token_ids or request.wants_continuous_usage
@@ -256,7 +258,7 @@ class ChatAnswer:
             ToolCall(call_id, CalledFunction(call.name or "", call.arguments))
             for call_id, call in text.calls
         ]
-        if message.tool_calls and not message.content:
+        if message.tool_calls and not message.content and not self.is_forced:
             message.content = None
         if text.reasoning:
             message.reasoning_content = message.reasoning = text.reasoning
