@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,21 @@ from numpy.typing import NDArray
 from vllm.structured_output.grammar import Grammar, MaskRow
 from vllm.structured_params import ReasoningFirst
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TokenIds = NDArray[np.int64]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:
+    """The bytes of every token of the model; none of those that the tokenizer does not know."""
+    import xgrammar  # takes a second that most engines never need
+
+    info = xgrammar.TokenizerInfo.from_huggingface(
+        tokenizer, vocab_size=vocab_size, stop_token_ids=[]
+    )
+    texts: list[bytes] = info.decoded_vocab[:vocab_size]
+    return texts
 
 
 class ReasoningTokens:

@@ -307,6 +307,15 @@ async def test_special_tokens_are_shown_to_the_parser_only_where_calls_may_come(
     assert engine.seen[-1][1].skip_special_tokens
 
 
+@pytest.mark.asyncio
+async def test_markers_of_reasoning_are_shown_where_they_are_special_tokens(make_app, engine):
+    engine.tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    app = make_app(reasoning_parser="qwen3")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as c:
+        await whole(c, tools=None)
+    assert not engine.seen[-1][1].skip_special_tokens
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

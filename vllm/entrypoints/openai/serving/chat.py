@@ -44,7 +44,9 @@ class ServingChat:
 
     def __init__(self, context: ServingContext) -> None:
         self.context = context
-        self.parsers = ChatParsers(context.options)
+        added = context.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        self.parsers = ChatParsers(context.options, special)
 
     async def stream(
         self, request: ChatCompletionRequest, header_id: str | None
