@@ -23,8 +23,9 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[byt
     """The bytes of every token of the model; none of those that the tokenizer does not know."""
     import xgrammar  # takes a second that most engines never need
 
+    # Any stop token will do: only texts are asked for, and without one the library warns.
     info = xgrammar.TokenizerInfo.from_huggingface(
-        tokenizer, vocab_size=vocab_size, stop_token_ids=[]
+        tokenizer, vocab_size=vocab_size, stop_token_ids=[0]
     )
     texts: list[bytes] = info.decoded_vocab[:vocab_size]
     return texts
