@@ -45,9 +45,7 @@ class ReasoningTokens:
         # Likewise: tokens that end reasoning and go on with something else.
         self._overshooting = _by_offset(vocabulary, self.ends, _overshoots)
         for end in self.ends:
-            within = [
-                i for i, text in enumerate(vocabulary) if end in text and text[-len(end) :] != end
-            ]
+            within = [i for i, text in enumerate(vocabulary) if text.partition(end)[2]]
             self._overshooting[end, 0] = np.array(within, np.int64)
 
     def opening(self, begun: bytes, is_spelled: bool) -> TokenIds:
