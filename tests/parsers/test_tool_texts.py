@@ -255,6 +255,12 @@ def test_a_list_that_cannot_become_a_call_is_content_at_once():
     assert parser.push("[Note: it's") and parser.push(" so]")
 
 
+def test_a_name_that_does_not_end_is_given_up_soon():
+    parser = TOOL_PARSERS.get("llama4_pythonic")()
+    assert not parser.push("<|python_start|>[" + "x" * 200)
+    assert parser.push("x" * 100)
+
+
 def test_mistral_calls_have_ids_as_its_template_takes_them():
     message = MessageText()
     parser = TOOL_PARSERS.get("mistral")()

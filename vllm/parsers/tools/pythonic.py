@@ -8,6 +8,8 @@ from vllm.parsers.deltas import ContentDelta, Delta
 from vllm.parsers.python_call import NAME, python_call
 from vllm.parsers.tools.base import TOOL_PARSERS, ToolParser
 
+# Each piece of a text would look at all of a longer one again.
+MAX_NAME_CHARS = 256
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -80,6 +82,8 @@ class PythonicParser(ToolParser):
         head, parenthesis, _ = text.partition("(")
         name, names = head.strip(), self._known_names()
         if names is None:
+            if len(name) > MAX_NAME_CHARS:
+                return False
             return NAME.fullmatch(name) is not None if name else not parenthesis
         if parenthesis:
             return name in names
