@@ -42,6 +42,11 @@ HERMES = [
     Case("a <tool_cal b <tool_callx> <", "a <tool_cal b <tool_callx> <"),
     Case("<tool_call>not JSON</tool_call>", "<tool_call>not JSON</tool_call>"),
     Case('<tool_call>{"name": 1}</tool_call>', '<tool_call>{"name": 1}</tool_call>'),
+    *(
+        Case(text, text)
+        for value in ("5", "[1]", "true", '"Paris"', '"[1]"')
+        if (text := f'<tool_call>{{"name": "f", "arguments": {value}}}</tool_call>')
+    ),
 ]
 LLAMA = [
     Case("Plain text with {braces}.", "Plain text with {braces}."),
@@ -56,6 +61,14 @@ LLAMA = [
         calls=(("f", {"x": 1}), ("g", {})),
     ),
     Case('{"answer": 42}', '{"answer": 42}'),
+    Case('{"name": "Alice", "age": 3}', '{"name": "Alice", "age": 3}'),
+    Case('{"name": "f", "parameters": 5}', '{"name": "f", "parameters": 5}'),
+    Case('{"name": "f", "parameters": null}', '{"name": "f", "parameters": null}'),
+    Case('<|python_tag|>{"name": "now"}', calls=(("now", {}),)),
+    Case(
+        '{"type": "function", "name": "f", "parameters": {"x": 1}}',
+        calls=(("f", {"x": 1}),),
+    ),
     Case("{not JSON", "{not JSON"),
 ]
 PYTHONIC = [
@@ -70,6 +83,52 @@ PYTHONIC = [
     Case("[f(a=1), g(b='x, (y)')]", calls=(("f", {"a": 1}), ("g", {"b": "x, (y)"}))),
     Case(r"[f(a='it\'s', b='東京')]", calls=(("f", {"a": "it's", "b": "東京"}),)),
     Case("[a.b(x=true)]", calls=(("a.b", {"x": True}),)),
+    Case(
+        '[f(from="a", class=1, user-id=True, $top=2, 東京=[1])]',
+        calls=(("f", {"from": "a", "class": 1, "user-id": True, "$top": 2, "東京": [1]}),),
+    ),
+    Case("[get-weather(x=1), a.b-c()]", calls=(("get-weather", {"x": 1}), ("a.b-c", {}))),
+    Case('[f(a="one\ntwo\r\n\tthree")]', calls=(("f", {"a": "one\ntwo\r\n\tthree"}),)),
+    Case('[f(a="""say "x"\n, )] it\'s""")]', calls=(("f", {"a": 'say "x"\n, )] it\'s'}),)),
+    Case('[f(a="", b="""""")]', calls=(("f", {"a": "", "b": ""}),)),
+    Case(
+        r"[f(a=r'\d+', b='\u6771\x41\n', c='x' 'y')]",
+        calls=(("f", {"a": r"\d+", "b": "東A\n", "c": "xy"}),),
+    ),
+    Case(
+        "[f(a=(1, 2), b=(3), c=(), d={1: 'x', 'y': .5,}, e=0x1F, f=+1e3, g=-7, h=007)]",
+        calls=(
+            (
+                "f",
+                {
+                    "a": [1, 2],
+                    "b": 3,
+                    "c": [],
+                    "d": {"1": "x", "y": 0.5},
+                    "e": 31,
+                    "f": 1000.0,
+                    "g": -7,
+                    "h": 7,
+                },
+            ),
+        ),
+    ),
+    *(
+        Case(text, text)
+        for text in (
+            "[f(a=1, a=2)]",
+            "[f(a=1+2)]",
+            "[f(a=x)]",
+            "[f(a={1, 2})]",
+            "[f(a=1 b=2)]",
+            "[f(a=b'x')]",
+            "[f(a=1j)]",
+            "[f(a=1e999)]",
+            "[f (x) for x in y]",
+            "[1] and it's so",
+            "[see (1)]",
+        )
+    ),
     Case("[1, 2, 3]", "[1, 2, 3]"),
     Case("[f(x=g())]", "[f(x=g())]"),
     Case("[]", "[]"),
@@ -82,6 +141,13 @@ MISTRAL = [
         for name, arguments in SAMPLES
     ),
     Case('[TOOL_CALLS]f{"x": 1}', calls=(("f", {"x": 1}),)),
+    Case('[TOOL_CALLS]f[CALL_ID]a1B2c3D4e[ARGS]{"x": 1}', calls=(("f", {"x": 1}),)),
+    Case(
+        'Hm.[TOOL_CALLS]f[CALL_ID]1[ARGS]{}[TOOL_CALLS]g[CALL_ID]2[ARGS]{"y": 2}',
+        content="Hm.",
+        calls=(("f", {}), ("g", {"y": 2})),
+    ),
+    Case('[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "a1B2c3D4e"}]', calls=(("f", {}),)),
     Case(
         'Hm.[TOOL_CALLS] [{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"y": 2}}]',
         content="Hm.",
@@ -96,6 +162,7 @@ GRANITE = [
         f"<tool_call>[{call('f', {})}, {call('g', {'y': 2})}]",
         calls=(("f", {}), ("g", {"y": 2})),
     ),
+    Case(f"<tool_call>\n{call('f', {})}\n</tool_call>", calls=(("f", {}),)),
 ]
 GRANITE_20B = [
     Case("Plain text.", "Plain text."),
@@ -122,6 +189,7 @@ def _deepseek_cases(fenced: bool) -> list[Case]:
     return [
         Case("Plain <｜tool▁ text.", "Plain <｜tool▁ text."),
         *(Case(_deepseek(sample, fenced=fenced), calls=(sample,)) for sample in SAMPLES),
+        Case(_deepseek(("f", 5), fenced=fenced), _deepseek(("f", 5), fenced=fenced)),
         Case("So: " + _deepseek(*SAMPLES, fenced=fenced), content="So: ", calls=SAMPLES),
     ]
 

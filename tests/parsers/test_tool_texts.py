@@ -221,6 +221,88 @@ def test_one_call_only_when_no_others_are_welcome():
     assert [(c.name, json.loads(c.arguments)) for _, c in message.calls] == [("f", ARGS)]
 
 
+UNMARKED = [
+    ("llama3_json", '{"name": "f", "parameters": {"a": 1}}', True),
+    ("llama3_json", '{"name": "Alice", "parameters": {"a": 1}}', False),
+    ("llama3_json", '{"parameters": {"a": 1}, "name": "Alice"}', False),
+    ("llama3_json", '{"name": "Alice", "age": 3}', False),
+    ("llama3_json", '{"name": "f", "age": 3}', False),
+    ("llama3_json", '<|python_tag|>{"name": "Alice", "parameters": {"a": 1}}', True),
+    ("pythonic", "[f(a=1)]", True),
+    ("pythonic", "[get weather(a=1)]", True),
+    ("pythonic", "[print(a=1)]", False),
+    ("llama4_pythonic", "[print(a=1)]", False),
+    ("llama4_pythonic", "<|python_start|>[print(a=1)]<|python_end|>", True),
+]
+
+
+@pytest.mark.parametrize(("notation", "text", "is_call"), UNMARKED)
+def test_without_a_marker_a_call_is_one_of_a_function_of_the_request(notation, text, is_call):
+    for pieces in ([text], list(text)):
+        parser = TOOL_PARSERS.get(notation)()
+        parser.names = frozenset({"f", "get weather"})
+        message = MessageText()
+        for piece in pieces:
+            message.add(parser.push(piece))
+        message.add(parser.finish())
+        assert [json.loads(found.arguments) for _, found in message.calls] == [{"a": 1}] * is_call
+        assert message.content == ("" if is_call else text)
+
+
+def test_a_list_that_cannot_become_a_call_is_content_at_once():
+    parser = TOOL_PARSERS.get("pythonic")()
+    parser.names = frozenset({"f"})
+    assert parser.push("[Note: it's") and parser.push(" so]")
+
+
+def test_a_name_that_does_not_end_is_given_up_soon():
+    parser = TOOL_PARSERS.get("llama4_pythonic")()
+    assert not parser.push("<|python_start|>[" + "x" * 200)
+    assert parser.push("x" * 100)
+
+
+def test_mistral_calls_have_ids_as_its_template_takes_them():
+    message = MessageText()
+    parser = TOOL_PARSERS.get("mistral")()
+    message.add(parser.push("[TOOL_CALLS]f[CALL_ID]a1B2c3D4e[ARGS]{}"))
+    message.add(parser.push("[TOOL_CALLS]f[CALL_ID]no id[ARGS]{}[TOOL_CALLS]f{}"))
+    ids = [call_id for call_id, _ in message.calls]
+    assert ids[0] == "a1B2c3D4e" and len(set(ids)) == 3
+    assert all(len(call_id) == 9 and call_id.isalnum() for call_id in ids)
+
+
+FORCED = json.dumps([{"name": name, "parameters": ARGS} for name in ("f", "g")])
+
+
+@pytest.mark.parametrize("end", range(len(FORCED) + 1))
+def test_a_forced_call_that_is_cut_gives_its_part_and_no_content(end):
+    text = FORCED[:end]
+    for pieces in ([text], list(text)):
+        message = MessageText()
+        parser = RequiredCalls()
+        for piece in pieces:
+            message.add(parser.push(piece))
+        message.add(parser.finish())
+        assert message.content == ""
+        found = [(call.name, call.arguments) for _, call in message.calls]
+        # A call is there once its name is.
+        num_calls = sum(f'"name": "{name}"' in text for name in "fg")
+        assert [name for name, _ in found] == ["f", "g"][:num_calls]
+        assert all(json.dumps(ARGS).startswith(arguments) for _, arguments in found)
+
+
+@pytest.mark.parametrize("value", ["5", '"abc"', '"[1]"', "[1, 2]", "true", "null", '""', "{}"])
+def test_a_forced_call_has_the_arguments_that_its_schema_made(value):
+    text = f'[{{"name": "f", "parameters": {value}}}]'
+    for pieces in ([text], list(text)):
+        message = MessageText()
+        parser = RequiredCalls()
+        for piece in pieces:
+            message.add(parser.push(piece))
+        message.add(parser.finish())
+        assert [(call.name, call.arguments) for _, call in message.calls] == [("f", value)]
+
+
 def test_a_named_call_is_its_arguments():
     message = MessageText()
     parser = NamedCall("f")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from vllm.parsers.call_object import CallPiece
+from vllm.parsers.call_object import CallObject, CallPiece
 from vllm.parsers.deltas import (
     ContentDelta,
     Delta,
@@ -26,25 +26,44 @@ class PlainText:
 
 
 class RequiredCalls(ObjectCalls):
-    """The text is a JSON list of calls, as the grammar of tool_choice "required" makes it."""
+    """The text is a JSON list of calls, as the grammar of tool_choice "required" makes it.
 
-    def __init__(self) -> None:
+    Nothing of it is content, wherever it is cut.
+    """
+
+    def __init__(self, new_id: Callable[[], str] = new_call_id) -> None:
         super().__init__()
+        self.new_id = new_id  # type: ignore[method-assign]  # of the model's own notation
         self._in_calls = True
         self._start_calls("")
+
+    def push(self, text: str) -> list[Delta]:
+        return _calls_of(super().push(text))
+
+    def finish(self) -> list[Delta]:
+        return _calls_of(super().finish())
+
+    def _new_object(self) -> CallObject:
+        return CallObject(is_sure=True)
+
+    def _end_calls(self, found: list[Delta]) -> None:
+        piece = None if self._object is None else self._object.cut()
+        if piece is not None:
+            found.append(self._call(piece))
 
 
 class NamedCall:
     """The text is the arguments of one function, as the grammar of a named tool_choice makes it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, new_id: Callable[[], str] = new_call_id) -> None:
         self._name: str | None = name
+        self._new_id = new_id
 
     def push(self, text: str) -> list[Delta]:
         if not text:
             return []
         name, self._name = self._name, None
-        return [ToolCallDelta(0, new_call_id() if name else None, name, text)]
+        return [ToolCallDelta(0, self._new_id() if name else None, name, text)]
 
     def finish(self) -> list[Delta]:
         return []
@@ -120,6 +139,10 @@ class MessageText:
     @property
     def reasoning(self) -> str:
         return "".join(self._reasoning)
+
+
+def _calls_of(deltas: list[Delta]) -> list[Delta]:
+    return [delta for delta in deltas if isinstance(delta, ToolCallDelta)]
 
 
 def _without_others(deltas: list[Delta]) -> list[Delta]:

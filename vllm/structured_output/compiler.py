@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
@@ -22,7 +23,7 @@ from vllm.structured_output.grammar import (
     as_refusal,
     num_words,
 )
-from vllm.structured_output.reasoning import AfterReasoning, ReasoningTokens
+from vllm.structured_output.reasoning import AfterReasoning, ReasoningTokens, token_texts
 from vllm.structured_params import ReasoningFirst, StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class GrammarCompiler:
         self.config = config
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(t for t in eos_token_ids if 0 <= t < vocab_size)
-        self._load_tokenizer = load_tokenizer
+        self._load_tokenizer = functools.cache(load_tokenizer)
         self._clock = clock
         self.mask_words = num_words(vocab_size)
         self._cache: OrderedDict[Key, Future[CompiledGrammar]] = OrderedDict()
@@ -155,10 +156,14 @@ class GrammarCompiler:
     def _tokens_of(self, reasoning: ReasoningFirst) -> Future[ReasoningTokens]:
         markers = reasoning.starts, reasoning.ends
         if self._markers != markers or self._tokens is None or _has_failed(self._tokens):
-            assert self._threads is not None and self._backends is not None, "a form is compiled"
+            assert self._threads is not None, "the form that comes after is being compiled"
             self._markers = markers
-            self._tokens = self._threads.submit(_find_tokens, self._backends, *markers)
+            self._tokens = self._threads.submit(self._find_tokens, *markers)
         return self._tokens
+
+    def _find_tokens(self, starts: Sequence[str], ends: Sequence[str]) -> ReasoningTokens:
+        texts = token_texts(self._load_tokenizer(), self._vocab_size)
+        return ReasoningTokens(texts, starts, ends)
 
     def _completed(self, params: StructuredOutputsParams) -> StructuredOutputsParams:
         """With the engine's settings where the request has none."""
@@ -238,16 +243,6 @@ def _compile(
         except GrammarError as error:
             problems.append(f"{backend.name}: {error}")
     raise GrammarError("; ".join(problems))
-
-
-def _find_tokens(
-    backends: Future[dict[str, Backend]], starts: tuple[str, ...], ends: tuple[str, ...]
-) -> ReasoningTokens:
-    from vllm.structured_output.xgrammar_backend import XGrammarBackend
-
-    backend = backends.result()[XGrammarBackend.name]
-    assert isinstance(backend, XGrammarBackend), backend.name
-    return ReasoningTokens(backend.token_texts(), starts, ends)
 
 
 def _has_failed(future: Future[Any]) -> bool:

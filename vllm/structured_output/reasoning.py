@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,22 @@ from numpy.typing import NDArray
 from vllm.structured_output.grammar import Grammar, MaskRow
 from vllm.structured_params import ReasoningFirst
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TokenIds = NDArray[np.int64]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:
+    """The bytes of every token of the model; none of those that the tokenizer does not know."""
+    import xgrammar  # takes a second that most engines never need
+
+    # Any stop token will do: only texts are asked for, and without one the library warns.
+    info = xgrammar.TokenizerInfo.from_huggingface(
+        tokenizer, vocab_size=vocab_size, stop_token_ids=[0]
+    )
+    texts: list[bytes] = info.decoded_vocab[:vocab_size]
+    return texts
 
 
 class ReasoningTokens:
@@ -29,9 +45,7 @@ class ReasoningTokens:
         # Likewise: tokens that end reasoning and go on with something else.
         self._overshooting = _by_offset(vocabulary, self.ends, _overshoots)
         for end in self.ends:
-            within = [
-                i for i, text in enumerate(vocabulary) if end in text and text[-len(end) :] != end
-            ]
+            within = [i for i, text in enumerate(vocabulary) if text.partition(end)[2]]
             self._overshooting[end, 0] = np.array(within, np.int64)
 
     def opening(self, begun: bytes, is_spelled: bool) -> TokenIds:

@@ -41,13 +41,7 @@ class XGrammarBackend:
         info = xgrammar.TokenizerInfo.from_huggingface(
             tokenizer, vocab_size=vocab_size, stop_token_ids=self._eos_token_ids or None
         )
-        self._info = info
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-
-    def token_texts(self) -> list[bytes]:
-        """The bytes of every token, none of those that the tokenizer does not know."""
-        texts: list[bytes] = self._info.decoded_vocab
-        return texts
 
     def rejects(self, params: StructuredOutputsParams) -> str | None:
         """Why this form is better left to another backend."""

@@ -173,7 +173,7 @@ async def test_what_is_not_available_is_refused_by_name(client, engine, body, pa
     "body",
     [
         {"tool_choice": "none"},
-        {"tool_choice": "auto"},
+        {"tool_choice": "none"},
         {"response_format": {"type": "text"}},
         {"parallel_tool_calls": True},
         {"use_beam_search": False},

@@ -93,6 +93,127 @@ async def test_a_call_that_is_cut_off_ends_with_length(client, engine) -> None:
     assert choice["finish_reason"] == "length"
 
 
+FORCED = '[{"name": "weather", "parameters": {"city": "Rome"}}]'
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("max_tokens", [1, 5, 13, 22, 30, 45])
+async def test_a_forced_call_that_is_cut_off_is_no_content_on_any_endpoint(
+    client, engine, max_tokens
+) -> None:
+    engine.text = FORCED
+    choice = await whole(client, max_tokens=max_tokens, tool_choice="required")
+    message, reason = await streamed(client, max_tokens=max_tokens, tool_choice="required")
+    assert choice["finish_reason"] == reason == "length"
+    assert choice["message"]["content"] == message["content"] == ""
+    calls = [call["function"] for call in choice["message"]["tool_calls"]]
+    assert calls == message["tool_calls"]
+    assert [call["name"] for call in calls] == ["weather"] * (max_tokens >= 19)
+    tool = TOOLS[0]["function"]
+    for stream in (False, True):
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": max_tokens}
+        body |= {"tools": [{"name": tool["name"], "input_schema": tool["parameters"]}]}
+        body |= {"tool_choice": {"type": "any"}, "stream": stream}
+        answer = await client.post("/v1/messages", json=body)
+        assert answer.status_code == 200, answer.text
+        assert ("tool_use" in answer.text) == bool(calls), answer.text
+        assert r"[{\"" not in answer.text and "max_tokens" in answer.text
+        body = {"input": "hi", "max_output_tokens": max_tokens, "stream": stream}
+        body |= {"tools": [{"type": "function", **tool}], "tool_choice": "required"}
+        answer = await client.post("/v1/responses", json=body)
+        assert answer.status_code == 200, answer.text
+        assert ("function_call" in answer.text) == bool(calls), answer.text
+        assert "output_text.delta" not in answer.text and "incomplete" in answer.text
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("choice", ["required", NAMED])
+async def test_the_content_of_a_forced_call_is_empty_and_that_of_another_is_null(
+    client, engine, choice
+) -> None:
+    engine.text = FORCED
+    assert (await whole(client, tool_choice=choice))["message"]["content"] == ""
+    engine.text = CALL
+    assert (await whole(client))["message"]["content"] is None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("asked", "is_call"),
+    [
+        ({"response_format": {"type": "json_object"}}, False),
+        ({"guided_regex": ".*"}, False),
+        (
+            {
+                "response_format": {
+                    "type": "structural_tag",
+                    "structures": [{"begin": "<tool_call>", "schema": {}, "end": "</tool_call>"}],
+                    "triggers": ["<tool_call>"],
+                }
+            },
+            True,
+        ),
+    ],
+    ids=str,
+)
+async def test_what_has_the_form_that_was_asked_for_is_no_call(client, engine, asked, is_call):
+    engine.text = CALL
+    choice = await whole(client, **asked)
+    assert bool(choice["message"]["tool_calls"]) == is_call
+    assert choice["message"]["content"] == (None if is_call else CALL)
+    assert engine.seen[-1][1].skip_special_tokens != is_call
+
+
+@pytest.mark.asyncio
+async def test_without_a_marker_only_functions_of_the_request_are_called(make_app, engine) -> None:
+    app = make_app(enable_auto_tool_choice=True, tool_call_parser="llama3_json")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as c:
+        for text, is_call in (
+            ('{"name": "Alice", "age": 3}', False),
+            ('{"name": "weather", "parameters": 5}', False),
+            ('{"name": "weather", "parameters": {"city": "Rome"}}', True),
+        ):
+            engine.text = text
+            message = (await whole(c))["message"]
+            assert bool(message["tool_calls"]) == is_call
+            assert message["content"] == (None if is_call else text)
+
+
+@pytest.mark.asyncio
+async def test_calls_of_a_choice_that_is_forced_have_ids_of_the_model_s_kind(make_app, engine):
+    app = make_app(enable_auto_tool_choice=True, tool_call_parser="mistral")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as c:
+        engine.text = FORCED
+        for choice in ("required", NAMED):
+            (call,) = (await whole(c, tool_choice=choice))["message"]["tool_calls"]
+            assert len(call["id"]) == 9 and call["id"].isalnum()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("end", range(1, len("<think>Hm.</think>Yes.") + 1))
+async def test_reasoning_that_is_cut_anywhere_is_the_same_streamed_and_not(client, engine, end):
+    engine.text = "<think>Hm.</think>Yes."
+    choice = await whole(client, max_tokens=end)
+    message, reason = await streamed(client, max_tokens=end)
+    assert reason == choice["finish_reason"] == "length"
+    assert message["content"] == choice["message"]["content"]
+    assert message["reasoning_content"] == (choice["message"].get("reasoning_content") or "")
+
+
+@pytest.mark.asyncio
+async def test_a_tool_choice_needs_tools(client) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    for choice in ("auto", "required"):
+        answer = await client.post("/v1/chat/completions", json={**body, "tool_choice": choice})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "tool_choice"
+    for more in ({"tool_choice": "none"}, {"tool_choice": "auto", "tools": []}):
+        answer = await client.post("/v1/chat/completions", json={**body, **more})
+        assert answer.status_code == 200, answer.text
+    answer = await client.post("/v1/responses", json={"input": "hi", "tool_choice": "auto"})
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.asyncio
 async def test_reasoning_may_be_left_out(client, engine) -> None:
     engine.text = "<think>Hm.</think>Yes."
@@ -184,6 +305,15 @@ async def test_special_tokens_are_shown_to_the_parser_only_where_calls_may_come(
     assert not engine.seen[-1][1].skip_special_tokens
     await whole(client, tool_choice="none")
     assert engine.seen[-1][1].skip_special_tokens
+
+
+@pytest.mark.asyncio
+async def test_markers_of_reasoning_are_shown_where_they_are_special_tokens(make_app, engine):
+    engine.tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    app = make_app(reasoning_parser="qwen3")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as c:
+        await whole(c, tools=None)
+    assert not engine.seen[-1][1].skip_special_tokens
 
 
 @pytest.mark.parametrize(

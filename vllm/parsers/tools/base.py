@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from dataclasses import replace
 from typing import ClassVar
 
@@ -28,11 +29,19 @@ class ToolParser:
     begins: ClassVar[tuple[str, ...]] = ()
     # Whether calls are marked by tokens that text does not show unless asked to.
     needs_special_tokens: ClassVar[bool] = True
+    # The functions of the request; None: not known. Where a marker says that there is a call, any
+    # name is one: the client can tell the model that there is no such function.
+    names: Collection[str] | None = None
 
     def __init__(self) -> None:
         self._buffer = ""
         self._num_calls = 0
         self._in_calls = False
+
+    @staticmethod
+    def new_id() -> str:
+        """An id for a call, as the model's chat template takes it."""
+        return new_call_id()
 
     def push(self, text: str) -> list[Delta]:
         self._buffer += text
@@ -71,10 +80,11 @@ class ToolParser:
             found.append(ContentDelta(self._buffer[:length]))
             self._buffer = self._buffer[length:]
 
-    def _call(self, piece: CallPiece) -> ToolCallDelta:
+    def _call(self, piece: CallPiece, call_id: str | None = None) -> ToolCallDelta:
+        """`call_id`: the model's own, if it gave one."""
         if piece.name is not None:
             self._num_calls += 1
-        call_id = None if piece.name is None else new_call_id()
+            call_id = call_id or self.new_id()
         return ToolCallDelta(self._num_calls - 1, call_id, piece.name, piece.arguments)
 
     def _start_calls(self, marker: str) -> None:
@@ -130,7 +140,7 @@ class ObjectCalls(ToolParser):
             return False  # the end marker may be on its way
         char = self._buffer[0]
         if char == "{":
-            self._object = CallObject()
+            self._object = self._new_object()
             return True
         if char in self.separators:
             self._raw += char if self._raw else ""
@@ -139,6 +149,9 @@ class ObjectCalls(ToolParser):
         self._in_calls = False
         self._give_back(found)
         return False
+
+    def _new_object(self) -> CallObject:
+        return CallObject()
 
     def _inside(self, call: CallObject, found: list[Delta]) -> bool:
         """Read an object from the buffer; whether it is one, so far."""

@@ -25,6 +25,8 @@ class DeepSeekV31Parser(ToolParser):
     def __init__(self) -> None:
         super().__init__()
         self._span: JsonSpan | None = None
+        self._name = ""
+        self._is_passed_on = False  # the name, with the first of the arguments
 
     def _start_calls(self, marker: str) -> None:
         self._span = None
@@ -46,28 +48,44 @@ class DeepSeekV31Parser(ToolParser):
             return False
         self._buffer = rest
         self._span = JsonSpan()
-        found.append(self._call(CallPiece(name.strip(SPACE), "")))
+        self._name, self._is_passed_on = name, False
         return True
 
     def _arguments(self, span: JsonSpan, found: list[Delta]) -> bool:
         if span.depth == 0:
             self._buffer = self._buffer.lstrip(SPACE)
-            if self._buffer and self._buffer[0] not in "{[":
-                self._span = None  # no arguments at all
-                found.append(self._call(CallPiece(None, "{}")))
+            if self._buffer and self._buffer[0] != "{":
+                self._span = None
+                if self._buffer[0] in "<`":  # no arguments at all
+                    self._pass_on("{}", found)
+                else:
+                    self._give_up(found)
                 return True
         for index, char in enumerate(self._buffer):
             if span.push(char):
-                found.append(self._call(CallPiece(None, self._buffer[: index + 1])))
+                self._pass_on(self._buffer[: index + 1], found)
                 self._buffer = self._buffer[index + 1 :]
                 self._span = None
                 return True
         if self._buffer:
-            found.append(self._call(CallPiece(None, self._buffer)))
+            self._pass_on(self._buffer, found)
             self._buffer = ""
         return False
 
+    def _pass_on(self, arguments: str, found: list[Delta]) -> None:
+        name = None if self._is_passed_on else self._name.strip(SPACE)
+        self._is_passed_on = True
+        found.append(self._call(CallPiece(name, arguments)))
+
+    def _give_up(self, found: list[Delta]) -> None:
+        """Arguments that are no object: what has been read is content."""
+        begin = "" if self._num_calls else CALLS_BEGIN
+        found.append(ContentDelta(f"{begin}{self.before_name}{self._name}{self.after_name}"))
+        self._in_calls = False
+
     def _end_calls(self, found: list[Delta]) -> None:
+        if self._span is not None and not self._is_passed_on:
+            self._pass_on("", found)
         if self._num_calls == 0:
             found.append(ContentDelta(CALLS_BEGIN))
         else:

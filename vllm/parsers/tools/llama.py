@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from vllm.parsers.call_object import SPACE
+from vllm.parsers.call_object import SPACE, CallObject
 from vllm.parsers.deltas import Delta
 from vllm.parsers.tools.base import TOOL_PARSERS, ObjectCalls
 
@@ -9,7 +9,8 @@ from vllm.parsers.tools.base import TOOL_PARSERS, ObjectCalls
 class LlamaJsonParser(ObjectCalls):
     """{"name": …, "parameters": {…}}; {…}: Llama 3.1 and later, as the whole of a message.
 
-    A brace that does not begin the message, or follow <|python_tag|>, is text.
+    A brace that does not begin the message, or follow <|python_tag|>, is text. Without that marker,
+    so is an object that names no function of the request, or has no object of arguments.
     """
 
     begins = ("<|python_tag|>",)
@@ -17,6 +18,14 @@ class LlamaJsonParser(ObjectCalls):
     def __init__(self) -> None:
         super().__init__()
         self._begun = False
+        self._is_marked = True
+
+    def _start_calls(self, marker: str) -> None:
+        super()._start_calls(marker)
+        self._is_marked = bool(marker)
+
+    def _new_object(self) -> CallObject:
+        return CallObject(self.names, self._is_marked)
 
     def _advance(self, found: list[Delta]) -> bool:
         if not self._begun:

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import random
+import string
+
 from vllm.parsers.call_object import SPACE, CallPiece, JsonSpan
 from vllm.parsers.deltas import ContentDelta, Delta
 from vllm.parsers.tools.base import TOOL_PARSERS, ObjectCalls
 
 MARKER = "[TOOL_CALLS]"
+CALL_ID = "[CALL_ID]"
 ARGUMENTS = "[ARGS]"
+# Templates refuse a conversation whose calls have other ids.
+ID_CHARS = string.ascii_letters + string.digits
+ID_LENGTH = 9
 
 
 @TOOL_PARSERS("mistral")
 class MistralParser(ObjectCalls):
     """[TOOL_CALLS][{"name": …, "arguments": {…}}, …], and, from version 11 of the tokenizer on,
-    [TOOL_CALLS]name[ARGS]{…} or [TOOL_CALLS]name{…}, once for each call."""
+    [TOOL_CALLS]name[ARGS]{…}, with [CALL_ID]id before [ARGS] or without [ARGS], once for each."""
 
     begins = (MARKER,)
 
@@ -19,6 +26,10 @@ class MistralParser(ObjectCalls):
         super().__init__()
         self._span: JsonSpan | None = None  # of the arguments of a call that is named first
         self._is_list: bool | None = None
+
+    @staticmethod
+    def new_id() -> str:
+        return "".join(random.choices(ID_CHARS, k=ID_LENGTH))
 
     def _start_calls(self, marker: str) -> None:
         super()._start_calls(marker)
@@ -38,7 +49,9 @@ class MistralParser(ObjectCalls):
         name, brace, _ = self._buffer.partition("{")
         if not brace:
             return False
-        clean = name.replace(ARGUMENTS, "").strip(SPACE)
+        clean, _, call_id = (
+            part.strip(SPACE) for part in name.replace(ARGUMENTS, "").partition(CALL_ID)
+        )
         if not clean.replace("_", "").replace("-", "").replace(".", "").isalnum():
             found.append(ContentDelta(self._raw + name))
             self._buffer = self._buffer[len(name) :]
@@ -47,7 +60,8 @@ class MistralParser(ObjectCalls):
         self._buffer = self._buffer[len(name) :]
         self._raw = ""
         self._span = JsonSpan()
-        found.append(self._call(CallPiece(clean, "")))
+        is_id = len(call_id) == ID_LENGTH and call_id.isascii() and call_id.isalnum()
+        found.append(self._call(CallPiece(clean, ""), call_id if is_id else None))
         return True
 
     def _arguments(self, span: JsonSpan, found: list[Delta]) -> bool:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-import ast
-import json
-from typing import Any, ClassVar
+from collections.abc import Collection
+from typing import ClassVar
 
-from vllm.parsers.call_object import SPACE, CallPiece
+from vllm.parsers.call_object import SPACE
 from vllm.parsers.deltas import ContentDelta, Delta
+from vllm.parsers.python_call import NAME, python_call
 from vllm.parsers.tools.base import TOOL_PARSERS, ToolParser
 
+# Each piece of a text would look at all of a longer one again.
+MAX_NAME_CHARS = 256
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -16,7 +18,7 @@ class PythonicParser(ToolParser):
     """[f(a=1), g(b="x")]: a Python list of calls with keyword arguments, as the whole message.
 
     Llama 3.2, ToolACE and others. A call is passed on when its parenthesis closes, since arguments
-    are translated to JSON.
+    are translated to JSON. Without a marker, functions are those of the request.
     """
 
     needs_special_tokens = False
@@ -28,6 +30,7 @@ class PythonicParser(ToolParser):
         self._marker = ""  # comes back with what turns out to be no list of calls
         self._has_call = False  # in this list
         self._closed = False
+        self._is_named = False  # the call that is being read
         self._span = _CallSpan()
 
     def _advance(self, found: list[Delta]) -> bool:
@@ -43,7 +46,7 @@ class PythonicParser(ToolParser):
 
     def _start_calls(self, marker: str) -> None:
         self._marker, self._has_call, self._closed = marker, False, False
-        self._span = _CallSpan()
+        self._span, self._is_named = _CallSpan(), False
 
     def _read_calls(self, found: list[Delta]) -> bool:
         text = self._buffer.lstrip(SPACE)
@@ -56,16 +59,35 @@ class PythonicParser(ToolParser):
             return True
         if text[0] != ("," if self._has_call else "["):
             return self._give_up(found)
+        if not self._is_named:
+            if not self._may_be_call(text[1:]):
+                return self._give_up(found)
+            self._is_named = "(" in text
         end = self._span.end(text)
         if end is None:
             return False
-        piece = _call_of(text[1:end])
+        piece = python_call(text[1:end], self._known_names())
         if piece is None:
             return self._give_up(found)
         found.append(self._call(piece))
         self._buffer, self._has_call = text[end:], True
-        self._span = _CallSpan()
+        self._span, self._is_named = _CallSpan(), False
         return True
+
+    def _known_names(self) -> Collection[str] | None:
+        return None if self._marker else self.names
+
+    def _may_be_call(self, text: str) -> bool:
+        """Of the beginning of a text: what is none is content at once."""
+        head, parenthesis, _ = text.partition("(")
+        name, names = head.strip(), self._known_names()
+        if names is None:
+            if len(name) > MAX_NAME_CHARS:
+                return False
+            return NAME.fullmatch(name) is not None if name else not parenthesis
+        if parenthesis:
+            return name in names
+        return any(known.startswith(head.lstrip()) or known == name for known in names)
 
     def _after_list(self, text: str) -> bool:
         end = next((marker for marker in self.ends if text.startswith(marker)), "")
@@ -120,10 +142,19 @@ class _CallSpan:
                     if self._index + 1 == len(text):
                         return None
                     self._index += 1
-                elif char == self._quote:
+                elif self._quote.startswith(text[self._index : self._index + 3]) and (
+                    len(text) < self._index + len(self._quote)
+                ):
+                    return None  # a part of three quotes
+                elif text.startswith(self._quote, self._index):
+                    self._index += len(self._quote) - 1
                     self._quote = ""
             elif char in "'\"":
-                self._quote = char
+                following = text[self._index : self._index + 3]
+                if len(following) < 3 and set(following) == {char}:
+                    return None  # one quote, an empty string, or three
+                self._quote = char * 3 if following == char * 3 else char
+                self._index += len(self._quote) - 1
             elif char in _OPEN:
                 self._depth += 1
             elif char in _CLOSE:
@@ -134,33 +165,3 @@ class _CallSpan:
                 return self._index
             self._index += 1
         return None
-
-
-def _call_of(text: str) -> CallPiece | None:
-    """None: it is something else."""
-    try:
-        node = ast.parse(text.strip(SPACE), mode="eval").body
-        if not isinstance(node, ast.Call) or node.args:
-            return None
-        if any(word.arg is None for word in node.keywords):
-            return None
-        values = {str(word.arg): _value(word.value) for word in node.keywords}
-        return CallPiece(
-            ast.unparse(node.func), json.dumps(values, ensure_ascii=False, allow_nan=False)
-        )
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return None
-
-
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name) and node.id in ("true", "false", "null"):
-        return {"true": True, "false": False, "null": None}[node.id]
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(item) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        keys = [None if key is None else ast.literal_eval(key) for key in node.keys]
-        return {str(k): _value(v) for k, v in zip(keys, node.values, strict=True)}
-    value = ast.literal_eval(node)
-    if isinstance(value, bytes | set | complex):
-        raise ValueError(value)
-    return value

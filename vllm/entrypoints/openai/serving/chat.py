@@ -29,7 +29,7 @@ from vllm.entrypoints.openai.protocol.common import now_s
 from vllm.entrypoints.openai.serving.chat_parsers import ChatParsers
 from vllm.entrypoints.openai.serving.chat_run import ChatRun, MessageUpdate
 from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
-from vllm.entrypoints.openai.serving.tool_choice import ToolChoice, tool_choice_of
+from vllm.entrypoints.openai.serving.tool_choice import FREE, ToolChoice, tool_choice_of
 from vllm.entrypoints.openai.streaming import Chunk, EventTemplate, events
 from vllm.entrypoints.openai.structured import structured_outputs_of
 from vllm.errors import BadRequest, NotAvailable
@@ -45,7 +45,9 @@ class ServingChat:
 
     def __init__(self, context: ServingContext) -> None:
         self.context = context
-        self.parsers = ChatParsers(context.options)
+        added = context.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special}
+        self.parsers = ChatParsers(context.options, special)
 
     async def stream(
         self, request: ChatCompletionRequest, header_id: str | None
@@ -73,7 +75,8 @@ class ServingChat:
         choice = tool_choice_of(request)
         self.parsers.check(choice)
         params = self._sampling_params(request, choice)
-        if self.parsers.shows_special_tokens(choice):
+        calls = choice.under(params.structured_outputs)
+        if self.parsers.shows_special_tokens(calls):
             params.skip_special_tokens = False
         rendered = self._rendered(request, choice)
         text, ids = await self.context.render(rendered)
@@ -88,7 +91,7 @@ class ServingChat:
             model,
             self.context.usage_meter(),
             self.context.generate([prompt], params, response_id, request),
-            self.parsers.maker(choice, begun, request.include_reasoning),
+            self.parsers.maker(calls, begun, request.include_reasoning),
         )
 
     def _rendered(
@@ -186,6 +189,7 @@ class ChatAnswer:
         last = request.messages[-1]
         self.role = context.options.response_role if request.add_generation_prompt else last.role
         self.echoed = text_of(last.content) if request.echo and last.role == self.role else ""
+        self.is_forced = request.tool_choice not in (None, *FREE)
         self.started: set[int] = set()
         self.num_tokens: Counter[int] = Counter()  # by choice, where every chunk tells its usage
         self.has_plain_chunks = not (
@@ -254,7 +258,7 @@ class ChatAnswer:
             ToolCall(call_id, CalledFunction(call.name or "", call.arguments))
             for call_id, call in text.calls
         ]
-        if message.tool_calls and not message.content:
+        if message.tool_calls and not message.content and not self.is_forced:
             message.content = None
         if text.reasoning:
             message.reasoning_content = message.reasoning = text.reasoning

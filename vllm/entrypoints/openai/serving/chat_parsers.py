@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.serving.tool_choice import ToolChoice
@@ -19,7 +19,7 @@ from vllm.structured_params import ReasoningFirst
 class ChatParsers:
     """Chosen once, when the server starts. Raises ConfigError for names that do not exist."""
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, special_tokens: Collection[str] = ()) -> None:
         if options.tool_parser_plugin:
             load_plugin("--tool-parser-plugin", options.tool_parser_plugin)
         if options.reasoning_parser_plugin:
@@ -36,6 +36,7 @@ class ChatParsers:
                 f"{', '.join(TOOL_PARSERS.names())}."
             )
         self._is_auto = options.enable_auto_tool_choice
+        self._hides_reasoning = any(marker in special_tokens for marker in self._markers)
 
     def check(self, choice: ToolChoice) -> None:
         """Raises BadRequest if calls would come that nothing reads."""
@@ -47,8 +48,8 @@ class ChatParsers:
             )
 
     def shows_special_tokens(self, choice: ToolChoice) -> bool:
-        """Whether the text must hold the tokens that mark calls."""
-        return (
+        """Whether the text must hold the tokens that mark calls or reasoning."""
+        return self._hides_reasoning or (
             choice.choice == "auto" and self.tools is not None and self.tools.needs_special_tokens
         )
 

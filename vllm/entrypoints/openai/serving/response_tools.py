@@ -49,7 +49,8 @@ def chat_choice(
 ) -> tuple[str | dict[str, Any] | None, list[dict[str, Any]] | None]:
     """The chat's tool_choice, and the tools it leaves. Raises BadRequest."""
     if choice is None or choice in MODES:
-        return choice, tools
+        # Clients of responses send the default along, also without tools.
+        return None if choice == "auto" and not tools else choice, tools
     if isinstance(choice, str):
         raise BadRequest(
             f"tool_choice {choice!r} must be one of {', '.join(MODES)}, or an object", "tool_choice"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm.entrypoints.openai.protocol.chat import ChatCompletionRequest
 from vllm.errors import BadRequest
 from vllm.parsers.deltas import MessageParser
 from vllm.parsers.message import FirstCallOnly, NamedCall, PlainText, RequiredCalls
-from vllm.parsers.tools.base import ToolParser
+from vllm.parsers.tools.base import ToolParser, new_call_id
 from vllm.structured_params import StructuredOutputsParams
 
 FREE = ("none", "auto")
@@ -36,14 +36,23 @@ class ToolChoice:
 
     def parser(self, auto: type[ToolParser] | None) -> MessageParser:
         """Of the text of one choice; `auto` reads the model's own notation."""
+        new_id = new_call_id if auto is None else auto.new_id
         if self.choice == "named":
-            return NamedCall(self.functions[0].name)
+            return NamedCall(self.functions[0].name, new_id)
         parser: MessageParser = PlainText()
         if self.choice == "required":
-            parser = RequiredCalls()
+            parser = RequiredCalls(new_id)
         elif self.choice == "auto" and auto is not None:
-            parser = auto()
+            parser = calls = auto()
+            calls.names = frozenset(function.name for function in self.functions)
         return parser if self.parallel else FirstCallOnly(parser)
+
+    def under(self, form: StructuredOutputsParams | None) -> ToolChoice:
+        """What may be a call in a text of the form a request asks for: nothing, but for tags, which
+        are made for calls."""
+        if form is None or form.kind == "structural_tag":
+            return self
+        return self if self.is_forced else replace(self, choice="none")
 
     def form(self) -> StructuredOutputsParams | None:
         """The grammar that makes the model call."""
@@ -64,8 +73,12 @@ def tool_choice_of(request: ChatCompletionRequest) -> ToolChoice:
     if isinstance(choice, dict):
         return ToolChoice((_named(choice, functions),), "named", parallel)
     if not functions:
-        if choice == "required":
-            raise BadRequest("tool_choice 'required' needs tools to choose from", "tool_choice")
+        # An empty list is what clients send that take functions away one by one.
+        if choice == "required" or (choice == "auto" and request.tools is None):
+            raise BadRequest(
+                f"tool_choice {choice!r} needs tools to choose from; give tools, or leave it out",
+                "tool_choice",
+            )
         choice = "none"
     return ToolChoice(functions, choice, parallel)
 
