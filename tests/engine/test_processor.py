@@ -127,7 +127,7 @@ def test_what_an_empty_text_becomes_is_the_tokenizers_to_say(
 
 
 def test_priorities_need_the_policy_that_goes_by_them(config: VllmConfig) -> None:
-    tokenizer = get_tokenizer(config.model)
+    tokenizer = model_tokenizer(config.model)
     with pytest.raises(BadRequest, match="--scheduling-policy priority") as caught:
         Processor(config.model, tokenizer).process("a", [5], priority=1)
     assert caught.value.param == "priority"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.limits import HANG_S
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import BadRequest, ConfigError, EngineDeadError, NotAvailable
@@ -209,7 +210,7 @@ def test_a_function_of_the_worker_is_called_in_process(llm: LLM) -> None:
     with pytest.raises(NotAvailable, match="no keyword arguments"):
         llm.collective_rpc("ping", kwargs={"a": 1})
     with pytest.raises(NotAvailable, match="no timeout"):
-        llm.collective_rpc(asked, timeout=1.0, args=(3,))
+        llm.collective_rpc(asked, timeout=HANG_S, args=(3,))
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         llm.collective_rpc(lambda worker: 1 // 0)
     assert generate(llm, "One day")[0].finished
