@@ -167,6 +167,12 @@ class PlainTokenizer:
             return self.full.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
         return self.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
+    def convert_ids_to_tokens(self, ids: Any, *args: Any, **options: Any) -> Any:
+        if args or options or not isinstance(ids, int | list):
+            return self.full.convert_ids_to_tokens(ids, *args, **options)
+        to_token = self.backend_tokenizer.id_to_token
+        return to_token(ids) if isinstance(ids, int) else [to_token(i) for i in ids]
+
     def apply_chat_template(self, conversation: Any, /, *args: Any, **options: Any) -> Any:
         is_text = not (args or options.get("tokenize", True) or options.keys() & _OF_FULL)
         template = options.get("chat_template")
