@@ -78,6 +78,15 @@ async def test_what_is_wrong_is_a_400_that_names_the_field(client, body, param):
     assert reply.json()["error"]["param"] == param
 
 
+async def test_a_body_needs_no_content_type_but_must_be_json(client):
+    reply = await client.post("/generate", content=b'{"prompt": "Hi ", "max_tokens": 3}')
+    assert reply.json() == {"text": ["Hi and"]}
+    for body in (b"prompt=Hi", b"[1]", b"\xff", b"[" * 100_000):
+        reply = await client.post("/generate", content=body)
+        assert reply.status_code == 400, reply.text
+        assert "the request body" in reply.json()["error"]["message"]
+
+
 async def test_health_is_that_of_the_engine(client, engine):
     assert (await client.get("/health")).status_code == 200
     engine.is_dead = True

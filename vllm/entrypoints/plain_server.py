@@ -16,7 +16,7 @@ from vllm.config.flags import from_flags
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.openai.admission import Admission
-from vllm.entrypoints.openai.documented import HEALTH
+from vllm.entrypoints.openai.documented import HEALTH, Documented
 from vllm.entrypoints.openai.errors import (
     DOCUMENTED_ERRORS,
     GenerationFailed,
@@ -39,6 +39,15 @@ from vllm.utils.ids import random_uuid
 logger = init_logger(__name__)
 # Those that a program sets, not a client.
 NOT_FOR_CLIENTS: Final = frozenset({"output_kind", "logits_processors", "bad_words_token_ids"})
+
+JSON: Final = {"application/json": {"schema": {"type": "object"}}}
+BODY: Final[dict[str, Any]] = {"requestBody": {"content": JSON, "required": True}}
+JSON_OR_LINES: Final[Documented] = {
+    200: {
+        "description": "One object, or with `stream` one per line.",
+        "content": {"application/json": {}, "application/x-ndjson": {}},
+    }
+}
 
 
 class PlainEngine(Protocol):
@@ -76,10 +85,11 @@ def make_app(
             return Response(status_code=503)
         return Response(status_code=503 if admitted.is_closed else 200)
 
-    @app.post("/generate")
-    async def generate(body: dict[str, Any], request: Request) -> Response:
+    @app.post("/generate", openapi_extra=BODY, responses=JSON_OR_LINES)
+    async def generate(request: Request) -> Response:
         """`prompt`, `stream`, and fields of SamplingParams; {"text": [...]}, prompts included."""
         admitted.check()
+        body = await _body(request)
         prompt, stream = _prompt(body), body.pop("stream", False)
         if not isinstance(stream, bool):
             raise BadRequest(f"stream must be true or false, got {stream!r:.100}", "stream")
@@ -113,6 +123,17 @@ async def serve(args: argparse.Namespace, llm_engine: AsyncLLM | None) -> None:
         listener.close()
         if engine is not None and llm_engine is None:
             engine.shutdown()
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """Whatever its Content-Type: callers of a server this plain leave that out."""
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the request body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the request body must be a JSON object")
+    return body
 
 
 def _prompt(body: dict[str, Any]) -> str:
