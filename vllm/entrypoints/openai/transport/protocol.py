@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from http import HTTPStatus
 from typing import Any
 
+import h11
+import msgspec
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vllm.entrypoints.openai.transport.limits import error_body
 
 
 def is_chunked_response(scope: Scope, start: Message) -> bool:
@@ -56,6 +62,31 @@ def protocol_class(timeout_s: float) -> type[H11Protocol]:
             self.app = with_framed_bodies(self, self.app)
             self._head_timer: asyncio.TimerHandle | None = None
             self._write_timer: asyncio.TimerHandle | None = None
+
+        def send_400_response(self, msg: str) -> None:
+            """What is no HTTP: the parser has its say here, as the server's own says nothing."""
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.close()  # an answer has begun
+                return
+            error = sys.exc_info()[1]
+            status, reason = HTTPStatus.BAD_REQUEST, msg
+            if isinstance(error, h11.RemoteProtocolError):
+                # What comes after a colon is the client's own.
+                status, reason = HTTPStatus(error.error_status_hint), str(error).partition(":")[0]
+            text = f"the request is not valid HTTP: {reason}"
+            body = msgspec.json.encode(error_body(status, text))
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=status.phrase.encode()),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
