@@ -201,6 +201,8 @@ async def test_what_is_no_http_is_an_error_of_the_api(make_app):
             error = json.loads(body)["error"]
             assert error["code"] == status and set(error) == {"message", "type", "param", "code"}
             assert "not valid HTTP" in error["message"]
+            kinds = {400: "BadRequestError", 501: "NotImplementedError"}
+            assert error["type"] == kinds.get(status, "RequestHeadersTooLargeError")
 
 
 @pytest.mark.parametrize("file", [False, True])

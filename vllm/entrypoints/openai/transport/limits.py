@@ -121,5 +121,6 @@ def error_body(status: HTTPStatus, text: str) -> ErrorResponse:
     kind = {
         HTTPStatus.BAD_REQUEST: "BadRequestError",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestEntityTooLargeError",
-    }.get(status, "RequestHeadersTooLargeError")
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "RequestHeadersTooLargeError",
+    }.get(status) or f"{status.phrase.title().replace(' ', '')}Error"
     return ErrorResponse(ErrorDetail(text, kind, None, int(status)))
