@@ -93,9 +93,12 @@ def _configure() -> None:
     if not envs.VLLM_CONFIGURE_LOGGING:
         return
     root = logging.getLogger(_ROOT)
-    handler = logging.StreamHandler(sys.stderr)
-    colour = sys.stderr.isatty() and envs.inherited("NO_COLOR") is None
-    handler.setFormatter(LineFormatter(colour))
-    root.addHandler(handler)
+    if sys.stderr is None:  # closed by whoever started this process
+        root.addHandler(logging.NullHandler())
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        colour = sys.stderr.isatty() and envs.inherited("NO_COLOR") is None
+        handler.setFormatter(LineFormatter(colour))
+        root.addHandler(handler)
     root.setLevel(envs.VLLM_LOGGING_LEVEL)
     root.propagate = False

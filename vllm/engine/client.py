@@ -32,6 +32,7 @@ from vllm.engine.messages import (
 from vllm.engine.scratch import Scratch
 from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
 from vllm.logger import init_logger
+from vllm.utils.open_files import need_open_files
 from vllm.utils.spawning import undisturbed
 
 logger = init_logger(__name__)
@@ -183,6 +184,7 @@ class ProcessClient:
         if multiprocessing.current_process().name == CORE_NAME:
             # A core of ours is importing the program to find its classes: it would start another.
             sys.exit(IMPORTED_EXIT)
+        need_open_files()
         self._scratch = Scratch()
         self.directory = self._scratch.path
         make_file(self.directory)

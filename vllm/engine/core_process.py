@@ -31,7 +31,7 @@ from vllm.engine.messages import (
 from vllm.engine.routes import make_routes, refusal_of
 from vllm.errors import ConfigError, LoadError, NotAvailable
 from vllm.logger import init_logger, tag_process
-from vllm.utils.spawning import hear_signals
+from vllm.utils.spawning import begin_process
 
 if TYPE_CHECKING:
     from vllm.engine.client import Core
@@ -63,7 +63,7 @@ def core_main(
     # Ctrl-C reaches the whole terminal; the front end decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
-    hear_signals()
+    begin_process()
     tag_process("core")
     start_heart(addresses.directory)
     link = CoreLink(addresses)

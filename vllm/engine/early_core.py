@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from vllm import envs
 from vllm.utils.lasting_imports import lasting_imports
-from vllm.utils.spawning import hear_signals, undisturbed
+from vllm.utils.spawning import begin_process, undisturbed
 
 CORE_NAME: Final = "vllm-engine-core"  # of the process
 _PATIENCE_S: Final = 2.0
@@ -86,7 +86,7 @@ def end_spare() -> None:
 def _wait_for_order(orders: Connection) -> None:
     # As in core_main; until then SIGTERM may end it at any point.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    hear_signals()
+    begin_process()
     with lasting_imports():
         importlib.import_module("vllm.engine.core")
     try:

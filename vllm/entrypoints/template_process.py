@@ -22,7 +22,7 @@ from vllm.entrypoints.chat_utils import render_chat
 from vllm.entrypoints.openai.admission import Overloaded
 from vllm.errors import BadRequest
 from vllm.transformers_utils.chat_template import render_template
-from vllm.utils.spawning import hear_signals, undisturbed
+from vllm.utils.spawning import begin_process, undisturbed
 
 DEADLINE_S: Final = 4.0  # of one template
 START_S: Final = 60.0  # of the process, on a busy machine
@@ -130,7 +130,7 @@ class _TemplateTokenizer:
 
 def _main(pipe: Connection, special_tokens: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    hear_signals()
+    begin_process()
     tokenizer = _TemplateTokenizer(special_tokens)
     hello = [{"role": "user", "content": ""}]
     tokenizer.apply_chat_template(hello, chat_template="{{ messages }}")  # imports what it needs

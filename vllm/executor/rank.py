@@ -28,7 +28,7 @@ from vllm.executor.messages import (
     ToRank,
     failure,
 )
-from vllm.utils.spawning import hear_signals
+from vllm.utils.spawning import begin_process
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -44,7 +44,7 @@ def rank_main(
     """Serve until the engine closes its end, then return."""
     # Ctrl-C reaches the whole terminal group; the engine is who decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    hear_signals()
+    begin_process()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     sender = _Sender(replies, threaded=config.scheduler.pipeline_depth > 1)
     worker = None

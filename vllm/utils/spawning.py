@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from typing import Final
 
+from vllm.utils.output import STDERR, STDOUT, forgive
+
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -17,7 +19,7 @@ def undisturbed() -> Iterator[None]:
 
     Ctrl-C goes to all processes of a terminal, and one that is only beginning would answer it with
     a traceback. The new one begins with signals held back: it says what they mean to it, and then
-    calls `hear_signals`.
+    calls `begin_process`.
     """
     resource_tracker.ensure_running()  # started in between, it would let signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -27,6 +29,7 @@ def undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hear_signals() -> None:
-    """What was held back comes now."""
+def begin_process() -> None:
+    """What was held back comes now; and output that fails is no reason to end."""
+    forgive(STDOUT, STDERR)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -1,4 +1,5 @@
 import argparse
+import json
 import socket
 import subprocess
 import sys
@@ -100,6 +101,22 @@ def test_keys_and_origins_take_words_or_a_json_list(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     assert parse_server_flags().api_key == ("secret",)
     assert parse_server_flags("--api-key", "a").api_key == ("a",)
+
+
+@pytest.mark.parametrize("key", ["", " ", "\t", "schl\u00fcssel", "a\n", " a", "a\x7f"])
+def test_keys_that_no_client_could_send_are_refused(monkeypatch, tmp_path, key):
+    for words in (("--api-key", key), ("--api-key", "good", key)):
+        with pytest.raises(ConfigError, match=r"--api-key: (the key|key 2 of 2) "):
+            parse_server_flags(*words)
+    file = tmp_path / "flags.yaml"
+    file.write_text(json.dumps({"api-key": key}))
+    with pytest.raises(ConfigError, match="--api-key"):
+        parse_server_flags("--config", str(file))
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(ConfigError, match="VLLM_API_KEY: the key "):
+        parse_server_flags()
+    assert parse_server_flags("--api-key", "good").api_key == ("good",)
+    assert server_options(argparse.Namespace(), has_clients=False).api_key == ()
 
 
 def test_every_server_setting_has_help():

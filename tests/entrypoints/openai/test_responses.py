@@ -340,6 +340,42 @@ async def test_reasoning_that_another_server_encrypted_is_left_out(client, engin
     assert engine.seen[-1][0]["prompt"] == "<user>hi<assistant>yes<assistant>"
 
 
+async def test_what_one_key_made_is_not_there_for_another(make_app, engine):
+    transport = httpx.ASGITransport(app=make_app(api_key=("one", "two")))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        mine, theirs = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+        made = {"input": [{"role": "user", "content": "secret", "id": "msg_x"}], "background": True}
+        first = (await client.post("/v1/responses", json=made, headers=mine)).json()
+        path = f"/v1/responses/{first['id']}"
+        seen = len(engine.seen)
+        for method, suffix in (
+            ("GET", ""),
+            ("GET", "?stream=true"),
+            ("GET", "/input_items"),
+            ("POST", "/cancel"),
+            ("DELETE", ""),
+        ):
+            reply = await client.request(method, path + suffix, headers=theirs)
+            assert reply.status_code == 404, (method, suffix)
+        for body in (
+            {"input": "x", "previous_response_id": first["id"]},
+            {"input": [{"type": "item_reference", "id": "msg_x"}]},
+        ):
+            reply = await client.post("/v1/responses", json=body, headers=theirs)
+            assert reply.status_code in (400, 404), reply.text
+        assert len(engine.seen) == seen
+        # Not even its name: it is theirs to use.
+        named = {"input": "y", "request_id": first["id"]}
+        while (await client.get(path, headers=mine)).json()["status"] != "completed":
+            await asyncio.sleep(0.005)
+        reply = await client.post("/v1/responses", json=named, headers=theirs)
+        assert reply.status_code == 200, reply.text
+        again = {**mine, "x-api-key": "ignored"}
+        assert (await client.get(path, headers={"x-api-key": "one"})).status_code == 200
+        assert (await client.delete(path, headers=again)).status_code == 200
+        assert (await client.get(path, headers=theirs)).status_code == 200
+
+
 async def test_what_is_not_there_is_a_404_that_says_why(client):
     for method, path in [("GET", ""), ("POST", "/cancel"), ("DELETE", ""), ("GET", "/input_items")]:
         response = await client.request(method, f"/v1/responses/resp_x{path}")

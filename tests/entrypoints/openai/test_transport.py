@@ -1,5 +1,6 @@
 import asyncio
 import json
+import logging
 import os
 import socket
 import stat
@@ -174,6 +175,50 @@ async def test_a_header_cannot_bring_another_one_along(make_app):
         answer = await exchange(served, smuggled)
         assert answer.startswith(b"HTTP/1.1 400")
         assert b"set-cookie" not in answer
+
+
+MALFORMED = (
+    (b"nonsense\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\n\r\n", 400),  # no host
+    (b"GET /health HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n", 400),
+    (b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n", 400),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),  # TLS
+    (b"POST /tokenize HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n", 400),
+    (b"POST /tokenize HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n", 501),
+    (b"POST /tokenize HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+    (b"GET /health HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 100_000, 431),
+)
+
+
+async def test_what_is_no_http_is_an_error_of_the_api(make_app):
+    async with listening(make_app) as served:
+        for data, status in MALFORMED:
+            headers, _, body = (await exchange(served, data)).partition(b"\r\n\r\n")
+            assert headers.startswith(b"HTTP/1.1 %d " % status), (data[:60], headers)
+            assert b"content-type: application/json" in headers.lower()
+            error = json.loads(body)["error"]
+            assert error["code"] == status and set(error) == {"message", "type", "param", "code"}
+            assert "not valid HTTP" in error["message"]
+            kinds = {400: "BadRequestError", 501: "NotImplementedError"}
+            assert error["type"] == kinds.get(status, "RequestHeadersTooLargeError")
+
+
+@pytest.mark.parametrize("file", [False, True])
+async def test_the_access_log_has_no_queries(make_app, tmp_path, caplog, file):
+    config = tmp_path / "log.json"
+    config.write_text('{"version": 1, "disable_existing_loggers": false}')
+    options = {"log_config_file": str(config)} if file else {}
+    async with (
+        listening(make_app, uvicorn_log_level="info", **options) as served,
+        served.client() as client,
+    ):
+        logger = logging.getLogger("uvicorn.access")
+        logger.addHandler(caplog.handler)
+        caplog.set_level(logging.INFO, "uvicorn.access")
+        await client.get("/version?key=secret")
+        logger.removeHandler(caplog.handler)
+    lines = [record.getMessage() for record in caplog.records if record.name == logger.name]
+    assert len(lines) == 1 and '"GET /version HTTP/1.1" 200' in lines[0]
 
 
 async def test_unknown_routes_and_methods_are_errors_of_the_api(client):

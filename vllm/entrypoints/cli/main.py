@@ -40,13 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_server = command == "serve"
     try:
         with stop_signals.watched(restore=argv is not None) if is_server else nullcontext():
+            if argv is None:
+                _forgive_output(is_server)
             return _run(command, words)
     except (BrokenPipeError, KeyboardInterrupt):
         return INTERRUPTED
 
 
+def _forgive_output(is_server: bool) -> None:
+    """What a command answers has to arrive; what a server says of itself need not."""
+    from vllm.utils.output import STDERR, STDOUT, forgive
+
+    forgive(*((STDOUT, STDERR) if is_server else (STDERR,)))
+
+
 def _run(command: str | None, words: Sequence[str]) -> int:
     from vllm.errors import BadRequest, ConfigError, EngineDeadError, LoadError
+    from vllm.utils.output import last_words
 
     parser = build_parser(command if command in COMMANDS else None, words)
     if not words:
@@ -56,11 +66,11 @@ def _run(command: str | None, words: Sequence[str]) -> int:
     try:
         return int(args.run(args) or 0)
     except (ConfigError, LoadError, BadRequest) as error:
-        print(f"vllm {command}: {error}", file=sys.stderr)
+        last_words(f"vllm {command}: {error}")
         return USER_ERROR
     except EngineDeadError as error:
         # The engine's process has logged its own traceback; ours would only show who waited.
-        print(f"vllm {command}: {error}", file=sys.stderr)
+        last_words(f"vllm {command}: {error}")
         return ENGINE_FAILED
 
 

@@ -10,6 +10,7 @@ from vllm.engine.early_core import start_early
 from vllm.entrypoints.openai.cli_args import add_server_flags
 from vllm.errors import ConfigError
 from vllm.utils.lasting_imports import lasting_imports
+from vllm.utils.open_files import need_open_files
 
 
 def add_arguments(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
         if given is not None and given != args.model_tag:
             raise ConfigError(f"--model {given} and MODEL {args.model_tag} differ; give one.")
         args.model = args.model_tag
+    need_open_files()
     # The server's imports take a second, which a wrong flag need not cost. The core's take another:
     # its process begins with them before it is known what it is to run.
     start_early()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,17 +131,40 @@ def check_options(options: ServerOptions) -> None:
     tls_of(options)
 
 
-def server_options(args: argparse.Namespace) -> ServerOptions:
-    """Raises ConfigError naming flag, value and remedy."""
+def server_options(args: argparse.Namespace, has_clients: bool = True) -> ServerOptions:
+    """Raises ConfigError naming flag, value and remedy. Without clients there are no keys."""
     values = {}
     for setting in server_settings():
         value = vars(args).get(setting.name, setting.default)
         if setting.kind.many and len(value) == 1 and value[0].startswith("["):
             value = _json_words(setting, value[0])
         values[setting.attribute] = setting.check(value)
-    if not values["api_key"] and envs.VLLM_API_KEY:
-        values["api_key"] = (envs.VLLM_API_KEY,)
+    if not has_clients:
+        values["api_key"] = ()
+    elif values["api_key"] or vars(args).get("api_key"):
+        check_keys("--api-key", values["api_key"])
+    elif (key := envs.inherited("VLLM_API_KEY")) is not None:
+        values["api_key"] = (key,)
+        check_keys("VLLM_API_KEY", values["api_key"])
     return ServerOptions(**values)
+
+
+def check_keys(name: str, keys: Sequence[str]) -> None:
+    """Raises ConfigError for keys that no client can send, or that are none: one who sets them
+    wants the server closed."""
+    remedy = "Give the key, or leave it out for a server that everybody may use."
+    if not keys:
+        raise ConfigError(f"{name}: there is no key. {remedy}")
+    for number, key in enumerate(keys, 1):
+        # Not the key itself: it may be nearly right, and logs are read by many.
+        which = f"{name}: key {number} of {len(keys)}" if len(keys) > 1 else f"{name}: the key"
+        if not key.strip():
+            raise ConfigError(f"{which} is {'blank' if key else 'empty'}. {remedy}")
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            raise ConfigError(
+                f"{which} has characters that cannot be sent in a header: it must be printable "
+                "ASCII, without spaces at its ends."
+            )
 
 
 def _json_words(setting: Setting, text: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from vllm.entrypoints.stop_signals import SIGNALS, stop_signals
 from vllm.errors import ConfigError, EngineDeadError
 from vllm.logger import init_logger, tag_process
 from vllm.metrics.shared import sharing_metrics
-from vllm.utils.spawning import hear_signals, undisturbed
+from vllm.utils.spawning import begin_process, undisturbed
 
 logger = init_logger(__name__)
 STARTED: Final = b"started"
@@ -206,7 +206,7 @@ def member_main(
     # Ctrl-C reaches the whole terminal; the launcher decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with stop_signals.watched((signal.SIGTERM,)):
-        hear_signals()
+        begin_process()
         tag_process(f"api {member.index}")
         end_with_parent(member.directory)
         configure_logs(options)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm.entrypoints.openai.errors import json_response
@@ -28,8 +30,20 @@ OPEN_PATHS = frozenset(
 )
 
 
+# Of a scope: who may read what its request leaves here.
+OWNER: Final = "vllm.owner"
+
+
+def owner_of(request: Request) -> str:
+    """Those with the same key are one, and all are where no keys are asked for."""
+    return str(request.scope.get(OWNER, ""))
+
+
 class ApiKeyGuard:
-    """Answers 401 unless the request bears one of the keys; any wrong one takes the same time."""
+    """Answers 401 unless the request bears one of the keys; any wrong one takes the same time.
+
+    Tells the application which it was, by its digest.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self.app = app
@@ -55,6 +69,7 @@ class ApiKeyGuard:
         if path in OPEN_PATHS or (root and path.removeprefix(root) in OPEN_PATHS):
             return True
         given = _digest(_key_of(Headers(scope=scope)))
+        scope[OWNER] = given.hex()
         matches = [secrets.compare_digest(given, digest) for digest in self.digests]
         return any(matches)
 

@@ -32,7 +32,9 @@ def run_batch(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} is missing: name a file, or an http(s) URL.")
     # No network and nobody else: what guards a server against its clients has nothing to guard.
     options = replace(
-        server_options(args), api_key=(), disable_ui=True, max_request_body_bytes=sys.maxsize
+        server_options(args, has_clients=False),
+        disable_ui=True,
+        max_request_body_bytes=sys.maxsize,
     )
     load_chat_template(options.chat_template or None)
     check_distinct(batch.input_file, batch.output_file)

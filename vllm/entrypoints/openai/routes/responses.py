@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from vllm.entrypoints.openai.documented import JSON_OR_EVENTS
 from vllm.entrypoints.openai.errors import json_response
+from vllm.entrypoints.openai.middleware import owner_of
 from vllm.entrypoints.openai.protocol.responses import ResponsesRequest
 from vllm.entrypoints.openai.state import server_of
 from vllm.entrypoints.openai.streaming import EventStream, until_disconnect
@@ -17,10 +18,12 @@ router = APIRouter()
 @router.post("/v1/responses", responses=JSON_OR_EVENTS)
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     header_id = request.headers.get("x-request-id")
-    serving = server_of(request).responses
+    serving, owner = server_of(request).responses, owner_of(request)
     if body.stream:
-        return await EventStream.open(request, await serving.stream(body, header_id))
-    return json_response(await until_disconnect(request.receive, serving.create(body, header_id)))
+        return await EventStream.open(request, await serving.stream(body, header_id, owner))
+    return json_response(
+        await until_disconnect(request.receive, serving.create(body, header_id, owner))
+    )
 
 
 @router.get("/v1/responses/{response_id}", responses=JSON_OR_EVENTS)
@@ -29,18 +32,18 @@ async def get_response(
 ) -> Response:
     serving = server_of(request).responses
     if stream:
-        return EventStream(b"", serving.replay(response_id, starting_after))
-    return json_response(serving.get(response_id))
+        return EventStream(b"", serving.replay(owner_of(request), response_id, starting_after))
+    return json_response(serving.get(owner_of(request), response_id))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, request: Request) -> Response:
-    return json_response(await server_of(request).responses.cancel(response_id))
+    return json_response(await server_of(request).responses.cancel(owner_of(request), response_id))
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, request: Request) -> Response:
-    return json_response(await server_of(request).responses.delete(response_id))
+    return json_response(await server_of(request).responses.delete(owner_of(request), response_id))
 
 
 @router.get("/v1/responses/{response_id}/input_items")
@@ -52,4 +55,4 @@ async def list_input_items(
     order: str = "desc",
 ) -> Response:
     serving = server_of(request).responses
-    return json_response(serving.input_items(response_id, after, limit, order))
+    return json_response(serving.input_items(owner_of(request), response_id, after, limit, order))

@@ -25,6 +25,7 @@ MAX_RUNNING = 256
 class StoredResponse:
     """`events` are those of a background stream, encoded, each at its sequence number."""
 
+    owner: str  # of the key that it was made with
     response: ResponseObject
     input: list[dict[str, Any]]
     messages: list[Message]  # the whole conversation, and once it has ended the answer
@@ -69,12 +70,13 @@ class ResponseStore:
         self.max_responses = max_responses
         self.max_bytes = max_bytes
         self.max_running = max_running
-        self.records: OrderedDict[str, StoredResponse] = OrderedDict()
+        # By owner and id: what others have made is as if it were not here.
+        self.records: OrderedDict[tuple[str, str], StoredResponse] = OrderedDict()
         self.num_bytes = 0
 
-    def get(self, response_id: str, param: str | None = None) -> StoredResponse:
+    def get(self, owner: str, response_id: str, param: str | None = None) -> StoredResponse:
         """Raises NotFound."""
-        record = self.records.get(response_id)
+        record = self.records.get((owner, response_id))
         if record is None:
             raise NotFound(
                 f"no stored response {response_id!r}: it was made with store=false, deleted, made "
@@ -82,12 +84,12 @@ class ResponseStore:
                 f"{self.max_responses} are kept, up to {self.max_bytes >> 20} MiB)",
                 param,
             )
-        self.records.move_to_end(response_id)
+        self.records.move_to_end((owner, response_id))
         return record
 
-    def check_new(self, response_id: str) -> None:
+    def check_new(self, owner: str, response_id: str) -> None:
         """Raises BadRequest: a client must not overwrite what another one reads."""
-        if response_id in self.records:
+        if (owner, response_id) in self.records:
             raise BadRequest(f"there is a response {response_id!r} already", "request_id")
 
     def check_running(self) -> None:
@@ -101,13 +103,13 @@ class ResponseStore:
 
     def add(self, record: StoredResponse) -> None:
         """Raises as `check_new`."""
-        self.check_new(record.response.id)
-        self.records[record.response.id] = record
+        self.check_new(record.owner, record.response.id)
+        self.records[record.owner, record.response.id] = record
         self.measure(record)
 
     def measure(self, record: StoredResponse) -> None:
         """Count a record that was added or has ended, and make room."""
-        if self.records.get(record.response.id) is not record:
+        if self.records.get((record.owner, record.response.id)) is not record:
             return
         size = sum(map(len, record.events)) + sum(
             len(msgspec.json.encode(part))
@@ -115,22 +117,24 @@ class ResponseStore:
         )
         self.num_bytes += size - record.num_bytes
         record.num_bytes = size
-        for response_id in list(self.records):
+        for key in list(self.records):
             if len(self.records) <= self.max_responses and self.num_bytes <= self.max_bytes:
                 return
-            if not self.records[response_id].is_running:
-                self.remove(response_id)
+            if not self.records[key].is_running:
+                self.remove(*key)
 
-    def remove(self, response_id: str) -> StoredResponse:
+    def remove(self, owner: str, response_id: str) -> StoredResponse:
         """Raises NotFound. What runs goes on: end it first."""
-        record = self.get(response_id)
-        del self.records[response_id]
+        record = self.get(owner, response_id)
+        del self.records[owner, response_id]
         self.num_bytes -= record.num_bytes
         return record
 
-    def item(self, item_id: str) -> dict[str, Any] | None:
-        """An item of any stored response, as it could be sent as input."""
+    def item(self, owner: str, item_id: str) -> dict[str, Any] | None:
+        """An item of any of the owner's responses, as it could be sent as input."""
         for record in reversed(self.records.values()):
+            if record.owner != owner:
+                continue
             for item in record.input:
                 if item.get("id") == item_id:
                     return item

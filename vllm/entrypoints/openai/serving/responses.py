@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -64,8 +65,10 @@ class ServingResponses:
         self.chat = chat
         self.store = ResponseStore()
 
-    async def create(self, request: ResponsesRequest, header_id: str | None) -> ResponseObject:
-        run = await self._start(request, header_id)
+    async def create(
+        self, request: ResponsesRequest, header_id: str | None, owner: str = ""
+    ) -> ResponseObject:
+        run = await self._start(request, header_id, owner)
         if request.background:
             queued = copy.deepcopy(run.response)  # before it is told, it may have begun
             self._run_in_background(run)
@@ -76,21 +79,23 @@ class ServingResponses:
         return run.response
 
     async def stream(
-        self, request: ResponsesRequest, header_id: str | None
+        self, request: ResponsesRequest, header_id: str | None, owner: str = ""
     ) -> AsyncGenerator[bytes, None]:
-        run = await self._start(request, header_id)
+        run = await self._start(request, header_id, owner)
         if request.background:
             self._run_in_background(run)
             return run.record.replay(-1)
         return run.stream()
 
-    def get(self, response_id: str) -> ResponseObject:
+    def get(self, owner: str, response_id: str) -> ResponseObject:
         """Raises NotFound."""
-        return self.store.get(response_id).response
+        return self.store.get(owner, response_id).response
 
-    def replay(self, response_id: str, starting_after: int) -> AsyncGenerator[bytes, None]:
+    def replay(
+        self, owner: str, response_id: str, starting_after: int
+    ) -> AsyncGenerator[bytes, None]:
         """Raises BadRequest, NotFound."""
-        record = self.store.get(response_id)
+        record = self.store.get(owner, response_id)
         if not record.is_streamed:
             raise BadRequest(
                 f"response {response_id!r} has no stream to go on with: it was not made with "
@@ -101,9 +106,9 @@ class ServingResponses:
             raise BadRequest("starting_after must be a sequence_number", "starting_after")
         return record.replay(starting_after)
 
-    async def cancel(self, response_id: str) -> ResponseObject:
+    async def cancel(self, owner: str, response_id: str) -> ResponseObject:
         """Raises BadRequest, NotFound."""
-        record = self.store.get(response_id)
+        record = self.store.get(owner, response_id)
         if record.task is None:
             raise BadRequest(
                 f"response {response_id!r} does not run in the background; to end it, close the "
@@ -113,21 +118,21 @@ class ServingResponses:
         await _ended(record)
         return record.response
 
-    async def delete(self, response_id: str) -> Deleted:
+    async def delete(self, owner: str, response_id: str) -> Deleted:
         """Raises NotFound."""
-        await _ended(self.store.get(response_id))
-        self.store.remove(response_id)
+        await _ended(self.store.get(owner, response_id))
+        self.store.remove(owner, response_id)
         return Deleted(response_id)
 
     def input_items(
-        self, response_id: str, after: str | None, limit: int, order: str
+        self, owner: str, response_id: str, after: str | None, limit: int, order: str
     ) -> InputItems:
         """Raises BadRequest, NotFound."""
         if order not in ("asc", "desc"):
             raise BadRequest(f"order {order!r} must be asc or desc", "order")
         if not 1 <= limit <= 100:
             raise BadRequest(f"limit must be 1 to 100, got {limit}", "limit")
-        items = list(self.store.get(response_id).input)
+        items = list(self.store.get(owner, response_id).input)
         if order == "desc":
             items.reverse()
         ids = [item["id"] for item in items]
@@ -142,7 +147,9 @@ class ServingResponses:
     async def close(self) -> None:
         await self.store.close()
 
-    async def _start(self, request: ResponsesRequest, header_id: str | None) -> ResponseRun:
+    async def _start(
+        self, request: ResponsesRequest, header_id: str | None, owner: str
+    ) -> ResponseRun:
         """All that can be wrong with a request, but what only the engine can tell."""
         self.context.admission.check()
         request.warn_about_unknown_fields()
@@ -153,8 +160,8 @@ class ServingResponses:
         if request.background:
             self.store.check_running()
         response_id = request.request_id or f"resp_{random_id()}"
-        self.store.check_new(response_id)
-        items, conversation = self._conversation(request)
+        self.store.check_new(owner, response_id)
+        items, conversation = self._conversation(request, owner)
         chat = _chat_fields(request)
         system = [{"role": "system", "content": request.instructions}]
         chat["messages"] = (system if request.instructions else []) + conversation.messages
@@ -164,7 +171,7 @@ class ServingResponses:
         defaults = self.context.model.default_sampling_params
         response = _response(request, response_id, model, defaults)
         response.store = is_kept
-        record = StoredResponse(response, items, conversation.messages)
+        record = StoredResponse(owner, response, items, conversation.messages)
         record.is_streamed = bool(request.background and request.stream)
         return ResponseRun(self, request, run, record, conversation, is_kept)
 
@@ -181,7 +188,9 @@ class ServingResponses:
             raise BadRequest("background=true needs store=true: how else to get it", "background")
         return not reason and request.store is not False
 
-    def _conversation(self, request: ResponsesRequest) -> tuple[list[dict[str, Any]], Conversation]:
+    def _conversation(
+        self, request: ResponsesRequest, owner: str
+    ) -> tuple[list[dict[str, Any]], Conversation]:
         """Raises BadRequest, NotFound."""
         if isinstance(request.input, list) and len(request.input) > MAX_ITEMS:
             raise BadRequest(
@@ -189,7 +198,7 @@ class ServingResponses:
             )
         earlier = []
         if request.previous_response_id is not None:
-            record = self.store.get(request.previous_response_id, "previous_response_id")
+            record = self.store.get(owner, request.previous_response_id, "previous_response_id")
             if record.response.is_running:
                 raise BadRequest(
                     f"previous_response_id {record.response.id!r} still runs; wait for its end",
@@ -198,7 +207,8 @@ class ServingResponses:
             earlier = record.messages
         items = with_ids(request.input)
         conversation = Conversation(earlier)
-        for i, item in enumerate(resolve_references(items, self.store.item)):
+        own_item = partial(self.store.item, owner)
+        for i, item in enumerate(resolve_references(items, own_item)):
             conversation.add(item, "input" if isinstance(request.input, str) else f"input[{i}]")
         return items, conversation
 
@@ -355,8 +365,9 @@ class ResponseRun:
         """Of one that nobody waits for any more; one in the background stays, to tell its end."""
         if self.record.task is None:
             self.record.has_ended = True
-            if self.store.records.get(self.response.id) is self.record:
-                self.store.remove(self.response.id)
+            key = self.record.owner, self.response.id
+            if self.store.records.get(key) is self.record:
+                self.store.remove(*key)
 
 
 def _check(request: ResponsesRequest) -> None:

@@ -41,7 +41,7 @@ class RequestLimits:
             return
         status, text = refusal
         await discard(receive)
-        response = json_response(_error(status, text), status, {"connection": "close"})
+        response = json_response(error_body(status, text), status, {"connection": "close"})
         await response(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
@@ -117,9 +117,10 @@ async def discard(receive: Receive) -> None:
         await asyncio.wait_for(read(), DISCARD_S)
 
 
-def _error(status: HTTPStatus, text: str) -> ErrorResponse:
+def error_body(status: HTTPStatus, text: str) -> ErrorResponse:
     kind = {
         HTTPStatus.BAD_REQUEST: "BadRequestError",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestEntityTooLargeError",
-    }.get(status, "RequestHeadersTooLargeError")
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "RequestHeadersTooLargeError",
+    }.get(status) or f"{status.phrase.title().replace(' ', '')}Error"
     return ErrorResponse(ErrorDetail(text, kind, None, int(status)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 import stat
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Final
 from vllm.entrypoints.openai.transport.options import TransportOptions
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
+from vllm.utils.open_files import raise_limit
 
 logger = init_logger(__name__)
 BACKLOG: Final = 2048
@@ -126,19 +126,11 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def allow_many_connections() -> None:
-    """Raise this process's own limit on open files, of which every connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-        except (OSError, ValueError) as error:
-            logger.debug("The limit on open files stays %d: %s", soft, error)
-    if soft != resource.RLIM_INFINITY and soft < NEEDED_FILES:
+    limit = raise_limit(WANTED_FILES)
+    if limit < NEEDED_FILES:
         logger.warning(
             "This process may open %d files, which bounds its connections; allow it more with "
             "'ulimit -n %d' or LimitNOFILE=",
-            soft,
+            limit,
             WANTED_FILES,
         )

@@ -29,6 +29,23 @@ class PathFilter(logging.Filter):
         return str(args[2]).partition("?")[0] not in self.paths
 
 
+class QueryFilter(logging.Filter):
+    """Leaves queries out of the access log: what clients put there may be secret."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        args = record.args
+        if isinstance(args, tuple) and len(args) >= 3:
+            record.args = (*args[:2], str(args[2]).partition("?")[0], *args[3:])
+        return True
+
+
+def without_queries() -> None:
+    """Whatever the handlers are, those of --log-config-file included."""
+    access = logging.getLogger("uvicorn.access")
+    if not any(isinstance(kept, QueryFilter) for kept in access.filters):
+        access.addFilter(QueryFilter())
+
+
 def access_log_config(options: TransportOptions) -> dict[str, Any]:
     """For the HTTP server. The operator's file has the last word, and is applied before."""
     if options.log_config_file:

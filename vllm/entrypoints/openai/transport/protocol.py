@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from http import HTTPStatus
 from typing import Any
 
+import h11
+import msgspec
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vllm.entrypoints.openai.transport.limits import error_body
 
 
 def is_chunked_response(scope: Scope, start: Message) -> bool:
@@ -45,6 +51,26 @@ def with_framed_bodies(protocol: H11Protocol, app: Any) -> Any:
     return run
 
 
+def refusal(connection: h11.Connection, error: BaseException | None) -> bytes:
+    """The answer to what is no HTTP, in the shape of the API."""
+    status, reason = HTTPStatus.BAD_REQUEST, "it cannot be read"
+    if isinstance(error, h11.RemoteProtocolError):
+        # What comes after a colon is the client's own.
+        status, reason = HTTPStatus(error.error_status_hint), str(error).partition(":")[0]
+    body = msgspec.json.encode(error_body(status, f"the request is not valid HTTP: {reason}"))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    events = (
+        h11.Response(status_code=status, headers=headers, reason=status.phrase.encode()),
+        h11.Data(data=body),
+        h11.EndOfMessage(),
+    )
+    return b"".join(connection.send(event) or b"" for event in events)
+
+
 def protocol_class(timeout_s: float) -> type[H11Protocol]:
     """A connection is closed when `timeout_s` pass without a whole head of a request, or while
     there is more to write than its buffer should hold and the client reads nothing of it.
@@ -56,6 +82,11 @@ def protocol_class(timeout_s: float) -> type[H11Protocol]:
             self.app = with_framed_bodies(self, self.app)
             self._head_timer: asyncio.TimerHandle | None = None
             self._write_timer: asyncio.TimerHandle | None = None
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun
+                self.transport.write(refusal(self.conn, sys.exc_info()[1]))
+            self.transport.close()
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)

@@ -15,7 +15,7 @@ import uvicorn
 
 from vllm import envs
 from vllm.entrypoints.openai.admission import Admission
-from vllm.entrypoints.openai.transport.logs import access_log_config
+from vllm.entrypoints.openai.transport.logs import access_log_config, without_queries
 from vllm.entrypoints.openai.transport.options import TransportOptions
 from vllm.entrypoints.openai.transport.protocol import protocol_class
 from vllm.entrypoints.openai.transport.tls import Tls
@@ -74,6 +74,7 @@ class HttpServer(uvicorn.Server):
                 root_path="",
             )
         )
+        without_queries()
         self.options = options
         self.engine = engine
         self.admission = admission
