@@ -28,26 +28,43 @@ class ReasoningFirst(msgspec.Struct, frozen=True, kw_only=True):
     is_spelled: bool = False  # one of starts may take more than one token
 
 
-class StructuredOutputsParams(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The form of an output: exactly one of KINDS, and how to read it.
-
-    Values are checked at construction, as far as that needs no compiler; what a schema or grammar
-    means is checked by the engine when it is compiled. Raises BadRequest.
-    """
+class _Forms(msgspec.Struct, omit_defaults=True):
+    """Those that vLLM's callers may give without their names, in its order."""
 
     json: Any = None  # a JSON schema: text or an object
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None  # EBNF or Lark
     json_object: bool | None = None
+
+
+class StructuredOutputsParams(_Forms, kw_only=True):
+    """The form of an output: exactly one of KINDS, and how to read it.
+
+    Values are checked at construction, as far as that needs no compiler; what a schema or grammar
+    means is checked by the engine when it is compiled. Raises BadRequest.
+    """
+
     structural_tag: Any = None  # text or an object
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
     backend: str | None = None  # instead of the engine's
+    disable_fallback: bool = False  # no other backend than the named one, or than auto's first
+    backend_was_auto: bool = False  # of older vLLM's own bookkeeping
     reasoning: ReasoningFirst | None = None  # what may come before the form
+    asked_as: str = "structured_outputs"  # the parameter that errors name
 
     def __post_init__(self) -> None:
+        try:
+            self._check()
+        except BadRequest as error:
+            if self.asked_as == error.param:
+                raise
+            message = str(error).removeprefix(f"{error.param}: ")
+            raise BadRequest(f"{self.asked_as}: {message}", self.asked_as) from None
+
+    def _check(self) -> None:
         if self.json is False:
             self.json = "false"  # a schema that nothing meets
         if self.reasoning is not None and not isinstance(self.reasoning, ReasoningFirst):
@@ -78,11 +95,46 @@ class StructuredOutputsParams(msgspec.Struct, omit_defaults=True, kw_only=True):
                 self.disable_any_whitespace = True
             elif option == "no-additional-properties":
                 self.disable_additional_properties = True
-            elif option != "no-fallback":
+            elif option == "no-fallback":
+                self.disable_fallback = True
+            else:
                 raise _error(f"backend: there is no option {option!r}")
         if name not in BACKENDS:
             raise _error(f"backend must be one of {', '.join(BACKENDS)}, got {text!r:.100}")
         self.backend = name
+
+    @classmethod
+    def from_optional(
+        cls,
+        json: Any = None,
+        regex: str | None = None,
+        choice: list[str] | None = None,
+        grammar: str | None = None,
+        json_object: bool | None = None,
+        backend: str | None = None,
+        whitespace_pattern: str | None = None,
+        structural_tag: Any = None,
+    ) -> StructuredOutputsParams | None:
+        """None if no form is given."""
+        forms = (json, regex, choice, grammar, json_object, structural_tag)
+        if all(form is None for form in forms):
+            return None
+        return cls(
+            json,
+            regex,
+            choice,
+            grammar,
+            json_object,
+            structural_tag=structural_tag,
+            backend=backend,
+            whitespace_pattern=whitespace_pattern,
+        )
+
+    def all_constraints_none(self) -> bool:
+        return self.all_non_structural_tag_constraints_none() and self.structural_tag is None
+
+    def all_non_structural_tag_constraints_none(self) -> bool:
+        return all(getattr(self, name) is None for name in KINDS if name != "structural_tag")
 
     @property
     def kind(self) -> str:

@@ -16,7 +16,13 @@ from vllm.config.structured import StructuredOutputsConfig
 from vllm.engine.messages import FinishReason
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.structured_output.compiler import GrammarCompiler, PendingGrammar
-from vllm.structured_output.grammar import CompiledGrammar, Grammar, GrammarError, MaskRow
+from vllm.structured_output.grammar import (
+    BackendError,
+    CompiledGrammar,
+    Grammar,
+    GrammarError,
+    MaskRow,
+)
 
 FORM = StructuredOutputsParams(regex="a")
 
@@ -33,6 +39,16 @@ FAILURES: list[BaseException] = [
     Panic("unwrap"),
     CancelledError(),
 ]
+
+
+class Done:
+    """A form that has been compiled, or failed to be."""
+
+    def __init__(self) -> None:
+        self.future: Future[CompiledGrammar] = Future()
+
+    def poll(self) -> CompiledGrammar | None:
+        return self.future.result()
 
 
 class Fragile:
@@ -65,33 +81,56 @@ class Fragile:
 
 
 def pending(where: str, failure: BaseException) -> PendingGrammar:
-    future: Future[CompiledGrammar] = Future()
+    done = Done()
     if where == "compile":
-        future.set_exception(failure)
+        done.future.set_exception(failure)
     else:
-        future.set_result(Fragile(where, failure))
-    return PendingGrammar(future, FORM, mask_words=1, clock=lambda: 0.0)
+        done.future.set_result(Fragile(where, failure))
+    return PendingGrammar(done, FORM, mask_words=1)
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
 @pytest.mark.parametrize("where", ["compile", "start", "first mask"])
-def test_a_failure_while_a_grammar_is_made_refuses_it(
+def test_a_failure_while_a_grammar_is_made_is_told_as_one(
     where: str, failure: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.ERROR), pytest.raises(GrammarError, match=type(failure).__name__):
+    with caplog.at_level(logging.ERROR), pytest.raises(BackendError, match=type(failure).__name__):
         pending(where, failure).poll()
     assert caplog.records[0].exc_info is not None
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
-def test_a_failure_while_a_grammar_is_used_refuses_its_next_token(failure: BaseException) -> None:
+def test_a_failure_while_a_grammar_is_used_comes_with_its_next_token(
+    failure: BaseException,
+) -> None:
     mask = np.zeros(1, np.int32)
     for where in ("later mask", "accept"):
         grammar = pending(where, failure).poll()
         assert grammar is not None
         grammar.fill_mask(mask)  # the plan holds other rows too
-        with pytest.raises(GrammarError, match=type(failure).__name__):
+        with pytest.raises(BackendError, match=type(failure).__name__):
             grammar.accept(5)
+
+
+class DeadEnd(Fragile):
+    """Of which the second token leads nowhere."""
+
+    def fill_mask(self, out: MaskRow) -> None:
+        super().fill_mask(out)
+        if self._num_masks > 1:
+            out.fill(0)
+
+
+def test_a_dead_end_is_an_error_and_no_draw_of_anything() -> None:
+    done = Done()
+    done.future.set_result(DeadEnd("", AssertionError()))
+    grammar = PendingGrammar(done, FORM, mask_words=1).poll()
+    assert grammar is not None
+    mask = np.zeros(1, np.int32)
+    grammar.fill_mask(mask)
+    assert mask.any()  # what is drawn from it is refused
+    with pytest.raises(GrammarError, match="nothing that could come next"):
+        grammar.accept(5)
 
 
 def test_an_interrupt_is_no_failure_of_a_form() -> None:
@@ -118,7 +157,7 @@ def test_the_scheduler_ends_the_request_of_a_failing_form_and_no_other() -> None
     engine.scheduler.take_compiled()
     engine.run()
     compiler.stop()
-    assert engine.reasons["formed"] is FinishReason.REJECTED
+    assert engine.reasons["formed"] is FinishReason.ERROR
     assert engine.outputs["free"] == expected([3, 4], 4)
 
 

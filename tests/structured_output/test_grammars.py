@@ -6,29 +6,14 @@ import random
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
 
 from tests.structured_output.conftest import EOS, allowed_by, ready
+from tests.structured_output.drawing import random_text
 from tests.structured_output.forms import FORMS, Form
 from vllm.config.structured import StructuredOutputsConfig
 from vllm.sampling_params import StructuredOutputsParams
-from vllm.structured_output import compiler as compiler_module
 from vllm.structured_output.compiler import GrammarCompiler
-from vllm.structured_output.grammar import Grammar, GrammarError
-
-
-def random_text(
-    grammar: Grammar, tokenizer: PreTrainedTokenizerBase, rng: random.Random, most: int = 400
-) -> str | None:
-    """Draws among what is allowed until the end; None if that did not come."""
-    ids: list[int] = []
-    while not grammar.finished and len(ids) < most:
-        allowed = allowed_by(grammar, len(tokenizer)).tolist()
-        assert allowed, tokenizer.decode(ids)
-        token_id = EOS if EOS in allowed and rng.random() < 0.5 else rng.choice(allowed)
-        assert grammar.accept(token_id)
-        ids.append(token_id)
-    return tokenizer.decode(ids[:-1]) if ids[-1] == EOS else None
+from vllm.structured_output.grammar import GrammarError
 
 
 @pytest.mark.parametrize("backend", ["xgrammar", "guidance"])
@@ -80,7 +65,7 @@ def test_one_form_is_compiled_once_and_its_sequences_are_independent(compiler, t
     params = StructuredOutputsParams(regex="[ab]c")
     first = compiler.submit(params)
     one, other = ready(first), ready(compiler.submit(params))
-    assert compiler.submit(params).future is first.future
+    assert compiler.submit(params).missing is first.missing
     before = allowed_by(other, len(tokenizer))
     assert one.accept(int(allowed_by(one, len(tokenizer))[0]))
     assert np.array_equal(allowed_by(other, len(tokenizer)), before)
@@ -97,7 +82,7 @@ def test_one_form_is_compiled_once_and_its_sequences_are_independent(compiler, t
         ({"grammar": "root ::= other"}, "other"),
         ({"structural_tag": {"type": "structural_tag"}}, "structures"),
         ({"structural_tag": {"format": {"type": "banana"}}}, "banana"),
-        ({"regex": "(?=a)b", "backend": "xgrammar"}, "ookahead"),
+        ({"regex": "(?=a)b", "backend": "xgrammar"}, "lookaround"),
         ({"json": {"type": "integer", "multipleOf": 7}, "backend": "xgrammar"}, "multipleOf"),
     ],
     ids=str,
@@ -122,23 +107,6 @@ def test_what_one_backend_cannot_do_another_does(form, compiler, tokenizer):
     ]
     complete = [text for text in texts if text is not None]
     assert complete and all(form.has(text) for text in complete)
-
-
-def test_a_form_that_takes_too_long_is_given_up_and_others_go_on(tokenizer, monkeypatch):
-    now = [0.0]
-    compiler = GrammarCompiler(
-        StructuredOutputsConfig(), len(tokenizer), {EOS}, lambda: tokenizer, clock=lambda: now[0]
-    )
-    started = compiler.submit(StructuredOutputsParams(regex="|".join("a" * i for i in range(400))))
-    now[0] = compiler_module.DEADLINE_S
-    with pytest.raises(GrammarError, match="takes more than"):
-        for _ in range(3):
-            if not started.future.done():
-                started.poll()
-        started.future.cancel()
-        pytest.skip("compiled at once: nothing to give up")
-    assert ready(compiler.submit(StructuredOutputsParams(choice=["a"])))
-    compiler.stop()
 
 
 def test_without_an_end_token_a_grammar_ends_with_its_last_token(tokenizer):

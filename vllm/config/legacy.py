@@ -129,8 +129,8 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         kind=OBJECT,
         to="structured_outputs",
         via=settings_in,
-        help="backend, disable_any_whitespace and disable_additional_properties: each is "
-        "--guided-decoding-... too.",
+        help="backend, disable_fallback, disable_any_whitespace and "
+        "disable_additional_properties: each is --guided-decoding-... too.",
     ),
     Legacy(
         name="disable_log_requests",
@@ -258,12 +258,6 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         neutral=False,
         silent=True,
         help="--reasoning-parser is enough.",
-    ),
-    Legacy(
-        name="guided_decoding_disable_fallback",
-        kind=BOOL,
-        neutral=False,
-        help="--guided-decoding-backend xgrammar or guidance never falls back to the other.",
     ),
     Legacy(
         name="pt_load_map_location",

@@ -20,6 +20,12 @@ class StructuredOutputsConfig:
         help="Library that compiles schemas and grammars. auto: xgrammar, and guidance for what "
         "xgrammar cannot do.",
     )
+    disable_fallback: bool = option(
+        False,
+        flag="--guided-decoding-disable-fallback",
+        help="auto: what xgrammar cannot do is refused. A backend that is named is never left, but "
+        "for a grammar in Lark's notation.",
+    )
     disable_any_whitespace: bool = option(
         False,
         flag="--guided-decoding-disable-any-whitespace",
@@ -40,7 +46,7 @@ def settings_in(value: dict[str, Any]) -> dict[str, Any]:
     for key, item in value.items():
         if key == "reasoning_parser":
             raise ConfigError(f"{flag}.{key} {item}: use --reasoning-parser {item} instead.")
-        if key in ("disable_fallback", "enable_in_reasoning") and item in (False, None):
+        if key == "enable_in_reasoning" and item in (False, None):
             continue
         if key not in known:
             hint = did_you_mean(key, known)

@@ -37,7 +37,7 @@ from vllm.structured_output.compiler import (
     NoGrammars,
     PendingGrammar,
 )
-from vllm.structured_output.grammar import GrammarError
+from vllm.structured_output.grammar import BackendError, GrammarError
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -134,10 +134,8 @@ class Scheduler:
         for request, pending in list(self.compiling.items()):
             try:
                 request.grammar = pending.poll()
-            except GrammarError as error:
-                self.updates.append(
-                    self._fail(request, f"structured_outputs: {error}", FinishReason.REJECTED)
-                )
+            except (GrammarError, BackendError) as error:
+                self.updates.append(self._without_form(request, error))
                 continue
             if request.grammar is not None:
                 del self.compiling[request]
@@ -474,10 +472,17 @@ class Scheduler:
             return None
         try:
             taken = request.grammar.accept(token_id)
-        except GrammarError as error:
-            reason = f"structured_outputs: {error}"
-            return self._fail(request, reason, FinishReason.REJECTED)
+        except (GrammarError, BackendError) as error:
+            return self._without_form(request, error)
         return None if taken else self._fail(request, WRONG_TOKEN_ERROR)
+
+    def _without_form(self, request: Request, error: GrammarError | BackendError) -> RequestUpdate:
+        """The end of a request that is not held to its form, under the name it was asked by."""
+        form = request.params.structured_outputs
+        assert form is not None, request.id
+        is_refused = isinstance(error, GrammarError)
+        reason = FinishReason.REJECTED if is_refused else FinishReason.ERROR
+        return self._fail(request, f"{form.asked_as}: {error}", reason)
 
     def _fail(
         self, request: Request, error: str, reason: FinishReason = FinishReason.ERROR

@@ -18,12 +18,19 @@ class GrammarError(ValueError):
     """A form that cannot be compiled, or can never be met; the text is for the user."""
 
 
-def as_refusal(error: BaseException) -> GrammarError:
+class BackendError(RuntimeError):
+    """What compiles forms, or holds an output to one, does not work; the form may be right."""
+
+
+def as_failure(error: BaseException) -> GrammarError | BackendError:
     """What ends the one request whose form made a library raise this, and not the engine."""
-    if isinstance(error, GrammarError):
+    if isinstance(error, GrammarError | BackendError):
         return error
-    logger.error("a form made its library fail", exc_info=error)
-    return GrammarError(f"this form makes its compiler fail ({type(error).__name__})")
+    logger.error("the library of a form failed", exc_info=error)
+    return BackendError(
+        f"the library that compiles this form failed ({type(error).__name__}); the server's log "
+        "says how"
+    )
 
 
 class Grammar(Protocol):
@@ -46,7 +53,8 @@ class Grammar(Protocol):
     def accept(self, token_id: int) -> bool:
         """Take over a drawn token; False if it may not come here, and then nothing has changed.
 
-        Raises GrammarError if the form turns out to be more than its library can do.
+        Raises GrammarError if the form turns out to be more than its library can do, and
+        BackendError if that fails.
         """
         ...
 
@@ -58,11 +66,14 @@ class CompiledGrammar(Protocol):
 
 
 class GuardedGrammar:
-    """A grammar of a library that may raise anything: accept raises GrammarError, nothing else."""
+    """A grammar of a library that may raise anything, or know no way on.
+
+    Only accept raises, GrammarError or BackendError.
+    """
 
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
-        self._failure: GrammarError | None = None
+        self._failure: GrammarError | BackendError | None = None
 
     @property
     def finished(self) -> bool:
@@ -79,7 +90,11 @@ class GuardedGrammar:
             raise
         except BaseException as error:  # a panic of Rust is not an Exception
             # The plan that is being built goes on; the row's token is refused when it comes.
-            self._failure = as_refusal(error)
+            self._failure = as_failure(error)
+        else:
+            if not out.any():
+                self._failure = GrammarError("the form leaves nothing that could come next")
+        if self._failure is not None:
             out.fill(-1)
 
     def accept(self, token_id: int) -> bool:
@@ -90,7 +105,7 @@ class GuardedGrammar:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            raise as_refusal(error) from error
+            raise as_failure(error) from error
 
 
 def num_words(vocab_size: int) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+from vllm.structured_output.notation import string_for_xgrammar
+from vllm.structured_output.pattern import NotPlain
 
 Node = Mapping[str, Any]
 
@@ -39,6 +42,8 @@ _MAPS: Final = ("properties", "$defs", "definitions", "patternProperties", "depe
 _DATA: Final = ("enum", "const", "default", "examples")
 _ALL_TYPES: Final = frozenset("object array string number integer boolean null".split())
 _MAX_HOPS: Final = 8
+# At one place. A weak model can go on with blank lines for ever; deep indentation needs fewer.
+MAX_WHITESPACE: Final = 32
 # More names of members than these are not tried as what tells alternatives apart.
 _MAX_TAGS: Final = 16
 # Names and values looked at to tell alternatives apart, and parts of a schema written out again
@@ -54,7 +59,7 @@ def unenforced(schema: Any) -> str | None:
     for node in nodes(schema):
         if node is not schema and isinstance(node.get("$id"), str):
             return "$id inside of a schema"
-        for problem in (_keyword(node), _leader(node, unions), _of_type(node)):
+        for problem in (_keyword(node), _leader(node, unions), _of_type(node), _patterns(node)):
             if problem is not None:
                 return problem
     return None
@@ -164,6 +169,15 @@ def _string_limits(node: Node) -> list[str]:
 def _format(node: Node) -> str:
     named = node.get("format")
     return named if isinstance(named, str) else ""
+
+
+def _patterns(node: Node) -> str | None:
+    for pattern in patterns_of(node):
+        try:
+            string_for_xgrammar(pattern)
+        except NotPlain as error:
+            return f"a pattern with {error}"
+    return None
 
 
 def _of_members(node: Node) -> str | None:
@@ -312,6 +326,25 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
                     todo.append({"type": "string", **value})
                 elif name not in _DATA:
                     todo.append(value)
+
+
+def patterns_of(node: Node) -> list[str]:
+    """Of strings and of the names of members."""
+    named = node.get("patternProperties")
+    found = [node.get("pattern"), *(named if isinstance(named, dict) else ())]
+    return [pattern for pattern in found if isinstance(pattern, str)]
+
+
+def rewrite_patterns(schema: Any, rewritten: Callable[[str], str]) -> Any:
+    """Every pattern of the schema in another notation, in place."""
+    # Of what propertyNames holds there may be a copy among the nodes.
+    found = [part for node in nodes(schema) for part in (node, node.get("propertyNames"))]
+    for node in {id(part): part for part in found if isinstance(part, dict)}.values():
+        if isinstance(pattern := node.get("pattern"), str):
+            node["pattern"] = rewritten(pattern)
+        if isinstance(named := node.get("patternProperties"), dict):
+            node["patternProperties"] = {rewritten(name): part for name, part in named.items()}
+    return schema
 
 
 def _listed(node: Any) -> list[Any] | None:

@@ -63,3 +63,15 @@ def with_contents(node: Any, replaced: Callable[[Content], Any]) -> Any:
     if "json_schema" in node:
         return replaced(node)
     return {name: with_contents(value, replaced) for name, value in node.items()}
+
+
+def with_regexes(node: Any, rewritten: Callable[[str], str]) -> Any:
+    """The tag with its regular expressions in another notation, but for those inside of schemas."""
+    if isinstance(node, list):
+        return [with_regexes(item, rewritten) for item in node]
+    if not isinstance(node, dict) or "json_schema" in node:
+        return node
+    changed = {name: with_regexes(value, rewritten) for name, value in node.items()}
+    if changed.get("type") == "regex" and isinstance(pattern := changed.get("pattern"), str):
+        changed["pattern"] = rewritten(pattern)
+    return changed

@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.structured_output.cost import is_lark, num_optional
 from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
-from vllm.structured_output.schema import limits_strings, unenforced, with_tags_required
-from vllm.structured_output.structural_tag import Content, contents, read_tag, with_contents
+from vllm.structured_output.notation import XGRAMMAR, string_for_xgrammar, text_for
+from vllm.structured_output.pattern import NotPlain
+from vllm.structured_output.schema import (
+    MAX_WHITESPACE,
+    limits_strings,
+    rewrite_patterns,
+    unenforced,
+    with_tags_required,
+)
+from vllm.structured_output.structural_tag import (
+    Content,
+    contents,
+    read_tag,
+    with_contents,
+    with_regexes,
+)
 from vllm.structured_params import StructuredOutputsParams
 
 if TYPE_CHECKING:
@@ -19,10 +33,9 @@ if TYPE_CHECKING:
 
 # 250 in a row take half a second, 600 take four, 2000 minutes: the cube of their number.
 _MAX_OPTIONAL = 250
-# A weak model can go on with blank lines for ever; deep indentation needs fewer than this.
-_MAX_WHITESPACE = 32
 # Of strings with a length xgrammar 0.2.8 lets characters be raw that JSON wants escaped.
 _LOOSE_CHARACTER = r"""[^\"\\\r\n]"""
+_HEX = re.compile(r"\\(?:\\|x([0-9a-f]{2}))")
 _STRING_CHARACTER = r"""[^\0-\x1f\"\\\r\n]"""
 
 
@@ -53,6 +66,11 @@ class XGrammarBackend:
             return f"schemas with {problem}"
         if params.kind == "grammar" and is_lark(params.spec):
             return "grammars in Lark's notation"
+        if params.kind == "regex":
+            try:
+                text_for(XGRAMMAR, params.spec)
+            except NotPlain as error:
+                return f"regular expressions with {error}"
         return None
 
     def compile(self, params: StructuredOutputsParams) -> XGrammarForm:
@@ -73,45 +91,51 @@ class XGrammarBackend:
             # Of an object, which the builtin grammar of any JSON value is not.
             return self._compile_schema({"type": "object"}, params, strict=False)
         if params.kind == "regex":
-            return compiler.compile_regex(spec)
+            return compiler.compile_regex(text_for(XGRAMMAR, spec))
         if params.kind == "choice":
             alternatives = " | ".join(json.dumps(c, ensure_ascii=False) for c in json.loads(spec))
             return compiler.compile_grammar(f"root ::= {alternatives}")
         if params.kind == "structural_tag":
-            tag = with_contents(read_tag(spec), partial(self._checked_content, params))
+            tag = with_contents(
+                with_regexes(read_tag(spec), partial(text_for, XGRAMMAR)),
+                partial(self._checked_content, params),
+            )
             return compiler.compile_structural_tag(tag)
         return compiler.compile_grammar(spec)
 
     def _compile_schema(self, schema: Any, params: StructuredOutputsParams, strict: bool) -> Any:
         grammar = self._library.Grammar.from_json_schema(
-            json.dumps(schema),
+            json.dumps(rewrite_patterns(schema, string_for_xgrammar)),
             any_whitespace=not params.disable_any_whitespace,
-            max_whitespace_cnt=_MAX_WHITESPACE,
+            max_whitespace_cnt=MAX_WHITESPACE,
             strict_mode=strict,
         )
-        if (text := _with_strict_strings(str(grammar))) is not None:
+        if (text := _with_strict_strings(_printed(grammar))) is not None:
             grammar = self._library.Grammar.from_ebnf(text)
         return self._compiler.compile_grammar(grammar)
 
     def _checked_content(self, params: StructuredOutputsParams, content: Content) -> Any:
         """What a structural tag has between its ends, as a grammar where the library's is loose."""
+        schema = rewrite_patterns(content["json_schema"], string_for_xgrammar)
+        whitespace = content.get("max_whitespace_cnt") or MAX_WHITESPACE
         plain = content.keys() <= {"type", "json_schema", "max_whitespace_cnt", "any_order"}
         if plain and content.get("type", "json_schema") == "json_schema":
             grammar = self._library.Grammar.from_json_schema(
-                json.dumps(content["json_schema"]),
+                json.dumps(schema),
                 any_whitespace=not params.disable_any_whitespace,
-                max_whitespace_cnt=content.get("max_whitespace_cnt") or _MAX_WHITESPACE,
+                max_whitespace_cnt=whitespace,
                 any_order=content.get("any_order") is True,
             )
             return {
                 "type": "grammar",
-                "grammar": _with_strict_strings(str(grammar)) or str(grammar),
+                "grammar": _with_strict_strings(_printed(grammar)) or _printed(grammar),
             }
+        bounded = {**content, "max_whitespace_cnt": whitespace}
         grammar = self._library.Grammar.from_structural_tag(
-            {"type": "structural_tag", "format": content}
+            {"type": "structural_tag", "format": bounded}
         )
-        text = _with_strict_strings(str(grammar))
-        return content if text is None else {"type": "grammar", "grammar": text}
+        text = _with_strict_strings(_printed(grammar))
+        return bounded if text is None else {"type": "grammar", "grammar": text}
 
 
 class XGrammarForm:
@@ -151,12 +175,22 @@ def _unenforced(params: StructuredOutputsParams) -> str | None:
     if params.kind == "json":
         return unenforced(with_tags_required(json.loads(params.spec)))
     if params.kind == "structural_tag":
-        for content in contents(read_tag(params.spec)):
+        tag = read_tag(params.spec)
+        try:
+            with_regexes(tag, partial(text_for, XGRAMMAR))
+        except NotPlain as error:
+            return f"a regular expression with {error}"
+        for content in contents(tag):
             if (problem := unenforced(content["json_schema"])) is not None:
                 return problem
             if content.get("excludes") and limits_strings(content["json_schema"]):
                 return "limits of strings beside excludes"
     return None
+
+
+def _printed(grammar: Any) -> str:
+    """A grammar as it is read again: of "\\xe9" the library reads all hexadecimal digits behind."""
+    return _HEX.sub(lambda found: rf"\u00{found[1]}" if found[1] else found[0], str(grammar))
 
 
 def _with_strict_strings(grammar: str) -> str | None:

@@ -41,10 +41,9 @@ def structured_outputs_of(request: GenerationRequest) -> StructuredOutputsParams
         if getattr(request, name) is not None
     }
     try:
-        return StructuredOutputsParams(**{**options, **values})
-    except (BadRequest, TypeError) as error:
-        message = str(error).removeprefix("structured_outputs: ")
-        raise BadRequest(f"{field}: {message}", field) from None
+        return StructuredOutputsParams(**{**options, **values, "asked_as": field})
+    except TypeError as error:  # a keyword there is not
+        raise BadRequest(f"{field}: {error}", field) from None
 
 
 def _asked(request: GenerationRequest) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -57,10 +57,12 @@ class ToolChoice:
     def form(self) -> StructuredOutputsParams | None:
         """The grammar that makes the model call."""
         if self.choice == "named":
-            return StructuredOutputsParams(json=dict(self.functions[0].parameters))
-        if self.choice == "required":
-            return StructuredOutputsParams(json=_schema_of_calls(self.functions, self.parallel))
-        return None
+            schema = dict(self.functions[0].parameters)
+        elif self.choice == "required":
+            schema = _schema_of_calls(self.functions, self.parallel)
+        else:
+            return None
+        return StructuredOutputsParams(json=schema, asked_as="tools")
 
 
 def tool_choice_of(request: ChatCompletionRequest) -> ToolChoice:
