@@ -24,7 +24,7 @@ TOOL: Any = {
 
 @pytest.fixture(scope="module")
 def client(server: RealServer) -> Iterator[Anthropic]:
-    with Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60) as client:
+    with Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=600) as client:
         yield client
 
 

@@ -27,7 +27,7 @@ CALL = {"type": "function", "function": {"name": "get_weather"}}
 
 @pytest.fixture(scope="module")
 def client(base_url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600) as client:
         yield client
 
 
