@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from tests.limits import HANG_S, wait_until
 from tests.structured_output.conftest import EOS, ready
 from tests.structured_output.test_failures import Fragile
 from vllm.config.structured import StructuredOutputsConfig
@@ -19,7 +20,6 @@ from vllm.structured_output.grammar import BackendError, CompiledGrammar, Gramma
 from vllm.structured_output.threads import MAX_GIVEN_UP, Job, Meter, Threads
 
 BUDGET_S = 0.05
-LIMIT_S = 60.0  # which only a hang meets
 
 
 def spin(until: threading.Event) -> None:
@@ -44,7 +44,7 @@ class Fake:
         if params.spec.startswith("busy") and self._spins:
             spin(self.let_go)
         elif params.spec.startswith("waiting"):
-            assert self.let_go.wait(LIMIT_S)
+            assert self.let_go.wait(HANG_S)
         return Fragile("", AssertionError())
 
 
@@ -71,13 +71,6 @@ def compiler(
 
 def form(text: str, backend: str = "xgrammar") -> StructuredOutputsParams:
     return StructuredOutputsParams(regex=text, backend=backend)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 def refused(pending: PendingGrammar) -> str:
@@ -135,7 +128,7 @@ def test_a_form_that_costs_too_much_is_refused_and_others_go_on(
     assert "xgrammar takes more than" in refused(compiler.submit(form("busy0")))
     assert not begun
     fakes["xgrammar"].let_go.set()
-    wait_for(lambda: compiles(compiler, form("busy0")))
+    wait_until(lambda: compiles(compiler, form("busy0")))
 
 
 def compiles(compiler: GrammarCompiler, params: StructuredOutputsParams) -> bool:
@@ -158,7 +151,7 @@ def costly(job_of: Callable[[], Job[None]], let_go: threading.Event) -> None:
     job_of().meter.start()
     while time.thread_time() < before_s + 2 * BUDGET_S:
         pass
-    assert let_go.wait(LIMIT_S)
+    assert let_go.wait(HANG_S)
 
 
 def test_threads_that_are_given_up_are_replaced_but_are_few() -> None:
@@ -168,7 +161,7 @@ def test_threads_that_are_given_up_are_replaced_but_are_few() -> None:
         added = threading.Event()
 
         def call(number: int = number, added: threading.Event = added) -> None:
-            assert added.wait(LIMIT_S)
+            assert added.wait(HANG_S)
             costly(lambda: jobs[number], let_go)
 
         jobs.append(threads.submit(call))
@@ -179,10 +172,10 @@ def test_threads_that_are_given_up_are_replaced_but_are_few() -> None:
     assert [job.is_given_up for job in jobs] == [True] * MAX_GIVEN_UP + [False]
     assert not behind.future.done()
     let_go.set()
-    assert behind.future.result(LIMIT_S) == 5
-    wait_for(lambda: sum(t.name == "test-few" for t in threading.enumerate()) == 1)
+    assert behind.future.result(HANG_S) == 5
+    wait_until(lambda: sum(t.name == "test-few" for t in threading.enumerate()) == 1)
     threads.stop()
-    wait_for(lambda: all(t.name != "test-few" for t in threading.enumerate()))
+    wait_until(lambda: all(t.name != "test-few" for t in threading.enumerate()))
 
 
 def test_what_nobody_waits_for_any_more_is_given_up_as_well(

@@ -24,7 +24,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in "fg"]
-GAUGES = r"^vllm:(?:num_requests_\w+|kv_cache_usage_perc)\S* (\S+)$"
 PATTERN = "[a-f]{3,9}-[0-9]{2}"
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -126,3 +125,58 @@ async def test_every_answer_has_its_form_and_nothing_is_left_behind(server: Real
         assert set(kinds) == set(KINDS)
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
         server.wait_for_metric(f"vllm:{name}", 0.0)
+
+
+# A pattern that nothing enforces.
+UNHELD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "a$b"}}}
+FUNCTION = {"name": "f", "parameters": UNHELD}
+SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "s", "schema": UNHELD}}
+HELLO = [{"role": "user", "content": "hi"}]
+CHAT_TOOLS = {"messages": HELLO, "tools": [{"type": "function", "function": FUNCTION}]}
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("chat/completions", {**CHAT_TOOLS, "tool_choice": "required"}, "tools"),
+    (
+        "chat/completions",
+        {**CHAT_TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        "tools",
+    ),
+    ("chat/completions", {"messages": HELLO, "response_format": SCHEMA_FORMAT}, "response_format"),
+    ("completions", {"prompt": "a", "guided_regex": "a$b"}, "guided_regex"),
+    ("completions", {"prompt": "a", "structured_outputs": {"regex": "a$b"}}, "structured_outputs"),
+    ("completions", {"prompt": "a", "guided_json": "{" * 5}, "guided_json"),
+    (
+        "responses",
+        {
+            "input": "hi",
+            "text": {"format": {"type": "json_schema", "name": "s", "schema": UNHELD}},
+        },
+        "text.format",
+    ),
+    (
+        "responses",
+        {"input": "hi", "tools": [{"type": "function", **FUNCTION}], "tool_choice": "required"},
+        "tools",
+    ),
+    (
+        "messages",
+        {
+            "messages": HELLO,
+            "max_tokens": 5,
+            "tools": [{"name": "f", "input_schema": UNHELD}],
+            "tool_choice": {"type": "any"},
+        },
+        "tools",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "name"), REFUSED, ids=str)
+async def test_a_form_that_is_refused_is_named_as_it_was_sent(
+    path: str, body: dict[str, Any], name: str, server: RealServer
+) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=HANG_S) as client:
+        response = await client.post(f"/v1/{path}", json=body)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["message"].startswith(f"{name}: "), error
+    assert error.get("param", name) == name
