@@ -2,7 +2,7 @@
 
 A test fails because something is wrong, never because another process has the cores. So it waits
 for an event, and a limit of time is there only to end a hang. What may cost a given amount is
-judged by the processor time it took (`cpu_s`), which hardly grows while others run.
+judged by the processor time it took, which hardly grows while others run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 HANG_S = float(os.environ.get("VLLM_TEST_HANG_S", "300"))
@@ -38,15 +38,3 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def cpu_s(pids: Iterable[int]) -> float:
-    """Processor time that these processes have used, in seconds."""
-    ticks = 0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

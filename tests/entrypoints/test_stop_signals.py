@@ -7,12 +7,12 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-LIMIT_S = 60
+from tests.limits import HANG_S, wait_until
+
 # Says when the handlers are there, and is then as slow as imports on a busy machine.
 SLOW_IMPORT = """
 import sys
@@ -51,7 +51,7 @@ def started(program: str) -> subprocess.Popen[str]:
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], LIMIT_S)[0]
+    assert select.select([process.stdout], [], [], HANG_S)[0]
     assert process.stdout.readline() == "importing\n"
     return process
 
@@ -67,19 +67,18 @@ def test_a_signal_during_imports_ends_a_server_without_a_word(
     with started(SLOW_IMPORT.format(name=name, words=words) + call) as process:
         # All processes of the terminal get it, as from Ctrl-C.
         os.killpg(process.pid, number)
-        _, errors = process.communicate(timeout=LIMIT_S)
+        _, errors = process.communicate(timeout=HANG_S)
     assert (process.returncode, errors) == (0, "")
     wait_until_empty(process.pid)
 
 
 def wait_until_empty(group: int) -> None:
     """No process of the group is left, but for zombies that nobody reaps in a container."""
-    deadline_s = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline_s:
-        if not any(is_alive_in(group, path) for path in Path("/proc").glob("[0-9]*/stat")):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"processes of the group {group} are left")
+    stats = Path("/proc").glob
+    wait_until(
+        lambda: not any(is_alive_in(group, path) for path in stats("[0-9]*/stat")),
+        f"the end of the processes of group {group}",
+    )
 
 
 def is_alive_in(group: int, stat: Path) -> bool:
@@ -104,7 +103,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", STARTING + program],
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=HANG_S,
         check=False,
     )
 

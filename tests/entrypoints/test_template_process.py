@@ -16,7 +16,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(scope="module")
 def templates() -> Iterator[TemplateProcess]:
-    process = TemplateProcess({"eos_token": "</s>"}, deadline_s=2.0)
+    process = TemplateProcess({"eos_token": "</s>"}, budget_s=1.0)
     yield process
     process.close()
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import os
 import struct
 import threading
 import time
 from typing import Final, Protocol
 
 from vllm.logger import init_logger
+from vllm.utils.processor_time import processor_time_s
 
 logger = init_logger(__name__)
 BEAT_S: Final = 1.0
@@ -24,9 +24,6 @@ LIMIT_S: Final = 30.0  # silence from which on a core counts as hung
 LOOKS: Final = 20
 LOOK_S: Final = 0.1
 _TIME: Final = struct.Struct("=d")  # of time.monotonic(), which all processes share
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
-# Of the fields of /proc/PID/stat after the name: time spent computing, by itself and in the kernel.
-_USER, _SYSTEM = 11, 12
 
 
 def start_heart(directory: str) -> None:
@@ -89,20 +86,12 @@ class ProcessPulse:
 
     async def _moves(self) -> bool:
         """It beats after all, or computes: what holds Python's lock for long keeps the thread."""
-        before = self._computed_s()
+        before_s = processor_time_s(self.pid)
         for _ in range(LOOKS):
             await asyncio.sleep(LOOK_S)
-            if self.silence_s() <= self.limit_s or self._computed_s() > before:
+            if self.silence_s() <= self.limit_s or processor_time_s(self.pid) > before_s:
                 return True
         return False
-
-    def _computed_s(self) -> float:
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:  # gone, which others tell
-            return 0.0
-        return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS_PER_S
 
 
 def make_file(directory: str) -> None:

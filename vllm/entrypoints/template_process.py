@@ -1,7 +1,7 @@
 """Chat templates that come with requests, rendered where they can do no harm.
 
 The sandbox of Jinja keeps a template from reaching Python, not from asking for a billion characters
-or steps. So they run in a process of their own, of bounded memory, killed when it takes long.
+or steps. So they run in a process of their own, of bounded memory, killed when it costs much.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from vllm.entrypoints.chat_utils import render_chat
 from vllm.entrypoints.openai.admission import Overloaded
 from vllm.errors import BadRequest
 from vllm.transformers_utils.chat_template import render_template
+from vllm.utils.processor_time import processor_time_s
 from vllm.utils.spawning import begin_process, undisturbed
 
-DEADLINE_S: Final = 4.0  # of one template
-START_S: Final = 60.0  # of the process, on a busy machine
+# Of one template, in time of a processor, which is all that a template can take.
+BUDGET_S: Final = 4.0
+LOOK_S: Final = 0.05  # between two looks at what it has cost
+START_S: Final = 300.0  # of the process; a limit that only a hang meets
 MEMORY_BYTES: Final = 512 * 2**20  # beyond what the process has when it is ready
 
 
@@ -38,11 +41,12 @@ class Rendered(msgspec.Struct):
 class TemplateProcess:
     """Starts with the first template. Thread-safe: one template at a time."""
 
-    def __init__(self, special_tokens: Mapping[str, Any], deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, special_tokens: Mapping[str, Any], budget_s: float = BUDGET_S) -> None:
         self.special_tokens = dict(special_tokens)
-        self.deadline_s = deadline_s
+        self.budget_s = budget_s
         self._lock = threading.Lock()
         self._process: multiprocessing.process.BaseProcess | None = None
+        self._past_s = 0.0  # what processes that were stopped have cost
         self._pipe: Connection | None = None
 
     def render(self, **arguments: Any) -> str:
@@ -51,8 +55,10 @@ class TemplateProcess:
         Raises BadRequest, and Overloaded while another template is being rendered for long.
         """
         # Whoever came before may take their time; nobody waits for more than one of them.
-        if not self._lock.acquire(timeout=self.deadline_s):
-            raise Overloaded("the chat templates of other requests take long; try again later")
+        before_s = self._cost_s()
+        while not self._lock.acquire(timeout=LOOK_S):
+            if self._cost_s() - before_s > self.budget_s:
+                raise Overloaded("the chat templates of other requests take long; try again later")
         try:
             return self._render(arguments)
         finally:
@@ -63,12 +69,15 @@ class TemplateProcess:
         try:
             # Of the standard library: others have no integers of more than 64 bits.
             pipe.send_bytes(json.dumps(arguments).encode())
-            if not pipe.poll(self.deadline_s):
-                self._stop()
-                raise BadRequest(
-                    f"the chat template takes more than {self.deadline_s:g} seconds",
-                    "chat_template",
-                )
+            before_s = self._cost_s()
+            while not pipe.poll(LOOK_S):
+                if self._cost_s() - before_s > self.budget_s:
+                    self._stop()
+                    raise BadRequest(
+                        f"the chat template takes more than {self.budget_s:g} seconds of a "
+                        "processor",
+                        "chat_template",
+                    )
             answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=Rendered)
         except (EOFError, OSError):
             self._stop()
@@ -80,6 +89,13 @@ class TemplateProcess:
         if answer.error is not None:
             raise BadRequest(answer.error, answer.param)
         return answer.prompt
+
+    def _cost_s(self) -> float:
+        """Of all templates so far."""
+        process = self._process
+        if process is None or process.pid is None:
+            return self._past_s
+        return self._past_s + processor_time_s(process.pid)
 
     def close(self) -> None:
         with self._lock:
@@ -102,6 +118,7 @@ class TemplateProcess:
 
     def _stop(self) -> None:
         if self._process is not None and self._pipe is not None:
+            self._past_s = self._cost_s()
             self._process.kill()
             self._process.join()
             self._pipe.close()

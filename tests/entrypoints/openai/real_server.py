@@ -15,7 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.limits import HANG_S, cpu_s, wait_until
+from tests.limits import HANG_S, wait_until
+from vllm.utils.processor_time import processor_time_s
 
 ROOT = Path(__file__).resolve().parents[3]
 STORY = ROOT / "examples" / "models" / "tiny-story"
@@ -73,7 +74,7 @@ class RealServer:
 
     def cpu_s(self) -> float:
         """Processor time of all its processes so far, in seconds."""
-        return cpu_s([self.process.pid, *self.children()])
+        return sum(map(processor_time_s, [self.process.pid, *self.children()]))
 
     def engine_pid(self) -> int:
         for pid in self.children():
