@@ -14,6 +14,7 @@ from vllm.structured_output.compiler import GrammarCompiler
 from vllm.transformers_utils.detokenizer import special_ids
 
 MARKER = "<|im_start|>"
+END = "<|end_of_text|>"
 ANY_TEXT = 'root ::= "a" [^b]*'
 NAMING = f'root ::= "{MARKER}" [a-z]* | "<|pad|" ">"'
 TAG = {
@@ -41,6 +42,12 @@ def pieces(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         ({"json_object": True}, f'{{"{MARKER}": "{MARKER}"}}'),
         ({"regex": "<.*"}, MARKER),
         ({"choice": [MARKER, "b"]}, MARKER),
+        # Nothing else could come.
+        ({"choice": [MARKER]}, MARKER),
+        ({"choice": [END]}, END),
+        ({"json": {"const": MARKER}}, f'"{MARKER}"'),
+        ({"regex": r"<\|im_start\|>"}, MARKER),
+        ({"grammar": f'root ::= "a" "{END}"'}, f"a{END}"),
         ({"grammar": ANY_TEXT}, f"a{MARKER}"),
     ],
     ids=str,
