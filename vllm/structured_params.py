@@ -26,6 +26,7 @@ class ReasoningFirst(msgspec.Struct, frozen=True, kw_only=True):
     ends: tuple[str, ...]
     is_open: bool
     is_spelled: bool = False  # one of starts may take more than one token
+    begun: str = ""  # the beginning of a marker that the prompt ends with
 
 
 class _Forms(msgspec.Struct, omit_defaults=True):

@@ -167,6 +167,21 @@ def test_final_message_is_continued_not_closed(tokenizer, template):
     assert prompt == "<user>hi</user><assistant>Once upon"
 
 
+@pytest.mark.parametrize("content", ["Once upon", None])
+def test_calls_are_not_lost_behind_a_text_that_is_continued(tokenizer, content):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [USER, {"role": "assistant", "content": content, "tool_calls": [call]}]
+    with pytest.raises(BadRequest, match="leave them out, or answer them") as caught:
+        render_chat(tokenizer, messages, add_generation_prompt=False, continue_final_message=True)
+    assert caught.value.param == "messages[1].tool_calls"
+    messages[1]["tool_calls"] = []
+    messages[1]["content"] = "Once upon"
+    prompt = render_chat(
+        tokenizer, messages, add_generation_prompt=False, continue_final_message=True
+    )
+    assert prompt.endswith("Once upon")
+
+
 def test_template_kwargs_reach_the_template(tokenizer):
     template = "{{ mood }}: {{ messages[0].content }}"
     prompt = render_chat(

@@ -28,6 +28,18 @@ CASES = [
     ("granite", "", "Here's my thought process:Hm.Here's my response:Yes.", "Hm.", "Yes."),
     ("granite", "", "Here is a fox.", "", "Here is a fox."),
     ("granite", "", "", "", ""),
+    # The prompt ends within a marker.
+    ("qwen3", "<think>text</thi", "nk>Yes.", "", "Yes."),
+    ("qwen3", "<think>text</thi", "s.</think>Yes.", "s.", "Yes."),
+    ("qwen3", "<think>a <", "</think>Yes.", "", "Yes."),
+    ("qwen3", "<thi", "nk>Hm.</think>Yes.", "Hm.", "Yes."),
+    ("qwen3", "<thi", "n ice>", "", "n ice>"),
+    ("qwen3", "<think>x</think>a <", "think>", "", "think>"),
+    ("deepseek_r1", "Hm.</", "think>Yes.", "", "Yes."),
+    ("deepseek_r1", "a <", " b", " b", ""),
+    ("granite", "Here is my", " thought process: Hm. Here is my response: Yes.", " Hm. ", " Yes."),
+    ("granite", "Here's my thought process: Hm. Here is", " my response: Yes.", "", " Yes."),
+    ("granite", "Here is my", " fox.", "", " fox."),
 ]
 
 

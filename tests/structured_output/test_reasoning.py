@@ -37,12 +37,15 @@ def made(thinker: PreTrainedTokenizerBase) -> Made:
     size = len(thinker) + 3  # models have more rows than tokenizers have tokens
     compiler = GrammarCompiler(StructuredOutputsConfig(), size, {EOS}, lambda: thinker)
 
-    def make(backend: str, is_open: bool, is_spelled: bool = False, **form: object) -> Grammar:
+    def make(
+        backend: str, is_open: bool, is_spelled: bool = False, begun: str = "", **form: object
+    ) -> Grammar:
         reasoning = ReasoningFirst(
             starts=("<think>", "Here is my thought:"),
             ends=("</think>", "So:"),
             is_open=is_open,
             is_spelled=is_spelled,
+            begun=begun,
         )
         form = form or {"choice": ["yes", "no"]}
         params = StructuredOutputsParams(backend=backend, reasoning=reasoning, **form)
@@ -105,6 +108,15 @@ def test_reasoning_that_is_open_ends_however_its_end_is_written(made, thinker, b
 
 
 @BACKENDS
+def test_an_output_does_not_end_before_its_form(made, thinker, backend):
+    grammar = made(backend, is_open=True)
+    for piece in ("yes", "</thin", "k>"):
+        assert EOS not in allowed_by(grammar, len(thinker))
+        take(grammar, thinker, [piece])
+    assert ended(grammar, thinker) in ("yes", "no")
+
+
+@BACKENDS
 def test_a_token_that_goes_on_after_the_end_of_reasoning_may_not_be_drawn(made, thinker, backend):
     grammar = made(backend, is_open=True)
     assert "x</think>y" not in allowed_texts(grammar, thinker)
@@ -130,6 +142,23 @@ def test_an_opening_of_several_tokens_may_come_where_the_prompt_tells_of_it(made
     take(grammar, thinker, rest)
     take(grammar, thinker, ["H", "S", "o", ":", "H"])
     assert ended(grammar, thinker) == "ello"
+
+
+@BACKENDS
+def test_a_marker_that_the_prompt_is_cut_in_may_be_completed(made, thinker, backend):
+    grammar = made(backend, is_open=True, begun="</thin")
+    assert "k>{" not in allowed_texts(grammar, thinker)
+    take(grammar, thinker, ["k>"])
+    assert ended(grammar, thinker) in ("yes", "no")
+    grammar = made(backend, is_open=True, begun="</thin")
+    take(grammar, thinker, ["yes", "k>{"])
+    assert "yes" in allowed_texts(grammar, thinker) and "n" in allowed_texts(grammar, thinker)
+    for pieces in (["n", "k", ">", "yes", "</thin", "k>"], ["y"]):
+        grammar = made(backend, is_open=False, is_spelled=True, begun="<thi")
+        first = allowed_texts(grammar, thinker)
+        assert {"n", "no", "y"} <= first and "<think>" not in first
+        take(grammar, thinker, pieces)
+        assert ended(grammar, thinker) in ("es", "yes", "no")
 
 
 @BACKENDS

@@ -86,6 +86,13 @@ def render_chat(
             "set add_generation_prompt to false to continue the final message",
             "continue_final_message",
         )
+    if continue_final_message and _has_calls(messages[-1]):
+        # A text goes on where its content ends: what a template writes behind it would be lost.
+        raise BadRequest(
+            "continue_final_message goes on with the content of the final message, which may have "
+            "no tool_calls; leave them out, or answer them with messages of role 'tool'",
+            f"messages[{len(messages) - 1}].tool_calls",
+        )
     extra = dict(chat_template_kwargs or {})
     if reserved := RESERVED_KWARGS & extra.keys():
         raise BadRequest(
@@ -139,6 +146,10 @@ def _apply(
             for message in conversation
         ]
         return tokenizer.apply_chat_template(renamed, **arguments)
+
+
+def _has_calls(message: Message) -> bool:
+    return isinstance(message, Mapping) and bool(message.get("tool_calls"))
 
 
 @functools.lru_cache(maxsize=128)

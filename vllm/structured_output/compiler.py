@@ -270,7 +270,7 @@ class GrammarCompiler:
 
     def _find_tokens(self, starts: Sequence[str], ends: Sequence[str]) -> ReasoningTokens:
         texts = token_texts(self._load_tokenizer(), self.vocab_size)
-        return ReasoningTokens(texts, starts, ends)
+        return ReasoningTokens(texts, starts, ends, self._eos_token_ids)
 
     def _completed(self, params: StructuredOutputsParams) -> StructuredOutputsParams:
         """With the engine's settings where the request has none."""

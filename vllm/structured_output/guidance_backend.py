@@ -16,6 +16,7 @@ from vllm.structured_output.notation import RUST, string_for_guidance, text_for
 from vllm.structured_output.pattern import NotPlain, found_in, read, texts
 from vllm.structured_output.schema import MAX_WHITESPACE, nodes, rewrite_patterns
 from vllm.structured_params import StructuredOutputsParams
+from vllm.transformers_utils.detokenizer import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +51,9 @@ class GuidanceBackend:
             eos_token=eos,
         )
         self._eos = frozenset(eos)
+        self._special = [
+            str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in special_ids(tokenizer)
+        ]
         self._room = MaskRoom(vocab_size, num_words(num_known))
 
     def rejects(self, params: StructuredOutputsParams) -> str | None:
@@ -60,7 +64,12 @@ class GuidanceBackend:
     def compile(self, params: StructuredOutputsParams) -> GuidanceForm:
         """Raises GrammarError."""
         try:
-            matcher = self._library.LLMatcher(self._tokenizer, self._grammar(params))
+            grammar = self._grammar(params)
+            # Where only one text can come next the library takes it for the tokens that the
+            # tokenizer makes of it, and then refuses those of them that are special.
+            if any(map(_spelled(params).__contains__, self._special)):
+                grammar = _without_forced_tokens(grammar)
+            matcher = self._library.LLMatcher(self._tokenizer, grammar)
         except Exception as error:  # whatever the library raises, the form is at fault
             raise GrammarError(str(error)[:500] or type(error).__name__) from error
         if matcher.is_error():
@@ -92,6 +101,22 @@ class GuidanceBackend:
         if "::=" in spec:
             spec = self._library.gbnf_to_lark.any_to_lark(spec)
         return str(matcher.grammar_from_lark(spec))
+
+
+def _spelled(params: StructuredOutputsParams) -> str:
+    """The text of a form without what escapes its characters."""
+    spec = params.spec
+    if params.kind in ("json", "choice"):
+        spec = json.dumps(json.loads(spec), ensure_ascii=False)
+    return spec.replace("\\", "")
+
+
+def _without_forced_tokens(grammar: str) -> str:
+    if grammar.lstrip().startswith("{"):
+        (part,) = json.loads(grammar)["grammars"]
+        schema = part.get("json_schema")
+        grammar = part["lark_grammar"] if schema is None else f"start: %json {json.dumps(schema)}"
+    return f'{grammar}\n%llguidance {{"no_forcing": true}}\n'
 
 
 class MaskRoom:

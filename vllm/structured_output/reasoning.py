@@ -35,9 +35,14 @@ class ReasoningTokens:
     """The tokens of a vocabulary that matter to markers of reasoning. Immutable, hence shared."""
 
     def __init__(
-        self, vocabulary: Sequence[bytes], starts: Sequence[str], ends: Sequence[str]
+        self,
+        vocabulary: Sequence[bytes],
+        starts: Sequence[str],
+        ends: Sequence[str],
+        eos_token_ids: Iterable[int],
     ) -> None:
         self.texts = vocabulary
+        self._eos = np.array(sorted(eos_token_ids), np.int64)
         self.starts = tuple(sorted((text.encode() for text in starts), key=len, reverse=True))
         self.ends = tuple(text.encode() for text in ends)
         # By a marker, and how many of its bytes the text has: tokens that go on with it.
@@ -65,14 +70,14 @@ class ReasoningTokens:
         """The marker that a text begins with."""
         return next((marker for marker in self.starts if text.startswith(marker)), None)
 
-    def overshooting(self, tail: bytes) -> TokenIds:
-        """Tokens after `tail` in whose middle reasoning would end."""
+    def forbidden(self, tail: bytes) -> TokenIds:
+        """Tokens after `tail` in whose middle reasoning would end, and those that end it all."""
         ids = [
             found
             for (marker, count), found in self._overshooting.items()
             if len(found) and tail.endswith(marker[:count])
         ]
-        return np.concatenate(ids) if ids else np.empty(0, np.int64)
+        return np.concatenate([self._eos, *ids])
 
 
 class _Stage(enum.Enum):
@@ -82,7 +87,8 @@ class _Stage(enum.Enum):
 
 
 class AfterReasoning:
-    """A grammar of what follows reasoning, which is free.
+    """A grammar of what follows reasoning, which is free, but for the end of the output: the form
+    is still to come.
 
     Where reasoning is not open, the first token opens it or begins the form: nothing else may come.
     A token that would end reasoning and go on may not come either: its rest would be no part of the
@@ -97,7 +103,8 @@ class AfterReasoning:
         self._tokens = tokens
         self._is_spelled = reasoning.is_spelled
         self._stage = _Stage.REASONING if reasoning.is_open else _Stage.UNDECIDED
-        self._text = b""  # undecided: all of it; in reasoning: as much as may begin a marker
+        # Undecided: all of it; in reasoning: as much as may begin a marker.
+        self._text = reasoning.begun.encode()
         self._is_form = True  # while undecided: whether the form may have begun, too
         self._forbidden = self._find_forbidden()
 
@@ -155,7 +162,7 @@ class AfterReasoning:
     def _find_forbidden(self) -> TokenIds:
         if self._stage is not _Stage.REASONING:
             return np.empty(0, np.int64)
-        return self._tokens.overshooting(self._text)
+        return self._tokens.forbidden(self._text)
 
 
 def _by_offset(

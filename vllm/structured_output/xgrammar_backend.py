@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vllm.structured_output.cost import is_lark, num_optional
-from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow
+from vllm.structured_output.grammar import Grammar, GrammarError, MaskRow, num_words
 from vllm.structured_output.notation import XGRAMMAR, string_for_xgrammar, text_for
 from vllm.structured_output.pattern import NotPlain
 from vllm.structured_output.schema import (
@@ -27,6 +29,7 @@ from vllm.structured_output.structural_tag import (
     with_regexes,
 )
 from vllm.structured_params import StructuredOutputsParams
+from vllm.transformers_utils.detokenizer import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +58,14 @@ class XGrammarBackend:
             tokenizer, vocab_size=vocab_size, stop_token_ids=self._eos_token_ids or None
         )
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        self._vocab_size = vocab_size
+        # An end token is none of a form's text: the library knows where it may come.
+        hidden = special_ids(tokenizer) - set(self._eos_token_ids)
+        self._hidden = {
+            token_id: str(tokenizer.convert_ids_to_tokens(token_id))
+            for token_id in hidden
+            if token_id < vocab_size
+        }
 
     def rejects(self, params: StructuredOutputsParams) -> str | None:
         """Why this form is better left to another backend."""
@@ -79,7 +90,28 @@ class XGrammarBackend:
             compiled = self._compile(params)
         except Exception as error:  # whatever the library raises, the form is at fault
             raise GrammarError(_reason(error)) from error
-        return XGrammarForm(self._library, compiled, ends_by_itself=not self._eos_token_ids)
+        return XGrammarForm(
+            self._library,
+            compiled,
+            ends_by_itself=not self._eos_token_ids,
+            drawable=self._drawable(params),
+        )
+
+    def _drawable(self, params: StructuredOutputsParams) -> MaskRow | None:
+        """Tokens that may come where their text may; None: all.
+
+        A special token has a text that the output lacks, so where the form allows that text it is
+        written in other tokens. Markers that a grammar names are meant, and between tags the text
+        is the model's own.
+        """
+        if params.kind == "structural_tag":
+            return None
+        spec = params.spec if params.kind == "grammar" else ""
+        hidden = np.array([i for i, text in self._hidden.items() if text not in spec], np.int64)
+        row = np.full(num_words(self._vocab_size), -1, np.int32)
+        bits = np.left_shift(np.uint32(1), (hidden & 31).astype(np.uint32))
+        np.bitwise_and.at(row.view(np.uint32), hidden >> 5, ~bits)
+        return row
 
     def _compile(self, params: StructuredOutputsParams) -> Any:
         compiler, spec = self._compiler, params.spec
@@ -139,24 +171,29 @@ class XGrammarBackend:
 
 
 class XGrammarForm:
-    def __init__(self, library: Any, compiled: Any, ends_by_itself: bool) -> None:
+    def __init__(
+        self, library: Any, compiled: Any, ends_by_itself: bool, drawable: MaskRow | None
+    ) -> None:
         self._library = library
         self._compiled = compiled
         self._ends_by_itself = ends_by_itself
+        self._drawable = drawable
 
     def start(self) -> Grammar:
         return XGrammarState(
             self._library.GrammarMatcher(
                 self._compiled, terminate_without_stop_token=self._ends_by_itself
-            )
+            ),
+            self._drawable,
         )
 
 
 class XGrammarState:
     restricts = True
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, drawable: MaskRow | None) -> None:
         self._matcher = matcher
+        self._drawable = drawable
 
     @property
     def finished(self) -> bool:
@@ -165,6 +202,8 @@ class XGrammarState:
     def fill_mask(self, out: MaskRow) -> None:
         if not self._matcher.fill_next_token_bitmask(out.reshape(1, -1), 0):
             out.fill(-1)  # the library leaves the row alone when everything is allowed
+        if self._drawable is not None:
+            np.bitwise_and(out, self._drawable, out=out)
 
     def accept(self, token_id: int) -> bool:
         return bool(self._matcher.accept_token(token_id))

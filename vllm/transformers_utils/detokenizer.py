@@ -135,6 +135,14 @@ class WindowStream:
         return self._decode(self._window[self._num_read :])
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that skip_special_tokens leaves out of the text."""
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if not isinstance(tokenizer, PlainTokenizer):  # whose special tokens have all been added
+        special.update(tokenizer.all_special_ids)
+    return frozenset(special)
+
+
 class TextDecoder:
     """A tokenizer's way from tokens to text. Shared by all sequences."""
 
@@ -142,10 +150,7 @@ class TextDecoder:
         """`vocab_size` is the model's, which may be larger than the tokenizer's."""
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        if not isinstance(tokenizer, PlainTokenizer):  # whose special tokens have all been added
-            special.update(tokenizer.all_special_ids)
-        self.special_ids = frozenset(special)
+        self.special_ids = special_ids(tokenizer)
         self._bytes: list[bytes] | None = None
         backend = backend_of(tokenizer)
         if backend is not None and isinstance(backend.decoder, decoders.ByteLevel):

@@ -237,6 +237,7 @@ async def test_a_call_that_is_asked_for_has_a_grammar_that_begins_after_reasonin
 
 THINKING = {"role": "assistant", "content": "<think>text"}
 ANSWERING = {"role": "assistant", "content": "<think>x</think>Once upon"}
+CUT = {"role": "assistant", "content": "<think>text</thi"}
 
 
 @pytest.mark.asyncio
@@ -263,6 +264,8 @@ async def test_a_message_goes_on_where_its_reasoning_is(make_app, engine, parser
             (ANSWERING, " a time", "", " a time"),
             (THINKING, " more</think>Yes.", " more", "Yes."),
             (THINKING, " more", " more", ""),
+            (CUT, "nk>Yes.", "", "Yes."),
+            (CUT, "cket</think>Yes.", "cket", "Yes."),
         ):
             engine.text = text
             body = {
@@ -279,7 +282,8 @@ async def test_a_message_goes_on_where_its_reasoning_is(make_app, engine, parser
             if path != "messages":
                 form = engine.seen[-1][1].structured_outputs
                 is_open = form.reasoning is not None and form.reasoning.is_open
-                assert is_open == (last is THINKING)
+                assert is_open == (last is not ANSWERING)
+                assert not is_open or form.reasoning.begun == ("</thi" if last is CUT else "")
 
 
 @pytest.mark.asyncio

@@ -17,7 +17,7 @@ class ReasoningParser:
     """Splits the text of one choice into reasoning and content; reasoning comes once, first.
 
     `begun` is what the prompt has of the message already: a template, or a message that is to be
-    continued, may have begun the reasoning, or ended it.
+    continued, may have begun the reasoning, or ended it, or be cut within a marker.
     """
 
     starts: ClassVar[tuple[str, ...]]
@@ -26,11 +26,12 @@ class ReasoningParser:
     assumes_reasoning: ClassVar[bool] = False
 
     def __init__(self, begun: str) -> None:
-        self._buffer = ""
         self._begun = False  # whether it is known if there is reasoning
         is_open = self.is_open(begun)
         self._done = is_open is False
         self._in_reasoning = bool(is_open)
+        self._buffer = self.cut_marker(begun)
+        self._num_known = len(self._buffer)  # characters of it that the prompt has
 
     @classmethod
     def is_open(cls, begun: str) -> bool | None:
@@ -40,6 +41,13 @@ class ReasoningParser:
         if start == end == -1:
             return True if cls.assumes_reasoning else None
         return start > end
+
+    @classmethod
+    def cut_marker(cls, begun: str) -> str:
+        """The beginning of a marker that `begun` ends with, which what follows may complete."""
+        is_open = cls.is_open(begun)
+        markers = () if is_open is False else cls.ends if is_open else cls.starts
+        return begun[len(begun) - held_back(begun, markers) :]
 
     def push(self, text: str) -> list[Delta]:
         if self._done:
@@ -56,6 +64,7 @@ class ReasoningParser:
         position, marker = end
         found = self._reasoning(position)
         self._buffer = self._buffer[len(marker) :]
+        self._num_known = 0
         self._done = True
         return found + self._content()
 
@@ -76,14 +85,20 @@ class ReasoningParser:
         for marker in sorted(self.starts, key=len, reverse=True):
             if start.startswith(marker):
                 self._buffer = start.removeprefix(marker)
+                self._num_known = 0
                 self._in_reasoning = True
                 break
         return True
 
     def _reasoning(self, length: int) -> list[Delta]:
-        text, self._buffer = self._buffer[:length], self._buffer[length:]
+        text = self._take(length)
         return [ReasoningDelta(text)] if text else []
 
     def _content(self) -> list[Delta]:
-        text, self._buffer = self._buffer, ""
+        text = self._take(len(self._buffer))
         return [ContentDelta(text)] if text else []
+
+    def _take(self, length: int) -> str:
+        text, self._buffer = self._buffer[self._num_known : length], self._buffer[length:]
+        self._num_known = max(0, self._num_known - length)
+        return text

@@ -69,8 +69,10 @@ class ChatParsers:
         return make
 
     def has_markers(self, prompt: str) -> bool:
-        """Whether a prompt has anything that may be reasoning."""
-        return self.reasoning is not None and any(map(prompt.__contains__, self._markers))
+        """Whether a prompt has anything that may be reasoning, or the beginning of it."""
+        if any(map(prompt.__contains__, self._markers)):
+            return True
+        return held_back(prompt, self._markers) > 0
 
     def ends_with_marker(self, prompt: str) -> bool:
         return prompt.rstrip().endswith(self._markers)
@@ -85,12 +87,14 @@ class ChatParsers:
         """What the model may write before a form begins; None if that begins at once."""
         if self.reasoning is None or (is_open := self.reasoning.is_open(begun)) is False:
             return None
+        cut = self.reasoning.cut_marker(begun)
         return ReasoningFirst(
             starts=tuple(self.reasoning.starts),
             ends=tuple(self.reasoning.ends),
             is_open=bool(is_open),
             # A model that is not told so begins other sentences like a marker of several words.
-            is_spelled=any(map(prompt.__contains__, self.reasoning.starts)),
+            is_spelled=bool(cut) or any(map(prompt.__contains__, self.reasoning.starts)),
+            begun=cut,
         )
 
     @property
