@@ -41,9 +41,9 @@ CONTRACTS = frozenset(
     {
         "vllm.attention.interface",
         "vllm.attention.metadata",
-        "vllm.core.kv_cache.spec",
-        "vllm.core.plan",
-        "vllm.engine.messages",
+        "vllm.messages.cache",
+        "vllm.messages.step",
+        "vllm.messages.engine",
         "vllm.executor.base",
         "vllm.layers.methods",
         "vllm.metrics.stats",

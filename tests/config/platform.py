@@ -9,8 +9,8 @@ import torch
 
 from vllm.attention.interface import AttentionBackend
 from vllm.config.vllm import VllmConfig
+from vllm.messages.facts import WorkerFacts
 from vllm.platforms.base import Capabilities, Device, Platform
-from vllm.worker.facts import WorkerFacts
 from vllm.worker.graphs import GraphRunner
 from vllm.worker.model_runner import ModelRunner
 from vllm.worker.planner import Planner

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.core.plan import StepPlan
+from vllm.messages.step import StepPlan
 from vllm.worker.planner import Phase, UnifiedPlanner
 
 ROWS = st.lists(

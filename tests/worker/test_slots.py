@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.core.plan import Admission, StepPlan
+from vllm.messages.step import Admission, StepPlan
 from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
 from vllm.platforms.base import Device, HostCopy, MemoryInfo

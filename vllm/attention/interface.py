@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.core.kv_cache.spec import KVCacheSpec
+    from vllm.messages.cache import KVCacheSpec
     from vllm.platforms.base import Capabilities
     from vllm.worker.planner import Launch
     from vllm.worker.slots import Slots

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.attention.interface import AttentionBackend, AttentionMetas, AttentionSpec
-from vllm.core.kv_cache.spec import MLA, AnySpec, FullAttention, SlidingWindow
+from vllm.messages.cache import MLA, AnySpec, FullAttention, SlidingWindow
 
 
 class Attention(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vllm.attention.interface import AttentionBackend, AttentionSpec
 from vllm.attention.metadata import PagedMeta
-from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention, KVCacheSpec
 from vllm.errors import NotAvailable
+from vllm.messages.cache import MLA, CrossAttention, FullAttention, KVCacheSpec
 
 if TYPE_CHECKING:
     from vllm.platforms.base import Capabilities

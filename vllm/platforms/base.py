@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from vllm.attention.interface import AttentionBackend
     from vllm.config.vllm import VllmConfig
     from vllm.layers.methods import ExpertsMethod, LinearMethod
+    from vllm.messages.facts import WorkerFacts
     from vllm.ops.registry import Ops
-    from vllm.worker.facts import WorkerFacts
     from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
     from vllm.worker.planner import Planner

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 
 if TYPE_CHECKING:
     from vllm.platforms.base import Device

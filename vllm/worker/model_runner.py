@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vllm.attention.interface import AttentionBackend, AttentionMetas
-from vllm.core.plan import StepPlan
+from vllm.messages.step import StepPlan
 from vllm.models.interfaces import ForwardInputs, Model
 from vllm.platforms.base import Device
 from vllm.sample.interface import SamplerOutput, SampleRows

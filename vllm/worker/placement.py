@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 from vllm.platforms.base import Device
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm.core.plan import Int32Array, StepPlan
+from vllm.messages.step import Int32Array, StepPlan
 from vllm.worker.placement import Placement
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from vllm.core.plan import Int32Array, LogprobArrays, PromptLogprobs, StepResult
+from vllm.messages.step import Int32Array, LogprobArrays, PromptLogprobs, StepResult
 from vllm.platforms.base import Device, HostCopy
 from vllm.sample.interface import LogprobTensors
 

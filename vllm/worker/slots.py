@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Admission, Int32Array, StepPlan
+from vllm.messages.step import Admission, Int32Array, StepPlan
 from vllm.platforms.base import Device
 from vllm.sample.state import SamplingState
 from vllm.worker.placement import Placement

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from vllm.core.plan import StepPlan
 from vllm.envs import Environment
 from vllm.logger import init_logger
+from vllm.messages.step import StepPlan
 from vllm.worker.planner import Launch
 from vllm.worker.step_observer import StepObserver
 

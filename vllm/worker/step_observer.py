@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vllm.core.plan import StepPlan
+from vllm.messages.step import StepPlan
 from vllm.worker.planner import Launch
 
 

@@ -12,12 +12,13 @@ import torch
 from vllm.attention.interface import AttentionBackend
 from vllm.attention.layer import Attention
 from vllm.config.vllm import VllmConfig
-from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
-from vllm.core.plan import StepPlan
 from vllm.distributed.groups import Group
 from vllm.envs import Environment
 from vllm.loader import load_model
 from vllm.logger import init_logger
+from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import StepPlan
 from vllm.models.interfaces import Model
 from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
@@ -27,7 +28,6 @@ from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
 from vllm.sample.static_sampler import StaticSampler
 from vllm.worker import memory
-from vllm.worker.facts import WorkerFacts
 from vllm.worker.model_runner import ModelRunner, RunnerParts
 from vllm.worker.placement import PlacedCache
 from vllm.worker.running_step import RunningStep

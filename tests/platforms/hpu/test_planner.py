@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.core.plan import StepPlan
+from vllm.messages.step import StepPlan
 from vllm.platforms.hpu.bucketing.axes import Limits, default_axes
 from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable, decode_buckets, prompt_buckets
 from vllm.platforms.hpu.planner import PhasedPlanner

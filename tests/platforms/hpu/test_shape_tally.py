@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import LogLines
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 from vllm.platforms.base import Device, MemoryInfo
 from vllm.platforms.hpu import shape_tally
 from vllm.platforms.hpu.planner import padded_launch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import LogLines
-from vllm.core.plan import StepPlan
+from vllm.messages.step import StepPlan
 from vllm.platforms.hpu.planner import padded_launch
 from vllm.platforms.hpu.step_metrics import (
     StepCompilations,

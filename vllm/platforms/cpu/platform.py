@@ -21,8 +21,8 @@ from vllm.platforms.cpu.threads import plan_threads
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
     from vllm.layers.methods import ExpertsMethod, LinearMethod
+    from vllm.messages.facts import WorkerFacts
     from vllm.ops.registry import Ops
-    from vllm.worker.facts import WorkerFacts
     from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
     from vllm.worker.planner import Planner

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
 from vllm.logger import init_logger
+from vllm.messages.step import Int32Array
 from vllm.platforms.hpu.attention.planning import DUMMY_BLOCK
 from vllm.worker.placement import PlacedCache, Placement
 

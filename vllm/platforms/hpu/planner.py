@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vllm.core.plan import Int32Array, StepPlan
+from vllm.messages.step import Int32Array, StepPlan
 from vllm.platforms.hpu.bucketing.demand import Demand
 from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable
 from vllm.platforms.hpu.defragmentation import ContiguousPlacement

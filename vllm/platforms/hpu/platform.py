@@ -25,7 +25,7 @@ from vllm.platforms.hpu.settings import settings_of
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.worker.facts import WorkerFacts
+    from vllm.messages.facts import WorkerFacts
     from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
     from vllm.worker.planner import Planner

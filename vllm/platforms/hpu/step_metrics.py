@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from vllm.core.plan import StepPlan
 from vllm.envs import Environment
 from vllm.logger import init_logger
+from vllm.messages.step import StepPlan
 from vllm.platforms.hpu import bridge
 from vllm.worker.planner import Launch, ShapeKey
 from vllm.worker.step_observer import StepObserver

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.attention.paged_cases import Row, dense_attention
 from vllm.attention.interface import AttentionSpec
-from vllm.core.kv_cache.spec import MLA, FullAttention, KVCacheSpec
+from vllm.messages.cache import MLA, FullAttention, KVCacheSpec
 from vllm.platforms.hpu.attention import HpuAttention
 from vllm.worker.planner import Launch, Phase, ShapeKey
 

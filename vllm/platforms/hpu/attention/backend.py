@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vllm.attention.interface import AttentionBackend, AttentionSpec
-from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention, KVCacheSpec
 from vllm.errors import NotAvailable
+from vllm.messages.cache import MLA, CrossAttention, FullAttention, KVCacheSpec
 from vllm.platforms.hpu.attention import cache as kv
 from vllm.platforms.hpu.attention.decode import decode_attention
 from vllm.platforms.hpu.attention.expansion import expand_decode, expand_prompt
