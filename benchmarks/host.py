@@ -111,12 +111,12 @@ def watch_parts(watch: Watch) -> None:
     import vllm.worker.model_runner as runner
     from vllm.attention.paged import PagedAttention
     from vllm.core.scheduler import Scheduler
+    from vllm.device.planner import UnifiedPlanner
     from vllm.engine.front_end import FrontEnd
     from vllm.engine.output_processor import OutputProcessor
     from vllm.models.decoder import Decoder
     from vllm.platforms.cpu.graphs import CpuGraphRunner
     from vllm.sample.sampler import Sampler
-    from vllm.worker.planner import UnifiedPlanner
     from vllm.worker.running_step import RunningStep
     from vllm.worker.slots import Slots
 

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from vllm.beam_search import beam_search_async, request_output, rounds
 from vllm.config.vllm import VllmConfig
+from vllm.device.observer import ShapeUsage
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.client import EngineClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, raise_rejection, value_of
@@ -28,7 +29,6 @@ from vllm.messages.engine import CallResult, FromEngine, StepUpdates
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
-from vllm.worker.step_observer import ShapeUsage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

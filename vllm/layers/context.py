@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vllm.attention.interface import AttentionBackend, AttentionSpec
-from vllm.attention.layer import Attention
+from vllm.device.attention import AttentionBackend, AttentionSpec
 from vllm.errors import ConfigError
+from vllm.layers.cached_attention import Attention
 from vllm.layers.linear import ShardInfo
 from vllm.logger import init_logger
 from vllm.ops.registry import Ops, resolve

@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm.messages.step import Int32Array
 
 if TYPE_CHECKING:
-    from vllm.platforms.base import Device
+    from vllm.device.device import Device
 
 ANY_TOKEN = -1  # in a word: matches everything
 NO_TOKEN = -2  # in a word: matches nothing

@@ -21,7 +21,7 @@ from vllm.sample.ragged import SlotLists, SlotWords
 from vllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from vllm.platforms.base import Device
+    from vllm.device.device import Device
 
 NO_LOGPROBS = -1
 

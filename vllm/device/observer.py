@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vllm.device.launch import Launch
 from vllm.messages.step import StepPlan
-from vllm.worker.planner import Launch
 
 
 class ShapeUsage(msgspec.Struct, array_like=True):

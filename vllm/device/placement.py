@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vllm.device.device import Device
 from vllm.messages.step import Int32Array
-from vllm.platforms.base import Device
 
 
 @dataclass(frozen=True, slots=True)

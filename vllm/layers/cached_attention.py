@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionBackend, AttentionMetas, AttentionSpec
+from vllm.device.attention import AttentionBackend, AttentionMetas, AttentionSpec
 from vllm.messages.cache import MLA, AnySpec, FullAttention, SlidingWindow
 
 
