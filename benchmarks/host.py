@@ -111,12 +111,12 @@ def watch_parts(watch: Watch) -> None:
     import vllm.worker.model_runner as runner
     from vllm.attention.paged import PagedAttention
     from vllm.core.scheduler import Scheduler
+    from vllm.device.planner import UnifiedPlanner
     from vllm.engine.front_end import FrontEnd
     from vllm.engine.output_processor import OutputProcessor
     from vllm.models.decoder import Decoder
     from vllm.platforms.cpu.graphs import CpuGraphRunner
     from vllm.sample.sampler import Sampler
-    from vllm.worker.planner import UnifiedPlanner
     from vllm.worker.running_step import RunningStep
     from vllm.worker.slots import Slots
 
@@ -323,9 +323,9 @@ def run_serve(model: str, args: argparse.Namespace) -> None:
 
 
 def make_scheduler(model: str, num_blocks: int, max_num_seqs: int, max_model_len: int = 512) -> Any:
-    from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout, KVGroup
     from vllm.core.scheduler import Scheduler
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.messages.cache import FullAttention, KVCacheLayout, KVGroup
 
     spec = FullAttention(block_size=16, num_kv_heads=1, head_dim=8, value_dim=8, dtype_bytes=4)
     layout = KVCacheLayout(num_blocks, (KVGroup(spec, ("layer",)),))
@@ -340,7 +340,7 @@ def make_scheduler(model: str, num_blocks: int, max_num_seqs: int, max_model_len
 
 def engine_request(name: str, token_ids: list[int], max_tokens: int) -> Any:
     from vllm import SamplingParams
-    from vllm.engine.messages import EngineRequest
+    from vllm.messages.engine import EngineRequest
 
     params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=max_tokens, seed=0)
     return EngineRequest(name, token_ids, params, time.time())
@@ -349,7 +349,7 @@ def engine_request(name: str, token_ids: list[int], max_tokens: int) -> Any:
 def scheduler_step(scheduler: Any) -> None:
     import numpy as np
 
-    from vllm.core.plan import StepResult
+    from vllm.messages.step import StepResult
 
     plan = scheduler.schedule()
     drawn = np.full(int(plan.samples.sum()), 7, np.int32)

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm.attention.interface import AttentionSpec
-from vllm.attention.metadata import PagedMeta
 from vllm.attention.paged import PagedAttention
-from vllm.core.kv_cache.spec import FullAttention
+from vllm.device.attention import AttentionSpec, PagedMeta
+from vllm.messages.cache import FullAttention
 from vllm.platforms import platform_of
 from vllm.platforms.cpu import native
 from vllm.platforms.cpu.device import CpuDevice

@@ -36,8 +36,8 @@ PLANTED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
 ]
 
 ALLOWED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
-    (rules.wrong_imports, "vllm/core/scheduler.py", "from vllm.core.plan import StepPlan"),
-    (rules.wrong_imports, "vllm/worker/worker.py", "from vllm.core.plan import StepPlan"),
+    (rules.wrong_imports, "vllm/core/scheduler.py", "from vllm.messages.step import StepPlan"),
+    (rules.wrong_imports, "vllm/worker/worker.py", "from vllm.messages.step import StepPlan"),
     (
         rules.wrong_imports,
         "vllm/core/scheduler.py",

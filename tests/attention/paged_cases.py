@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vllm.attention.interface import AttentionSpec
-from vllm.attention.metadata import PagedMeta
+from vllm.device.attention import AttentionSpec, PagedMeta
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,10 @@ import torch
 
 from tests.attention.paged_cases import MIXED_ROWS, Row, all_slots, dense_attention, random_meta
 from tests.ops.overrides import isas
-from vllm.attention.interface import AttentionSpec
-from vllm.attention.metadata import PagedMeta
 from vllm.attention.paged import PagedAttention
-from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention
+from vllm.device.attention import AttentionSpec, PagedMeta
 from vllm.errors import NotAvailable
+from vllm.messages.cache import MLA, CrossAttention, FullAttention
 from vllm.platforms import platform_of
 from vllm.platforms.cpu import native
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from vllm.attention.interface import AttentionBackend
 from vllm.config.vllm import VllmConfig
-from vllm.platforms.base import Capabilities, Device, Platform
-from vllm.worker.facts import WorkerFacts
-from vllm.worker.graphs import GraphRunner
+from vllm.device.attention import AttentionBackend
+from vllm.device.capabilities import Capabilities
+from vllm.device.device import Device
+from vllm.device.graphs import GraphRunner
+from vllm.device.planner import Planner
+from vllm.messages.facts import WorkerFacts
+from vllm.platforms.base import Platform
 from vllm.worker.model_runner import ModelRunner
-from vllm.worker.planner import Planner
 
 
 class FactsOnly(Platform):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.core.device_model import DeviceModel, next_token
-from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
-from vllm.core.plan import StepPlan, StepResult
 from vllm.core.scheduler import Scheduler
-from vllm.engine.messages import EngineRequest, FinishReason, RequestUpdate
+from vllm.messages.cache import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
+from vllm.messages.engine import EngineRequest, FinishReason, RequestUpdate
+from vllm.messages.step import StepPlan, StepResult
 from vllm.sampling_params import SamplingParams
 
 BLOCK = 4

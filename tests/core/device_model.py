@@ -10,8 +10,8 @@ import zlib
 
 import numpy as np
 
-from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import NO_TOKEN, StepPlan, StepResult
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.step import NO_TOKEN, StepPlan, StepResult
 
 VOCAB = 50
 BROKEN = 666  # seed of a request whose every draw fails

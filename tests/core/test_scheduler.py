@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.core.conftest import BLOCK, Engine, expected, layout
 from tests.core.device_model import BROKEN
 from vllm.core.kv_cache.sizing import blocks_per_sequence
-from vllm.engine.messages import FinishReason
+from vllm.messages.engine import FinishReason
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.core.conftest import BLOCK, Engine, expected, layout
-from vllm.core.plan import StepPlan
 from vllm.core.steady import RECENT_TOKENS
+from vllm.messages.step import StepPlan
 
 NEVER = 1000  # rows from which on requests may be steady
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vllm.config.vllm import VllmConfig
-from vllm.core.plan import LogprobArrays
-from vllm.engine.messages import (
+from vllm.errors import ConfigError
+from vllm.messages.engine import (
     Abort,
     Call,
     CallResult,
@@ -22,7 +22,7 @@ from vllm.engine.messages import (
     StepUpdates,
     ToEngine,
 )
-from vllm.errors import ConfigError
+from vllm.messages.step import LogprobArrays
 
 Script = Callable[[EngineRequest], list[int]]
 

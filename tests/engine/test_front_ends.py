@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vllm.distributed.codec import encoder
 from vllm.engine.core_process import Addresses, CoreLink
 from vllm.engine.front_link import FrontLink
-from vllm.engine.messages import (
+from vllm.engine.routes import STATS_S, ManyFrontEnds
+from vllm.messages.codec import encoder
+from vllm.messages.engine import (
     Abort,
     Call,
     CallResult,
@@ -22,7 +23,6 @@ from vllm.engine.messages import (
     RequestUpdate,
     StepUpdates,
 )
-from vllm.engine.routes import STATS_S, ManyFrontEnds
 from vllm.sampling_params import SamplingParams
 
 

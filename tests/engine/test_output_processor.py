@@ -12,8 +12,8 @@ from tests.engine.scripted_core import Script, ScriptedCore, counting
 from vllm.config.vllm import VllmConfig
 from vllm.engine.client import InProcessClient
 from vllm.engine.llm_engine import LLMEngine
-from vllm.engine.messages import EngineRequest, EngineStats, FinishReason
 from vllm.errors import BadRequest, EngineDeadError, NotAvailable
+from vllm.messages.engine import EngineRequest, EngineStats, FinishReason
 from vllm.metrics.stats import IterationStats
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams

@@ -7,10 +7,10 @@ import pytest
 
 from tests.engine.test_front_ends import Routed, request
 from vllm.config.vllm import VllmConfig
-from vllm.engine.messages import EngineStats, FinishReason, RequestUpdate, StepUpdates
 from vllm.engine.output_processor import OutputProcessor, ProcessedStep
 from vllm.engine.processor import Processor
 from vllm.engine.seats import QUIET_TOKENS
+from vllm.messages.engine import EngineStats, FinishReason, RequestUpdate, StepUpdates
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.transformers_utils.detokenizer import TextDecoder
 

@@ -15,7 +15,7 @@ import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
 from vllm.engine.client import ProcessClient
-from vllm.engine.messages import EngineStats
+from vllm.messages.engine import EngineStats
 from vllm.metrics.stats import IterationStats
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from tests.limits import HANG_S
-from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout
-from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.groups import Group
 from vllm.errors import LoadError
-from vllm.worker.facts import WorkerFacts
+from vllm.messages.cache import FullAttention, KVCacheLayout
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import StepPlan, StepResult
 
 SPEC = FullAttention(block_size=16, num_kv_heads=2, head_dim=8, value_dim=8, dtype_bytes=4)
 

@@ -8,10 +8,10 @@ import pytest
 from tests.executor import fake_worker as fake
 from tests.executor.fake_worker import FakeWorker, FinishedStep, fake_config, fake_plan
 from tests.limits import HANG_S
-from vllm.core.kv_cache.spec import KVCacheLayout, KVGroup
-from vllm.core.plan import StepPlan
 from vllm.errors import LoadError, NotAvailable
 from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
+from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.messages.step import StepPlan
 
 KINDS = pytest.mark.parametrize("kind", [InlineExecutor, ThreadedExecutor])
 

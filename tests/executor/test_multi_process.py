@@ -13,11 +13,11 @@ import pytest
 from tests.executor import fake_worker as fake
 from tests.executor.fake_worker import FakeWorker, fake_config, fake_plan
 from tests.limits import HANG_S, is_running, wait_until
-from vllm.core.kv_cache.spec import KVCacheLayout, KVGroup
 from vllm.errors import LoadError, NotAvailable
 from vllm.executor.base import ExecutorDied
-from vllm.executor.messages import RankError, failure, revive
 from vllm.executor.multi_process import MultiProcessExecutor
+from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.messages.rank import RankError, failure, revive
 
 
 def make(num_ranks: int = 1, **config: Any) -> MultiProcessExecutor:

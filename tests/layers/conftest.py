@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,16 @@ def make_context():
             model=SimpleNamespace(max_model_len=64),
             cache=SimpleNamespace(block_size=16, cache_dtype=dtype),
         )
+        platform, ops = CpuPlatform(), resolve({})
         return ModelContext(
             config=config,
-            platform=CpuPlatform(),
             device=torch.device("cpu"),
             dtype=dtype,
-            ops=resolve({}),
+            ops=ops,
+            capabilities=platform.capabilities,
+            new_linear_method=platform.linear_method,
+            new_experts_method=partial(platform.experts_method, ops),
+            attention_backends=platform.attention_backends(),
             shard=ShardInfo(rank, size),
         )
 

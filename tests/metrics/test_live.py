@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from vllm.engine.messages import EngineStats
+from vllm.messages.engine import EngineStats
 from vllm.metrics.live import MAX_SAMPLES, LiveStats, Sample
 from vllm.metrics.stats import IterationStats
 

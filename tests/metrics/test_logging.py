@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from vllm.engine.messages import EngineStats
+from vllm.messages.engine import EngineStats
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.stats import IterationStats
 

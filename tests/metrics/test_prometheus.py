@@ -1,6 +1,6 @@
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm.engine.messages import EngineStats, FinishReason
+from vllm.messages.engine import EngineStats, FinishReason
 from vllm.metrics.older_names import OLDER_NAMES
 from vllm.metrics.prometheus import PrometheusStats, series_1_2_5
 from vllm.metrics.reader import Gauge, Histogram, read_metrics

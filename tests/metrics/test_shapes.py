@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from vllm.device.observer import ShapeUsage
 from vllm.metrics.prometheus import PrometheusStats
 from vllm.metrics.reader import Counter, Gauge, read_metrics
-from vllm.worker.step_observer import ShapeUsage
 
 SHAPES = [
     ShapeUsage("prefill", 1, 128, 0, 2, 200, 56, 0, 0, 1.25, 0),

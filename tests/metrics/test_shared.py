@@ -14,7 +14,7 @@ from vllm.metrics.shared import DIRECTORY_VARIABLE, is_shared, sharing_metrics
 
 PROGRAM = """
 import sys
-from vllm.engine.messages import EngineStats, FinishReason
+from vllm.messages.engine import EngineStats, FinishReason
 from vllm.metrics.prometheus import PrometheusStats
 from vllm.metrics.stats import FinishedCall, FinishedRequest, IterationStats
 

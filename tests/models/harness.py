@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vllm.attention.metadata import PagedMeta
 from vllm.config.vllm import VllmConfig
+from vllm.device.attention import PagedMeta
+from vllm.device.launch import ForwardInputs
 from vllm.engine.arg_utils import EngineArgs
-from vllm.models.interfaces import ForwardInputs, Model
+from vllm.models.interfaces import Model
 
 BLOCK_SIZE = 16
 
@@ -50,10 +51,6 @@ class Harness:
                 torch.full(shape, float("nan"), dtype=layer.spec.dtype),
                 specs.index(layer.kv_spec()),
             )
-
-        model.bind_attention(
-            [next(layer.backend for layer in layers if layer.kv_spec() == spec) for spec in specs]
-        )
 
     def add(self, row: int, tokens: Sequence[int]) -> None:
         self.tokens[row].extend(tokens)

@@ -10,7 +10,7 @@ import pytest
 from tests.models.harness import config_for
 from tests.models.test_parity import assert_same_text_and_logits
 from tests.ops.overrides import isas
-from vllm.attention.interface import AttentionBackend
+from vllm.device.attention import AttentionBackend
 from vllm.layers.methods import ExpertsMethod, LinearMethod
 from vllm.ops.registry import Ops
 from vllm.platforms.base import Platform

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.ops.overrides import isas
+from vllm.device.launch import Phase, ShapeKey
 from vllm.platforms.cpu import graphs
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
 from vllm.platforms.cpu.graphs import CpuGraphRunner
-from vllm.worker.planner import Phase, ShapeKey
 
 pytestmark = pytest.mark.skipif(not isas(), reason="the kernels were not built")
 
@@ -133,7 +133,7 @@ def step(runner: CpuGraphRunner, model: Doubling, rows: int, phase: Phase = Phas
 
 
 def graphs_inputs(token_ids: Tensor, positions: Tensor):
-    from vllm.models.interfaces import ForwardInputs
+    from vllm.device.launch import ForwardInputs
 
     return ForwardInputs(token_ids, positions)
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from vllm.device.launch import Launch, Phase
+from vllm.device.planner import UnifiedPlanner
 from vllm.platforms.cpu.warmup import warm_up
-from vllm.worker.planner import Launch, Phase, UnifiedPlanner
 from vllm.worker.slots import DUMMY_SLOT
 
 

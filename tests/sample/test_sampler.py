@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.sample.bench import CPU, Bench
-from vllm.core.plan import NO_TOKEN
 from vllm.errors import ConfigError
+from vllm.messages.step import NO_TOKEN
 from vllm.platforms.cpu.native import native_ops
 from vllm.sample.interface import SamplerOutput
 from vllm.sample.sampler import Sampler

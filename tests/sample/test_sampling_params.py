@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from vllm.engine.messages import EngineRequest
 from vllm.errors import BadRequest, NotAvailable
+from vllm.messages.engine import EngineRequest
 from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import (
     BeamSearchParams,

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.sample.bench import Bench
-from vllm.core.plan import NO_TOKEN
+from vllm.messages.step import NO_TOKEN
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 V = 300

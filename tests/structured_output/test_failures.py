@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from tests.core.conftest import Engine, expected
 from tests.structured_output.conftest import EOS, can_be_whole, ready
 from vllm.config.structured import StructuredOutputsConfig
-from vllm.engine.messages import FinishReason
+from vllm.messages.engine import FinishReason
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.structured_output.compiler import GrammarCompiler, PendingGrammar
 from vllm.structured_output.grammar import (

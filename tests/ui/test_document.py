@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 
 from tests.entrypoints.openai.conftest import make_context
 from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
-from vllm.engine.messages import EngineStats
 from vllm.entrypoints.openai.app import build_app
 from vllm.entrypoints.ui.document import FOLDER, MODULES, STYLES, joined, load_document
+from vllm.messages.engine import EngineStats
 from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.prometheus import PrometheusStats

@@ -16,9 +16,9 @@ import torch
 from transformers import AutoConfig
 
 from tools.tiny_models import random_checkpoint
-from vllm.core.kv_cache.spec import KVCacheLayout, KVGroup
-from vllm.core.plan import Admission, LogprobArrays, StepPlan, StepResult
 from vllm.executor.base import Executor, StepHandle
+from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.messages.step import Admission, LogprobArrays, StepPlan, StepResult
 from vllm.sampling_params import SamplingParams
 
 BLOCK_SIZE = 16

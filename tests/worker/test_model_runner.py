@@ -16,10 +16,10 @@ from tests.worker.driver import (
     checkpoint,
     make_config,
 )
-from vllm.core.plan import LogprobArrays
 from vllm.executor.base import Executor
 from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
 from vllm.executor.multi_process import MultiProcessExecutor
+from vllm.messages.step import LogprobArrays
 from vllm.sampling_params import SamplingParams
 from vllm.worker.worker import Worker
 

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.core.plan import Admission, StepPlan
+from vllm.device.device import Device, HostCopy, MemoryInfo
+from vllm.device.planner import UnifiedPlanner
+from vllm.messages.step import Admission, StepPlan
 from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
-from vllm.platforms.base import Device, HostCopy, MemoryInfo
 from vllm.sample.state import SamplingState
 from vllm.sampling_params import SamplingParams
 from vllm.worker.inputs import gather_inputs
-from vllm.worker.planner import UnifiedPlanner
 from vllm.worker.slots import Slots, SlotsShape
 
 SHAPE = SlotsShape(
@@ -24,6 +24,7 @@ SHAPE = SlotsShape(
     pipeline_depth=2,
     vocab_size=50,
     block_sizes=(4, 8),
+    windows=(None, None),
 )
 
 

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from vllm.attention.interface import AttentionBackend, AttentionSpec
-from vllm.attention.metadata import PagedMeta
-from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention, KVCacheSpec
+from vllm.device.attention import AttentionBackend, AttentionSpec, GroupTables, PagedMeta, Upload
 from vllm.errors import NotAvailable
+from vllm.messages.cache import MLA, CrossAttention, FullAttention, KVCacheSpec
 
 if TYPE_CHECKING:
-    from vllm.platforms.base import Capabilities
-    from vllm.worker.planner import Launch
-    from vllm.worker.slots import Slots
+    from vllm.device.capabilities import Capabilities
+    from vllm.device.launch import Launch
 
 WriteKV = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 WriteLatent = Callable[[Tensor, Tensor, Tensor], None]
@@ -48,9 +46,8 @@ class PagedAttention(AttentionBackend):
         width = spec.block_size * (spec.head_dim + spec.value_dim)
         return num_blocks, spec.num_kv_heads, width
 
-    def plan(self, launch: Launch, slots: Slots, group: int) -> PagedMeta:
-        block_size = slots.shape.block_sizes[group]
-        table = slots.block_tables_np[group]
+    def plan(self, launch: Launch, tables: GroupTables, upload: Upload) -> PagedMeta:
+        block_size, table = tables.block_size, tables.blocks_np
         positions, counts = launch.positions_np, launch.counts_np
         seq_lens = launch.starts_np + counts
         max_seq_len = int(seq_lens.max())
@@ -58,7 +55,6 @@ class PagedAttention(AttentionBackend):
         block_table = table[launch.slots_np, : -(-max_seq_len // block_size)]
         column, offset = np.divmod(positions, np.int32(block_size))
         slot_mapping = block_table[launch.token_rows_np, column] * np.int64(block_size) + offset
-        upload = slots.device.upload
         return PagedMeta(
             query_start=upload(launch.query_start_np),
             seq_lens=upload(seq_lens),

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm.core.kv_cache.manager import BlockDelta
-from vllm.core.plan import NO_MASKS, NO_ROWS, Admission, Int32Array, StepPlan
 from vllm.core.request import Request
 from vllm.core.steady import SteadyPlan
+from vllm.messages.step import NO_MASKS, NO_ROWS, Admission, Int32Array, StepPlan
 from vllm.structured_output.grammar import Grammar
 
 _NO_BLOCKS: Final = np.empty((0, 4), np.int32)

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from vllm.core.request import Request, Status
-from vllm.engine.messages import EngineRequest
+from vllm.messages.engine import EngineRequest
 
 # Requests are served in ascending order and preempted in descending order. `arrival` counts
 # arrivals, so that orders are total and a preempted request returns to its old place.

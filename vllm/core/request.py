@@ -6,7 +6,7 @@ import enum
 
 import numpy as np
 
-from vllm.engine.messages import EngineRequest, FinishReason
+from vllm.messages.engine import EngineRequest, FinishReason
 from vllm.structured_output.grammar import Grammar
 
 

@@ -16,8 +16,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from vllm.core.kv_cache.manager import BlockDelta, KVCacheManager, PrefixMatch
-from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import (
+from vllm.core.plan_builder import PlanBuilder, Row
+from vllm.core.policy import POLICIES, WaitingQueue
+from vllm.core.request import Request, Status
+from vllm.core.steady import NO_STEADY_ROWS, SteadyPlan, SteadyRows
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.engine import EngineRequest, EngineStats, FinishReason, RequestUpdate
+from vllm.messages.step import (
     NO_ROWS,
     NO_TOKEN,
     Admission,
@@ -26,11 +31,6 @@ from vllm.core.plan import (
     StepPlan,
     StepResult,
 )
-from vllm.core.plan_builder import PlanBuilder, Row
-from vllm.core.policy import POLICIES, WaitingQueue
-from vllm.core.request import Request, Status
-from vllm.core.steady import NO_STEADY_ROWS, SteadyPlan, SteadyRows
-from vllm.engine.messages import EngineRequest, EngineStats, FinishReason, RequestUpdate
 from vllm.structured_output.compiler import (
     NO_GRAMMARS,
     GrammarCompiler,

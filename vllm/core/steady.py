@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from vllm.core.kv_cache.manager import KVCacheManager
-from vllm.core.plan import NO_ROWS, Int32Array
 from vllm.core.request import Feedback, Request, Status
+from vllm.messages.step import NO_ROWS, Int32Array
 
 FEW_ROWS: Final = 8  # with fewer, calls that work on arrays cost more than a loop
 RECENT_TOKENS: Final = 64  # drawn and not yet in the request's own buffer

@@ -15,20 +15,20 @@ from typing_extensions import Self
 
 from vllm.beam_search import beam_search_async, request_output, rounds
 from vllm.config.vllm import VllmConfig
+from vllm.device.observer import ShapeUsage
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.client import EngineClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, raise_rejection, value_of
-from vllm.engine.messages import CallResult, FromEngine, StepUpdates
 from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.processor import ProcessedRequest
 from vllm.engine.request_stream import RequestStream
 from vllm.errors import BadRequest, EngineDeadError, NotAvailable
 from vllm.inputs import ParsedPrompt, parse_prompt
 from vllm.logger import init_logger
+from vllm.messages.engine import CallResult, FromEngine, StepUpdates
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams
-from vllm.worker.step_observer import ShapeUsage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -20,7 +20,10 @@ from vllm.engine.core_process import Addresses, core_main, make_engine_core
 from vllm.engine.early_core import CORE_NAME, take
 from vllm.engine.front_link import FrontLink
 from vllm.engine.heartbeat import OwnPulse, ProcessPulse, Pulse, make_file
-from vllm.engine.messages import (
+from vllm.engine.scratch import Scratch
+from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
+from vllm.logger import init_logger
+from vllm.messages.engine import (
     CallResult,
     EngineDead,
     EngineReady,
@@ -29,9 +32,6 @@ from vllm.engine.messages import (
     StepUpdates,
     ToEngine,
 )
-from vllm.engine.scratch import Scratch
-from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
-from vllm.logger import init_logger
 from vllm.utils.open_files import need_open_files
 from vllm.utils.spawning import undisturbed
 

@@ -8,10 +8,14 @@ from typing import Any, Final
 
 from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.sizing import plan_kv_cache
-from vllm.core.plan import StepPlan
 from vllm.core.scheduler import Committed, Scheduler
 from vllm.engine.core_watch import make_watch
-from vllm.engine.messages import (
+from vllm.errors import BadRequest
+from vllm.executor import make_executor
+from vllm.executor.base import StepHandle
+from vllm.executor.control import Method
+from vllm.logger import init_logger
+from vllm.messages.engine import (
     Abort,
     Call,
     CallResult,
@@ -20,11 +24,7 @@ from vllm.engine.messages import (
     StepUpdates,
     ToEngine,
 )
-from vllm.errors import BadRequest
-from vllm.executor import make_executor
-from vllm.executor.base import StepHandle
-from vllm.executor.control import Method
-from vllm.logger import init_logger
+from vllm.messages.step import StepPlan
 from vllm.profiling.timeline import process_timeline
 from vllm.structured_output.compiler import GrammarCompiler
 from vllm.transformers_utils.tokenizer import full_tokenizer, model_tokenizer

@@ -16,10 +16,13 @@ import msgspec
 import zmq
 
 from vllm.config.vllm import VllmConfig
-from vllm.distributed.codec import decoder, encoder
 from vllm.engine import scratch
 from vllm.engine.heartbeat import start_heart
-from vllm.engine.messages import (
+from vllm.engine.routes import make_routes, refusal_of
+from vllm.errors import ConfigError, LoadError, NotAvailable
+from vllm.logger import init_logger, tag_process
+from vllm.messages.codec import decoder, encoder
+from vllm.messages.engine import (
     CallResult,
     EngineDead,
     EngineStats,
@@ -28,9 +31,6 @@ from vllm.engine.messages import (
     StepUpdates,
     ToEngine,
 )
-from vllm.engine.routes import make_routes, refusal_of
-from vllm.errors import ConfigError, LoadError, NotAvailable
-from vllm.logger import init_logger, tag_process
 from vllm.utils.spawning import begin_process
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from vllm.core.plan import StepPlan
-from vllm.engine.messages import EngineStats
+from vllm.messages.engine import EngineStats
+from vllm.messages.step import StepPlan
 from vllm.profiling.timeline import Timeline
 
 _RATE_WINDOW_NS: Final = 100_000_000

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import vllm.errors
 from vllm.config.vllm import VllmConfig
-from vllm.distributed import functions
 from vllm.engine.client import EngineClient
-from vllm.engine.messages import (
+from vllm.engine.output_processor import OpenRequest, OutputProcessor
+from vllm.engine.processor import ProcessedRequest, Processor
+from vllm.errors import BadRequest, NotAvailable
+from vllm.logger import init_logger
+from vllm.messages import functions
+from vllm.messages.engine import (
     Abort,
     Call,
     CallResult,
@@ -18,10 +22,6 @@ from vllm.engine.messages import (
     FinishReason,
     StepUpdates,
 )
-from vllm.engine.output_processor import OpenRequest, OutputProcessor
-from vllm.engine.processor import ProcessedRequest, Processor
-from vllm.errors import BadRequest, NotAvailable
-from vllm.logger import init_logger
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.stats import IterationStats, StatLogger
 from vllm.metrics.tracing import RequestTracer, TracedRequest

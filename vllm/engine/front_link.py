@@ -7,9 +7,9 @@ from typing import Final
 import msgspec
 import zmq
 
-from vllm.distributed.codec import decoder, encoder
 from vllm.engine.core_process import Addresses
-from vllm.engine.messages import FromEngine, ToEngine
+from vllm.messages.codec import decoder, encoder
+from vllm.messages.engine import FromEngine, ToEngine
 
 LAST_WORDS_MS: Final = 200  # for messages that a core sent just before it ended
 

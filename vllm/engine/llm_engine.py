@@ -11,20 +11,20 @@ from typing_extensions import Self
 
 from vllm import envs
 from vllm.config.vllm import VllmConfig
+from vllm.device.observer import ShapeUsage
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.client import EngineClient, InProcessClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, value_of
-from vllm.engine.messages import CallResult, StepUpdates
 from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.processor import ProcessedRequest, Processor
 from vllm.errors import EngineDeadError, NotAvailable
+from vllm.messages.engine import CallResult, StepUpdates
 from vllm.metrics.prometheus import PrometheusStats
 from vllm.metrics.reader import Metric, read_metrics
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.transformers_utils.tokenizer import full_tokenizer
-from vllm.worker.step_observer import ShapeUsage
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vllm.core.plan import LogprobArrays
+from vllm.messages.step import LogprobArrays
 from vllm.outputs import Logprob
 
 TokenText = Callable[[int], str | None]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from vllm.engine.logprobs import TokenText, logprob_dicts
-from vllm.engine.messages import FinishReason, RequestUpdate, StepUpdates
 from vllm.engine.processor import ProcessedRequest
 from vllm.engine.seats import Seats
 from vllm.errors import BadRequest
+from vllm.messages.engine import FinishReason, RequestUpdate, StepUpdates
 from vllm.metrics.stats import FinishedCall, FinishedRequest, IterationStats
 from vllm.outputs import (
     CompletionOutput,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm.config.model import ModelConfig
-from vllm.engine.messages import EngineRequest
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs import EMPTY_PROMPT, ParsedPrompt, parse_prompt
 from vllm.inputs.text import check_encodable
+from vllm.messages.engine import EngineRequest
 from vllm.sampling_params import MAX_SEED, SamplingParams
 
 if TYPE_CHECKING:

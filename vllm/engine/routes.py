@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 import msgspec
 import numpy as np
 
-from vllm.engine.messages import (
+from vllm.logger import init_logger
+from vllm.messages.engine import (
     Call,
     CallResult,
     EngineRequest,
@@ -20,7 +21,6 @@ from vllm.engine.messages import (
     StepUpdates,
     ToEngine,
 )
-from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 # Between statistics for a front end that has no requests in the steps.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import StepPlan, StepResult
-from vllm.worker.facts import WorkerFacts
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import StepPlan, StepResult
 
 __all__ = ["Executor", "ExecutorDied", "StepHandle", "WorkerFacts"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import StepPlan
 from vllm.distributed.groups import Group
 from vllm.errors import NotAvailable
 from vllm.executor.base import StepHandle
-from vllm.worker.facts import WorkerFacts
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import StepPlan
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig

@@ -6,12 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import StepPlan, StepResult
 from vllm.distributed.groups import SINGLE
 from vllm.executor.base import ExecutorDied, StepHandle
 from vllm.executor.control import Method, WorkerType, invoke
-from vllm.worker.facts import WorkerFacts
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig

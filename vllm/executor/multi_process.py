@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import StepPlan, StepResult
-from vllm.distributed import functions
-from vllm.distributed.codec import decoder, encoder
 from vllm.distributed.groups import Group
-from vllm.distributed.shm_queue import BroadcastReader, QueueClosed, broadcast_queue
 from vllm.errors import NotAvailable
 from vllm.executor.base import ExecutorDied, StepHandle
 from vllm.executor.control import Method, WorkerType
-from vllm.executor.messages import (
+from vllm.executor.rank import rank_main
+from vllm.executor.shm_queue import BroadcastReader, QueueClosed, broadcast_queue
+from vllm.messages import functions
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.codec import decoder, encoder
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.rank import (
     BindKVCache,
     Failed,
     FromRank,
@@ -33,9 +34,8 @@ from vllm.executor.messages import (
     ToRank,
     revive,
 )
-from vllm.executor.rank import rank_main
+from vllm.messages.step import StepPlan, StepResult
 from vllm.utils.spawning import undisturbed
-from vllm.worker.facts import WorkerFacts
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig

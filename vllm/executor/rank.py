@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vllm.distributed.codec import decoder, encoder
 from vllm.distributed.groups import Group
-from vllm.distributed.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed
 from vllm.executor.control import RankWorker, WorkerType, invoke
-from vllm.executor.messages import (
+from vllm.executor.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed
+from vllm.messages.codec import decoder, encoder
+from vllm.messages.rank import (
     BindKVCache,
     FromRank,
     Invoke,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionMetas, AttentionSpec
+from vllm.device.attention import AttentionMetas, AttentionSpec
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
 from vllm.layers.norm import RMSNorm

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from vllm.attention.interface import AttentionBackend, AttentionSpec
-from vllm.attention.layer import Attention
+from vllm.device.attention import AttentionBackend, AttentionSpec
+from vllm.device.capabilities import Capabilities
 from vllm.errors import ConfigError
+from vllm.layers.cached_attention import Attention
 from vllm.layers.linear import ShardInfo
 from vllm.logger import init_logger
-from vllm.ops.registry import Ops, resolve
+from vllm.ops.registry import Ops
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
     from vllm.layers.methods import ExpertsMethod, LinearMethod
-    from vllm.platforms.base import Platform
 
 logger = init_logger(__name__)
 
@@ -28,19 +29,19 @@ class ModelContext:
     """Everything a layer may depend on at construction. Shared by all layers of one rank."""
 
     config: VllmConfig
-    platform: Platform
     device: torch.device
     dtype: torch.dtype
     ops: Ops
+    capabilities: Capabilities  # of the device
+    # How weights that are not quantized are stored and multiplied; a method belongs to one layer.
+    new_linear_method: Callable[[], LinearMethod]
+    new_experts_method: Callable[[], ExpertsMethod]
+    attention_backends: Sequence[type[AttentionBackend]]  # in order of preference
     shard: ShardInfo = field(
         default_factory=ShardInfo
     )  # this rank's place in the tensor-parallel group
     _backends: dict[type[AttentionBackend], AttentionBackend] = field(default_factory=dict)
     _logged: set[str] = field(default_factory=set)
-
-    @classmethod
-    def create(cls, config: VllmConfig, platform: Platform, device: torch.device) -> ModelContext:
-        return cls(config, platform, device, config.model.dtype, resolve(platform.ops()))
 
     @property
     def hf_config(self) -> Any:
@@ -53,11 +54,11 @@ class ModelContext:
 
     @property
     def linear_method(self) -> LinearMethod:
-        return self.platform.linear_method()
+        return self.new_linear_method()
 
     @property
     def experts_method(self) -> ExpertsMethod:
-        return self.platform.experts_method(self.ops)
+        return self.new_experts_method()
 
     def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         """An uninitialised parameter on the device; the loader fills it."""
@@ -73,8 +74,8 @@ class ModelContext:
 
     def attention_backend(self, spec: AttentionSpec) -> AttentionBackend:
         reasons: list[str] = []
-        for kind in self.platform.attention_backends():
-            reason = kind.rejects(spec, self.platform.capabilities)
+        for kind in self.attention_backends:
+            reason = kind.rejects(spec, self.capabilities)
             if reason is None:
                 self._log_choice(kind.name, reasons)
                 if kind not in self._backends:
@@ -82,7 +83,7 @@ class ModelContext:
                 return self._backends[kind]
             reasons.append(f"{kind.name}: {reason}")
         raise ConfigError(
-            f"no attention backend of platform {self.platform.name!r} can run this model "
+            f"no attention backend of device {self.config.device.device!r} can run this model "
             f"({'; '.join(reasons)}). Choose another --dtype or --device."
         )
 

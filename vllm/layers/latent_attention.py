@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionMetas, AttentionSpec
-from vllm.attention.mla import LatentAttention, LatentShape
+from vllm.device.attention import AttentionMetas, AttentionSpec
 from vllm.layers.context import ModelContext
+from vllm.layers.latent_cache import LatentAttention, LatentShape
 from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
 from vllm.layers.methods import Unquantized
 from vllm.layers.norm import RMSNorm

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from vllm.loader.ties import broken_ties
 from vllm.logger import init_logger
 from vllm.models.interfaces import Model
 from vllm.models.registry import resolve_model
+from vllm.ops.registry import resolve
 from vllm.platforms.base import Platform
 
 logger = init_logger(__name__)
@@ -61,7 +63,18 @@ def finish(model: nn.Module) -> None:
 
 
 def _build(config: VllmConfig, platform: Platform, device: torch.device) -> Model:
-    return resolve_model(config.model)(ModelContext.create(config, platform, device))
+    ops = resolve(platform.ops())
+    context = ModelContext(
+        config=config,
+        device=device,
+        dtype=config.model.dtype,
+        ops=ops,
+        capabilities=platform.capabilities,
+        new_linear_method=platform.linear_method,
+        new_experts_method=partial(platform.experts_method, ops),
+        attention_backends=platform.attention_backends(),
+    )
+    return resolve_model(config.model)(context)
 
 
 def _fill(model: Model, config: VllmConfig, rebuild: Callable[[VllmConfig], Model]) -> Model:

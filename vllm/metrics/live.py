@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from vllm.engine.messages import EngineStats
+from vllm.messages.engine import EngineStats
 from vllm.metrics.stats import IterationStats
 
 SAMPLE_S: Final = 1.0

@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
-from vllm.engine.messages import EngineStats
 from vllm.logger import init_logger
+from vllm.messages.engine import EngineStats
 from vllm.metrics.stats import IterationStats
 
 logger = init_logger(__name__)

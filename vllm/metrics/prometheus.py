@@ -20,7 +20,7 @@ from prometheus_client import (
 )
 from typing_extensions import Self
 
-from vllm.engine.messages import EngineStats, FinishReason
+from vllm.messages.engine import EngineStats, FinishReason
 from vllm.metrics.older_names import WithOlderNames
 from vllm.metrics.shapes import ShapeMetrics
 from vllm.metrics.shared import is_shared, shared_registry

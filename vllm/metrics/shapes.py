@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from vllm.worker.step_observer import ShapeUsage
+from vllm.device.observer import ShapeUsage
 
 # name, help, field of ShapeUsage
 COUNTERS: Final = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from vllm.engine.messages import EngineStats, FinishReason
+from vllm.messages.engine import EngineStats, FinishReason
 
 
 class FinishedRequest(NamedTuple):

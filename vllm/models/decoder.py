@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionMetas
+from vllm.device.attention import AttentionMetas
+from vllm.device.launch import ForwardInputs
 from vllm.layers.attention import AttentionShape, SelfAttention
 from vllm.layers.context import ModelContext
 from vllm.layers.embedding import Embedding, Head, TiedHead
@@ -19,7 +20,7 @@ from vllm.layers.mlp import GatedMLP
 from vllm.layers.norm import Norm, RMSNorm
 from vllm.layers.rope import NoRope, Rope, RopeParameters, Rotary
 from vllm.layers.weights import Rule
-from vllm.models.interfaces import ForwardInputs, Model
+from vllm.models.interfaces import Model
 
 
 def attention_weights(layer: str = "model.layers.{layer}.self_attn") -> tuple[Rule, ...]:
@@ -198,7 +199,6 @@ class Decoder(Model):
         residual = self.embed_inputs(inputs)
         x = torch.zeros_like(residual)
         rope = self.rope(inputs.positions)
-        metas = self.expand(metas)
         for layer in self.layers:
             x, residual = layer(x, residual, rope, metas)
         return self.norm.add(x, residual)[0]

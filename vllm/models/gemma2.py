@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionMetas
+from vllm.device.attention import AttentionMetas
+from vllm.device.launch import ForwardInputs
 from vllm.layers.attention import SelfAttention
 from vllm.layers.context import ModelContext
 from vllm.layers.logits import LogitsTransform
@@ -16,7 +17,6 @@ from vllm.layers.norm import GemmaRMSNorm
 from vllm.layers.rope import Rope
 from vllm.layers.weights import Rule
 from vllm.models.decoder import MLP_WEIGHTS, OUTER_WEIGHTS, Decoder, attention_weights
-from vllm.models.interfaces import ForwardInputs
 from vllm.models.registry import register
 
 # Checkpoint name of a norm -> ours.

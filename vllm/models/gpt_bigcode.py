@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from vllm.device.launch import ForwardInputs
 from vllm.errors import ConfigError
 from vllm.layers.attention import SelfAttention
 from vllm.layers.context import ModelContext
@@ -15,7 +16,6 @@ from vllm.layers.norm import LayerNorm
 from vllm.layers.rope import NoRope
 from vllm.layers.weights import Rule
 from vllm.models.decoder import Decoder
-from vllm.models.interfaces import ForwardInputs
 from vllm.models.registry import register
 
 THEIRS, OURS = "transformer.h.{layer}", "layers.{layer}"

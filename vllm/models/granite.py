@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vllm.device.launch import ForwardInputs
 from vllm.layers.attention import SelfAttention
 from vllm.layers.logits import LogitsTransform
 from vllm.models.decoder import DecoderLayer
-from vllm.models.interfaces import ForwardInputs
 from vllm.models.llama import Llama
 from vllm.models.registry import register
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionBackend, AttentionMetas
-from vllm.attention.layer import Attention
+from vllm.device.attention import AttentionMetas
+from vllm.device.launch import ForwardInputs
+from vllm.layers.cached_attention import Attention
 from vllm.layers.context import ModelContext
 from vllm.layers.weights import Rule
-
-
-class ForwardInputs(NamedTuple):
-    """The tokens of one launch."""
-
-    token_ids: Tensor  # [T] int32
-    positions: Tensor  # [T] int32
 
 
 class Model(nn.Module, ABC):
@@ -30,7 +24,6 @@ class Model(nn.Module, ABC):
     def __init__(self, context: ModelContext) -> None:
         """Build on `context.device`, weights uninitialised. Raises ConfigError if it cannot run."""
         super().__init__()
-        self.backends: Sequence[AttentionBackend] = ()
 
     def tied_weights(self) -> Mapping[str, str]:
         """Checkpoint names of tensors that this model takes from others, to the names of those."""
@@ -42,10 +35,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
-        """Hidden states after the final norm, [T, H]. Writes the tokens' keys and values.
-
-        `metas` are plans: an implementation gives its layers `self.expand(metas)`.
-        """
+        """Hidden states after the final norm, [T, H]. Writes the tokens' keys and values."""
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
@@ -58,11 +48,3 @@ class Model(nn.Module, ABC):
     def attention_layers(self) -> Mapping[str, Attention]:
         """Every layer that has a KV cache, by name, in layer order."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Attention)}
-
-    def bind_attention(self, backends: Sequence[AttentionBackend]) -> None:
-        """`backends` serve the KV groups, in this order, from now on."""
-        self.backends = tuple(backends)
-
-    def expand(self, metas: AttentionMetas) -> AttentionMetas:
-        """What the layers attend with, from plans."""
-        return [backend.expand(meta) for backend, meta in zip(self.backends, metas, strict=True)]

@@ -21,15 +21,16 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vllm.attention.interface import AttentionMetas, AttentionSpec
-from vllm.attention.layer import Attention
+from vllm.device.attention import AttentionMetas, AttentionSpec
+from vllm.device.launch import ForwardInputs
 from vllm.errors import ConfigError
+from vllm.layers.cached_attention import Attention
 from vllm.layers.context import ModelContext
 from vllm.layers.rope.parameters import RopeParameters
 from vllm.layers.rope.table import tabulate
 from vllm.layers.weights import Loadable, Rule, Slot
 from vllm.models.decoder import GATED_NAMES, experts_weights
-from vllm.models.interfaces import ForwardInputs, Model
+from vllm.models.interfaces import Model
 
 _NUMBERS = itertools.count()  # of the models built in this process
 # Frequencies that transformers changes with the longest request of a batch.
@@ -161,7 +162,7 @@ class TransformersModel(Model, Loadable):
         self._tensors = {}
 
     def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
-        self.metas = self.expand(metas)
+        self.metas = metas
         out = self.base(
             input_ids=inputs.token_ids.long().unsqueeze(0),
             position_ids=inputs.positions.long().unsqueeze(0),

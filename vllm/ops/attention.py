@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vllm.attention.interface import AttentionSpec
-from vllm.attention.metadata import PagedMeta
+from vllm.device.attention import AttentionSpec, PagedMeta
 from vllm.ops.cache import split_kv
 from vllm.ops.registry import op
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm import envs
 from vllm.errors import ConfigError
-from vllm.platforms.base import Capabilities, Device, HostCopy, MemoryInfo, Platform
+from vllm.platforms.base import Platform
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     current_platform: Platform
 
 __all__ = [
-    "Capabilities",
-    "Device",
-    "HostCopy",
-    "MemoryInfo",
     "Platform",
     "current_platform",
     "keep_recipes",

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from vllm.platforms.base import Capabilities, Device
+    from vllm.device.capabilities import Capabilities
+    from vllm.device.device import Device
 
 
 class PlatformFacts(ABC):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 
 if TYPE_CHECKING:
     from vllm.sample.state import SamplingState

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 
 if TYPE_CHECKING:
-    from vllm.platforms.base import Device
+    from vllm.device.device import Device
 
 ANY_TOKEN = -1  # in a word: matches everything
 NO_TOKEN = -2  # in a word: matches nothing

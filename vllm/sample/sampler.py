@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
 from vllm.errors import ConfigError
+from vllm.messages.step import Int32Array
 from vllm.ops.registry import Ops
 from vllm.ops.sampling import draw
 from vllm.sample.interface import LogprobTensors, SamplerOutput, SampleRows

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 from vllm.ops.registry import Ops
 from vllm.ops.sampling import DrawTables
 from vllm.sample.processors import HostProcessor
@@ -21,7 +21,7 @@ from vllm.sample.ragged import SlotLists, SlotWords
 from vllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from vllm.platforms.base import Device
+    from vllm.device.device import Device
 
 NO_LOGPROBS = -1
 

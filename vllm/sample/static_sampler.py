@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 from vllm.sample.interface import SamplerOutput, SampleRows
 from vllm.sample.ragged import power_of_two
 from vllm.sample.sampler import Sampler

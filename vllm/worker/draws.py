@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vllm.core.plan import Int32Array, StepPlan
+from vllm.device.launch import Launch, Phase, ascending
+from vllm.messages.step import Int32Array, StepPlan
 from vllm.sample.interface import NO_MASK
-from vllm.worker.planner import Launch, Phase, ascending
 from vllm.worker.slots import DUMMY_SLOT
 
 

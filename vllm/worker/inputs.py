@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from vllm.models.interfaces import ForwardInputs
-from vllm.worker.planner import Launch
+from vllm.device.launch import ForwardInputs, Launch
 from vllm.worker.slots import Slots
 
 

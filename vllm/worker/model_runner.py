@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.attention.interface import AttentionBackend, AttentionMetas
-from vllm.core.plan import StepPlan
-from vllm.models.interfaces import ForwardInputs, Model
-from vllm.platforms.base import Device
+from vllm.device.attention import AttentionBackend, AttentionMetas
+from vllm.device.device import Device
+from vllm.device.graphs import Forward, GraphRunner
+from vllm.device.launch import ForwardInputs, Launch
+from vllm.device.observer import StepObserver
+from vllm.device.planner import Planner
+from vllm.messages.step import StepPlan
+from vllm.models.interfaces import Model
 from vllm.sample.interface import SamplerOutput, SampleRows
 from vllm.sample.sampler import USUAL_WANTS, Sampler
 from vllm.worker.draws import Draws, draws_of, dummy_draws
-from vllm.worker.graphs import GraphRunner
 from vllm.worker.inputs import gather_inputs
-from vllm.worker.planner import Launch, Planner
 from vllm.worker.running_step import Drawn, LogprobCopies, RunningStep
 from vllm.worker.slots import DUMMY_SLOT, Slots
-from vllm.worker.step_observer import StepObserver
 
 # Prompt log-probabilities need logits [rows, vocab] in float32; this bounds one piece to 64 MiB.
 _LOGITS_PER_PIECE = 16 * 2**20
@@ -49,7 +50,7 @@ class ModelRunner:
         self.device = parts.device
         self.planner = parts.planner
         self.slots = parts.slots
-        self.backends = parts.backends
+        self.forward = Forward(parts.model, parts.backends)
         self.graphs = parts.graphs
         self.sampler = parts.sampler
         self.observer = parts.observer
@@ -91,7 +92,7 @@ class ModelRunner:
         self.observer.rehearsal_begins(launch, captures)
         inputs, metas = self._prepare(launch)
         if captures:
-            self.graphs.capture(launch.key, self.model, inputs, metas)
+            self.graphs.capture(launch.key, self.forward, inputs, metas)
         hidden = self._run(launch, inputs, metas)
         for wants in USUAL_WANTS if draws_all_ways else USUAL_WANTS[:1]:
             with self.slots.sampling.pretend(DUMMY_SLOT, wants):
@@ -101,14 +102,15 @@ class ModelRunner:
 
     def _prepare(self, launch: Launch) -> tuple[ForwardInputs, AttentionMetas]:
         metas = [
-            backend.plan(launch, self.slots, group) for group, backend in enumerate(self.backends)
+            backend.plan(launch, tables, self.slots.device.upload)
+            for backend, tables in zip(self.forward.backends, self.slots.tables, strict=True)
         ]
         inputs = gather_inputs(self.slots, launch)
         self.device.step_boundary()
         return inputs, metas
 
     def _run(self, launch: Launch, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
-        hidden = self.graphs.run(launch.key, self.model, inputs, metas)
+        hidden = self.graphs.run(launch.key, self.forward, inputs, metas)
         self.device.step_boundary()  # whatever is done with them, the model is one unit
         return hidden
 

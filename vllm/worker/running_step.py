@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from vllm.core.plan import Int32Array, LogprobArrays, PromptLogprobs, StepResult
-from vllm.platforms.base import Device, HostCopy
+from vllm.device.device import Device, HostCopy
+from vllm.messages.step import Int32Array, LogprobArrays, PromptLogprobs, StepResult
 from vllm.sample.interface import LogprobTensors
 
 _NO_TOKENS: Final = np.empty(0, np.int32)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Admission, Int32Array, StepPlan
-from vllm.platforms.base import Device
+from vllm.device.attention import GroupTables
+from vllm.device.device import Device
+from vllm.device.placement import Placement
+from vllm.messages.step import Admission, Int32Array, StepPlan
 from vllm.sample.state import SamplingState
-from vllm.worker.placement import Placement
 
 DUMMY_SLOT = 0  # padding and warm-up rows; its block table names the dummy block only
 
@@ -69,6 +70,10 @@ class Slots:
             np.zeros((num_slots, -(-max_tokens // block_size)), np.int32)
             for block_size in shape.block_sizes
         ]
+        self.tables = tuple(
+            GroupTables(*group)
+            for group in zip(self.block_tables_np, shape.block_sizes, shape.windows, strict=True)
+        )
         self.num_prompt_tokens_np = np.zeros(num_slots, np.int32)
         self.prompt_logprobs_np = np.full(num_slots, _NOT_WANTED, np.int32)  # k, per slot
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from vllm.core.plan import StepPlan
+from vllm.device.launch import Launch
+from vllm.device.observer import StepObserver
 from vllm.envs import Environment
 from vllm.logger import init_logger
-from vllm.worker.planner import Launch
-from vllm.worker.step_observer import StepObserver
+from vllm.messages.step import StepPlan
 
 logger = init_logger(__name__)
 

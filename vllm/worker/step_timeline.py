@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from vllm.core.plan import StepPlan
+from vllm.device.launch import Launch
+from vllm.device.observer import StepObserver
+from vllm.messages.step import StepPlan
 from vllm.profiling.timeline import Timeline
-from vllm.worker.planner import Launch
-from vllm.worker.step_observer import StepObserver
 
 
 class StepTimeline(StepObserver):

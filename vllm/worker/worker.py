@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from vllm.attention.interface import AttentionBackend
-from vllm.attention.layer import Attention
 from vllm.config.vllm import VllmConfig
-from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
-from vllm.core.plan import StepPlan
+from vllm.device.attention import AttentionBackend
+from vllm.device.observer import ShapeUsage, StepObserver, observer_of
+from vllm.device.placement import PlacedCache
 from vllm.distributed.groups import Group
 from vllm.envs import Environment
+from vllm.layers.cached_attention import Attention
 from vllm.loader import load_model
 from vllm.logger import init_logger
+from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import StepPlan
 from vllm.models.interfaces import Model
 from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
@@ -27,13 +30,10 @@ from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
 from vllm.sample.static_sampler import StaticSampler
 from vllm.worker import memory
-from vllm.worker.facts import WorkerFacts
 from vllm.worker.model_runner import ModelRunner, RunnerParts
-from vllm.worker.placement import PlacedCache
 from vllm.worker.running_step import RunningStep
 from vllm.worker.slots import Slots, SlotsShape
 from vllm.worker.step_log import step_logs
-from vllm.worker.step_observer import ShapeUsage, StepObserver, observer_of
 from vllm.worker.step_timeline import StepTimeline
 
 logger = init_logger(__name__)
@@ -188,7 +188,6 @@ class Worker:
     ) -> ModelRunner:
         config, device, groups = self.config, self.device, layout.groups
         backends = [self._backend_of(group) for group in groups]
-        self.model.bind_attention(backends)
         is_static = self.platform.capabilities.static_shapes
         shape = SlotsShape(
             max_num_seqs=max_num_seqs,

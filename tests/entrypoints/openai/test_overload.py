@@ -3,7 +3,6 @@ import asyncio
 import pytest
 
 from tests.entrypoints.openai.listening import listening
-from vllm.engine.messages import EngineStats
 from vllm.entrypoints.openai.admission import (
     Admission,
     Overloaded,
@@ -12,6 +11,7 @@ from vllm.entrypoints.openai.admission import (
     Stopping,
     Tallies,
 )
+from vllm.messages.engine import EngineStats
 from vllm.metrics.stats import IterationStats
 
 

@@ -8,13 +8,13 @@ import torch
 
 from tests.conftest import LogLines
 from tests.platforms.hpu.attention.cases import HostMemory
+from vllm.device.placement import PlacedCache
 from vllm.platforms.hpu.defragmentation import (
     SWAP_SIZES,
     ContiguousPlacement,
     choose_swaps,
     copy_blocks,
 )
-from vllm.worker.placement import PlacedCache
 
 BLOCK_SIZE = 4
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.core.plan import StepPlan
+from vllm.device.launch import Phase
+from vllm.messages.step import StepPlan
 from vllm.platforms.hpu.bucketing.axes import Limits, default_axes
 from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable, decode_buckets, prompt_buckets
 from vllm.platforms.hpu.planner import PhasedPlanner
-from vllm.worker.planner import Phase
 
 Row = tuple[int, int, int]  # slot, start, count
 

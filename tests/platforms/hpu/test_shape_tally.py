@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import LogLines
-from vllm.core.plan import Int32Array
-from vllm.platforms.base import Device, MemoryInfo
+from vllm.device.device import Device, MemoryInfo
+from vllm.device.launch import Launch, Phase, ShapeKey
+from vllm.device.observer import ShapeUsage
+from vllm.messages.step import Int32Array
 from vllm.platforms.hpu import shape_tally
 from vllm.platforms.hpu.planner import padded_launch
 from vllm.platforms.hpu.shape_tally import ShapeTally, end_table, start_table
-from vllm.worker.planner import Launch, Phase, ShapeKey
-from vllm.worker.step_observer import ShapeUsage
 
 DECODE = ShapeKey(Phase.DECODE, 4, 1, 16)
 PREFILL = ShapeKey(Phase.PREFILL, 2, 32, 2)

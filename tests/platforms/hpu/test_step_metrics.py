@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import LogLines
-from vllm.core.plan import StepPlan
+from vllm.device.launch import Launch, Phase, ShapeKey
+from vllm.messages.step import StepPlan
 from vllm.platforms.hpu.planner import padded_launch
 from vllm.platforms.hpu.step_metrics import (
     StepCompilations,
@@ -17,7 +18,6 @@ from vllm.platforms.hpu.step_metrics import (
     StepMetric,
     entries_of,
 )
-from vllm.worker.planner import Launch, Phase, ShapeKey
 
 NONE = np.empty(0, np.int32)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from vllm.core.kv_cache.block_pool import DUMMY_BLOCK, BlockId, BlockPool
 from vllm.core.kv_cache.prefix import extend_hashes
-from vllm.core.kv_cache.spec import MLA, FullAttention, KVCacheLayout, KVGroup, SlidingWindow
 from vllm.core.request import Request
+from vllm.messages.cache import MLA, FullAttention, KVCacheLayout, KVGroup, SlidingWindow
 
 
 class PrefixMatch(NamedTuple):

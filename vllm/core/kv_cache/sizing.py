@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.manager import rule_of
-from vllm.core.kv_cache.spec import AnySpec, KVCacheLayout, KVGroup
 from vllm.errors import ConfigError
 from vllm.executor.base import WorkerFacts
 from vllm.logger import init_logger
+from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
 from vllm.platforms import platform_of
 
 logger = init_logger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 
-from vllm.engine.messages import EngineStats
 from vllm.entrypoints.openai.transport.options import NO_LIMIT
+from vllm.messages.engine import EngineStats
 from vllm.metrics.stats import IterationStats
 
 RETRY_AFTER_S: Final = 1

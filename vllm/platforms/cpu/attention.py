@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm.attention.interface import AttentionSpec
 from vllm.attention.paged import PagedAttention
+from vllm.device.attention import AttentionSpec
 from vllm.ops import REFERENCES
 from vllm.platforms.cpu import native
 
 if TYPE_CHECKING:
-    from vllm.platforms.base import Capabilities
+    from vllm.device.capabilities import Capabilities
 
 
 class TorchAttention(PagedAttention):

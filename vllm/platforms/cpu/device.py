@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm.device.device import Device, MemoryInfo
 from vllm.errors import ConfigError
-from vllm.platforms.base import Device, MemoryInfo
 from vllm.platforms.cpu.peak import PeakTensorBytes
 
 _CGROUP = Path("/sys/fs/cgroup")

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 
+from vllm.device.graphs import EagerRunner, Forward
+from vllm.device.launch import Phase, ShapeKey
 from vllm.logger import init_logger
 from vllm.platforms.cpu.attention import NativeAttention
-from vllm.worker.graphs import EagerRunner
-from vllm.worker.planner import Phase, ShapeKey
 
 if TYPE_CHECKING:
-    from vllm.attention.interface import AttentionMetas
-    from vllm.models.interfaces import ForwardInputs, Model
+    from vllm.device.attention import AttentionMetas
+    from vllm.device.launch import ForwardInputs
 
 logger = init_logger(__name__)
 
@@ -38,10 +38,10 @@ class CpuGraphRunner(EagerRunner):
         self._refusal = ""
 
     def run(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> Tensor:
         if key.phase is not Phase.DECODE or key.rows > MOST_ROWS or self._refusal:
-            return super().run(key, model, inputs, metas)
+            return super().run(key, forward, inputs, metas)
         graph = self._graphs.get(key.rows)
         if graph is not None:
             self._graphs.move_to_end(key.rows)
@@ -49,18 +49,18 @@ class CpuGraphRunner(EagerRunner):
             return hidden
         if key.rows not in self._met:
             self._met.add(key.rows)
-            return super().run(key, model, inputs, metas)
-        return self._capture(key, model, inputs, metas)
+            return super().run(key, forward, inputs, metas)
+        return self._capture(key, forward, inputs, metas)
 
     def _capture(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> Tensor:
-        if not all(isinstance(backend, NativeAttention) for backend in model.backends):
+        if not all(isinstance(backend, NativeAttention) for backend in forward.backends):
             self._refusal = "its attention is not the native one"  # and takes lengths as numbers
-            return super().run(key, model, inputs, metas)
-        graph = torch.classes.vllm.Graph(_tensors(inputs, metas), list(_constants(model)))
+            return super().run(key, forward, inputs, metas)
+        graph = torch.classes.vllm.Graph(_tensors(inputs, metas), list(_constants(forward)))
         try:
-            hidden = super().run(key, model, inputs, metas)
+            hidden = super().run(key, forward, inputs, metas)
         except BaseException:
             graph.end(inputs.token_ids)
             raise
@@ -83,9 +83,9 @@ def _tensors(inputs: ForwardInputs, metas: AttentionMetas) -> list[Tensor]:
     return [*inputs, *(part for meta in metas for part in meta if isinstance(part, Tensor))]
 
 
-def _constants(model: Model) -> Iterator[Tensor]:
+def _constants(forward: Forward) -> Iterator[Tensor]:
     """Tensors that belong to the model: parameters, buffers, caches and what layers derived."""
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
+    yield from forward.parameters()
+    yield from forward.buffers()
+    for module in forward.modules():
         yield from (value for value in vars(module).values() if isinstance(value, Tensor))

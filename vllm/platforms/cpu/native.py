@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm import envs
-from vllm.attention.interface import AttentionSpec
-from vllm.attention.metadata import PagedMeta
+from vllm.device.attention import AttentionSpec, PagedMeta
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.ops.moe import Routing

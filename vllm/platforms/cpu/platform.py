@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm import envs
-from vllm.attention.interface import AttentionBackend
+from vllm.device.attention import AttentionBackend
+from vllm.device.capabilities import Capabilities
+from vllm.device.device import Device
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
-from vllm.platforms.base import Capabilities, Device, Platform
+from vllm.platforms.base import Platform
 from vllm.platforms.cpu import native
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
 from vllm.platforms.cpu.device import CpuDevice
@@ -20,12 +22,12 @@ from vllm.platforms.cpu.threads import plan_threads
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+    from vllm.device.graphs import GraphRunner
+    from vllm.device.planner import Planner
     from vllm.layers.methods import ExpertsMethod, LinearMethod
+    from vllm.messages.facts import WorkerFacts
     from vllm.ops.registry import Ops
-    from vllm.worker.facts import WorkerFacts
-    from vllm.worker.graphs import GraphRunner
     from vllm.worker.model_runner import ModelRunner
-    from vllm.worker.planner import Planner
 
 logger = init_logger(__name__)
 
@@ -66,13 +68,13 @@ class CpuPlatform(Platform):
         torch.set_num_threads(plan.num_threads)
 
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
-        from vllm.worker.planner import UnifiedPlanner
+        from vllm.device.planner import UnifiedPlanner
 
         return UnifiedPlanner(config.cache.block_size)
 
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
+        from vllm.device.graphs import EagerRunner
         from vllm.platforms.cpu.graphs import CpuGraphRunner
-        from vllm.worker.graphs import EagerRunner
 
         # Ranks exchange partial sums by calls that no graph sees.
         captures = native.is_available() and config.parallel.world_size == 1

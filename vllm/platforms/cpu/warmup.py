@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from vllm.worker.planner import Launch, UnifiedPlanner
+from vllm.device.launch import Launch
+from vllm.device.planner import UnifiedPlanner
 
 logger = logging.getLogger(__name__)
 

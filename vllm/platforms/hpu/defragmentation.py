@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
+from vllm.device.placement import PlacedCache, Placement
 from vllm.logger import init_logger
+from vllm.messages.step import Int32Array
 from vllm.platforms.hpu.attention.planning import DUMMY_BLOCK
-from vllm.worker.placement import PlacedCache, Placement
 
 logger = init_logger(__name__)
 

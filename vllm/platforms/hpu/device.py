@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm.platforms.base import Device, MemoryInfo
+from vllm.device.device import Device, MemoryInfo
 from vllm.platforms.hpu import bridge
 from vllm.platforms.hpu.memory import needing
 

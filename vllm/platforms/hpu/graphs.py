@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionMetas
+from vllm.device.attention import AttentionMetas
+from vllm.device.graphs import Forward, GraphRunner
+from vllm.device.launch import Phase, ShapeKey
 from vllm.logger import init_logger
 from vllm.platforms.hpu import bridge
 from vllm.platforms.hpu.settings import CompileSettings, HpuSettings
-from vllm.worker.graphs import GraphRunner
-from vllm.worker.planner import Phase, ShapeKey
 
 if TYPE_CHECKING:
-    from vllm.models.interfaces import ForwardInputs, Model
+    from vllm.device.launch import ForwardInputs
 
 logger = init_logger(__name__)
 
@@ -45,15 +45,15 @@ class HpuRunner(GraphRunner):
         self.prepared.discard(key)
 
     def capture(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> None:
         """Nothing to capture; what has run once is compiled."""
 
     def run(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> Tensor:
         self.notice(key)
-        hidden: Tensor = model(inputs, metas)
+        hidden: Tensor = forward(inputs, metas)
         return hidden
 
     def notice(self, key: ShapeKey) -> None:
@@ -71,27 +71,27 @@ class LazyRunner(HpuRunner):
     def __init__(self, layers_per_step: int) -> None:
         super().__init__()
         self._layers_per_step = layers_per_step
-        self._divided: Model | None = None
+        self._divided: Forward | None = None
 
-    def divide(self, model: Model) -> None:
-        if model is self._divided:
+    def divide(self, forward: Forward) -> None:
+        if forward is self._divided:
             return
-        self._divided = model
+        self._divided = forward
         mark_step = bridge.module("core").mark_step
 
         def end_graph(module: nn.Module, args: Any, output: Any) -> None:
             mark_step()
 
-        for layers in _stacks(model):
+        for layers in _stacks(forward):
             for i, layer in enumerate(layers, start=1):
                 if self._layers_per_step and i % self._layers_per_step == 0:
                     layer.register_forward_hook(end_graph)
 
     def run(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> Tensor:
-        self.divide(model)
-        return super().run(key, model, inputs, metas)
+        self.divide(forward)
+        return super().run(key, forward, inputs, metas)
 
 
 class HpuGraphRunner(LazyRunner):
@@ -107,24 +107,26 @@ class HpuGraphRunner(LazyRunner):
         self._graphed: Any = None
 
     def capture(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> None:
-        self.divide(model)
-        self._graph_of(model)(inputs, metas)
+        self.divide(forward)
+        self._graph_of(forward)(inputs, metas)
         self.captured.add(key)
 
     def run(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> Tensor:
         if key not in self.captured:
-            return super().run(key, model, inputs, metas)
-        hidden: Tensor = self._graph_of(model)(inputs, metas)
+            return super().run(key, forward, inputs, metas)
+        hidden: Tensor = self._graph_of(forward)(inputs, metas)
         return hidden
 
-    def _graph_of(self, model: Model) -> Any:
+    def _graph_of(self, forward: Forward) -> Any:
         if self._graphed is None:
             wrap = bridge.module("hpu").wrap_in_hpu_graph
-            self._graphed = wrap(_Captured(model), disable_tensor_cache=True)
+            # Wrapping changes a module, and `forward` itself must still run as it is.
+            again = Forward(forward.model, forward.backends)
+            self._graphed = wrap(again, disable_tensor_cache=True)
         return self._graphed
 
     def close(self) -> None:
@@ -133,25 +135,13 @@ class HpuGraphRunner(LazyRunner):
             self.captured.clear()
 
 
-class _Captured(nn.Module):
-    """A module to wrap, so that the model itself still runs as it is."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
-        hidden: Tensor = self.model(inputs, metas)
-        return hidden
-
-
 class CompiledRunner(HpuRunner):
     """torch.compile through the plugin's backend: the layers one by one, or the model at once."""
 
     def __init__(self, settings: CompileSettings) -> None:
         super().__init__()
         self._settings = settings
-        self._compiled: Model | None = None
+        self._compiled: Forward | None = None
         self._call: Any = None
 
     def seal(self, is_warm: bool = True) -> None:
@@ -160,15 +150,15 @@ class CompiledRunner(HpuRunner):
             torch.compiler.set_stance(skip_guard_eval_unsafe=True)
 
     def run(
-        self, key: ShapeKey, model: Model, inputs: ForwardInputs, metas: AttentionMetas
+        self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> Tensor:
         self.notice(key)
-        if model is not self._compiled:
-            self._compile(model)
+        if forward is not self._compiled:
+            self._compile(forward)
         hidden: Tensor = self._call(inputs, metas)
         return hidden
 
-    def _compile(self, model: Model) -> None:
+    def _compile(self, forward: Forward) -> None:
         settings = self._settings
         limit = _MOST_TRACES
         config = torch._dynamo.config
@@ -181,20 +171,20 @@ class CompiledRunner(HpuRunner):
         options["dynamic"] = settings.dynamic_shapes
         if settings.dynamic_shapes:
             options["options"] = {"force_static_compile": True}
-        self._compiled, self._call = model, model
+        self._compiled, self._call = forward, forward
         if not settings.regional:
-            self._call = torch.compile(model, **options)
+            self._call = torch.compile(forward, **options)
             return
-        for layers in _stacks(model):
+        for layers in _stacks(forward):
             for layer in layers:
                 layer.compile(**options)
 
 
-def _stacks(model: Model) -> list[nn.ModuleList]:
+def _stacks(forward: Forward) -> list[nn.ModuleList]:
     """The lists of layers of the model, not those within layers."""
     found: list[nn.ModuleList] = []
     names: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in forward.named_modules():
         inner = any(name.startswith(f"{outer}.") for outer in names)
         if isinstance(module, nn.ModuleList) and not inner:
             found.append(module)

@@ -13,7 +13,7 @@ from vllm.platforms.hpu.settings import HpuSettings
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.worker.facts import WorkerFacts
+    from vllm.messages.facts import WorkerFacts
 
 logger = init_logger(__name__)
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vllm.core.plan import Int32Array, StepPlan
+from vllm.device.launch import Launch, Phase, ShapeKey
+from vllm.device.placement import Placement
+from vllm.device.planner import Planner
+from vllm.messages.step import Int32Array, StepPlan
 from vllm.platforms.hpu.bucketing.demand import Demand
 from vllm.platforms.hpu.bucketing.table import Bucket, BucketTable
 from vllm.platforms.hpu.defragmentation import ContiguousPlacement
-from vllm.worker.placement import Placement
-from vllm.worker.planner import Launch, Phase, Planner, ShapeKey
 
 _NO_ROWS = np.empty(0, np.int32)
 

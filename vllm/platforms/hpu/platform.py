@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from vllm.attention.interface import AttentionBackend
+from vllm.device.attention import AttentionBackend
+from vllm.device.capabilities import Capabilities
+from vllm.device.device import Device
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
-from vllm.platforms.base import Capabilities, Device, Platform
+from vllm.platforms.base import Platform
 from vllm.platforms.hpu import bridge
 from vllm.platforms.hpu.attention import HpuAttention
 from vllm.platforms.hpu.bucketing import make_demand, make_table
@@ -25,11 +27,11 @@ from vllm.platforms.hpu.settings import settings_of
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.worker.facts import WorkerFacts
-    from vllm.worker.graphs import GraphRunner
+    from vllm.device.graphs import GraphRunner
+    from vllm.device.observer import StepObserver
+    from vllm.device.planner import Planner
+    from vllm.messages.facts import WorkerFacts
     from vllm.worker.model_runner import ModelRunner
-    from vllm.worker.planner import Planner
-    from vllm.worker.step_observer import StepObserver
 
 logger = init_logger(__name__)
 

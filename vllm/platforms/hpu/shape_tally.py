@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from vllm.device.device import Device
+from vllm.device.launch import Launch, Phase, ShapeKey
+from vllm.device.observer import ShapeUsage, StepObserver
 from vllm.logger import init_logger
-from vllm.platforms.base import Device
-from vllm.worker.planner import Launch, Phase, ShapeKey
-from vllm.worker.step_observer import ShapeUsage, StepObserver
 
 logger = init_logger(__name__)
 

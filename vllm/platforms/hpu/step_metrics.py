@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from vllm.core.plan import StepPlan
+from vllm.device.launch import Launch, ShapeKey
+from vllm.device.observer import StepObserver
 from vllm.envs import Environment
 from vllm.logger import init_logger
+from vllm.messages.step import StepPlan
 from vllm.platforms.hpu import bridge
-from vllm.worker.planner import Launch, ShapeKey
-from vllm.worker.step_observer import StepObserver
 
 logger = init_logger(__name__)
 

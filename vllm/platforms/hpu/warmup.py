@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tqdm import tqdm
 
+from vllm.device.launch import Launch, Phase
 from vllm.logger import init_logger
 from vllm.platforms.hpu.bucketing.table import Bucket
 from vllm.platforms.hpu.device import LEAST_PUT, MOST_PUT
@@ -18,7 +19,6 @@ from vllm.platforms.hpu.graphs import HpuGraphRunner, HpuRunner
 from vllm.platforms.hpu.memory import GIB, is_out_of_memory
 from vllm.platforms.hpu.planner import PhasedPlanner
 from vllm.platforms.hpu.settings import GraphSettings, HpuSettings
-from vllm.worker.planner import Launch, Phase
 
 if TYPE_CHECKING:
     from vllm.worker.model_runner import ModelRunner

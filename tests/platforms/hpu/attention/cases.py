@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tests.attention.paged_cases import Row, dense_attention
-from vllm.attention.interface import AttentionSpec
-from vllm.core.kv_cache.spec import MLA, FullAttention, KVCacheSpec
+from vllm.device.attention import AttentionSpec, GroupTables
+from vllm.device.launch import Launch, Phase, ShapeKey
+from vllm.messages.cache import MLA, FullAttention, KVCacheSpec
 from vllm.platforms.hpu.attention import HpuAttention
-from vllm.worker.planner import Launch, Phase, ShapeKey
 
 MAX_BLOCKS = 24  # columns of a block table
 
@@ -23,21 +24,6 @@ class HostMemory:
 
     def upload(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.copy())
-
-
-@dataclass(frozen=True, slots=True)
-class TablesShape:
-    block_sizes: tuple[int, ...]
-    windows: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What attention reads of vllm.worker.slots.Slots."""
-
-    shape: TablesShape
-    device: HostMemory
-    block_tables_np: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +45,6 @@ def block_table(rows: Sequence[Row], block_size: int, first_block: int = 1) -> n
     for slot, (need, end) in enumerate(zip(needs, ends, strict=True), 1):
         table[slot, :need] = ids[end - need : end]
     return table
-
-
-def tables_of(table: np.ndarray, block_size: int, window: int | None) -> Tables:
-    return Tables(TablesShape((block_size,), (window,)), HostMemory(), (table,))
 
 
 def padded_launch(
@@ -99,7 +81,7 @@ class Case:
     """One launch with its cache filled, and the result of its real tokens in float64."""
 
     launch: Launch
-    tables: Tables
+    tables: GroupTables
     cache: Tensor
     q: Tensor
     k: Tensor
@@ -107,9 +89,12 @@ class Case:
     real: Tensor  # [T] bool
     expected: Tensor
 
+    def plan(self, backend: HpuAttention) -> Any:
+        return backend.plan(self.launch, self.tables, HostMemory().upload)
+
     def run(self, backend: HpuAttention, spec: AttentionSpec) -> Tensor:
         """Results of the real tokens."""
-        meta = backend.plan(self.launch, self.tables, 0)  # type: ignore[arg-type]
+        meta = self.plan(backend)
         out = backend.forward(self.q, self.k, self.v, self.cache, backend.expand(meta), spec)
         assert out.dtype == spec.dtype
         return out[self.real]
@@ -156,7 +141,7 @@ def make_case(
         expected.append(dense_attention(q[own], keys, values, spec))
     counts, query_len = torch.from_numpy(launch.counts_np), launch.key.query_len
     real = (torch.arange(query_len) < counts.unsqueeze(1)).flatten()
-    tables = tables_of(table, block_size, spec.window)
+    tables = GroupTables(table, block_size, spec.window)
     return Case(launch, tables, cache, q, k, v, real, torch.cat(expected or [q[:0]]).to(spec.dtype))
 
 

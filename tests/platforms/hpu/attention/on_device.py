@@ -11,14 +11,14 @@ from torch import Tensor
 from tests.attention.paged_cases import Row
 from tests.platforms.hpu.attention.cases import Padding, make_case
 from tests.platforms.hpu.attention.test_backend import CHUNK_ROWS, DECODE_ROWS, PROMPT_ROWS
-from vllm.attention.interface import AttentionSpec
+from vllm.device.attention import AttentionSpec
+from vllm.device.launch import Phase
 from vllm.ops import REFERENCES
 from vllm.ops.rotary import RopeTable
 from vllm.platforms.hpu import bridge
 from vllm.platforms.hpu.attention import AttentionSettings, HpuAttention, SliceSettings
 from vllm.platforms.hpu.kernels import installed
 from vllm.platforms.hpu.ops import hpu_ops
-from vllm.worker.planner import Phase
 
 bridge.load()
 
@@ -51,7 +51,7 @@ SETTINGS = {
 def run(backend: HpuAttention, spec: AttentionSpec, rows, phase: Phase, **shape) -> tuple:
     """(result, what it should be) of real tokens."""
     case = make_case(backend, spec, rows, phase, **shape)
-    plan = backend.plan(case.launch, case.tables, 0)
+    plan = case.plan(backend)
     meta = type(plan)(*(x.to("hpu") if isinstance(x, Tensor) else x for x in plan))
     given = (x.to("hpu") for x in (case.q, case.k, case.v, case.cache))
     with torch.inference_mode():

@@ -11,12 +11,12 @@ import torch
 from tests.attention.paged_cases import Row
 from tests.platforms.hpu.attention.cases import Padding, make_case
 from tests.platforms.hpu.kernel_doubles import Calls, kernels
-from vllm.attention.interface import AttentionSpec
+from vllm.device.attention import AttentionSpec
+from vllm.device.capabilities import Capabilities
+from vllm.device.launch import Phase
 from vllm.errors import ConfigError
-from vllm.platforms.base import Capabilities
 from vllm.platforms.hpu.attention import AttentionSettings, HpuAttention, SliceSettings
 from vllm.platforms.hpu.kernels import Kernels
-from vllm.worker.planner import Phase
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 DECODE_ROWS = (Row(1, 1), Row(37, 1), Row(16, 1), Row(17, 1), Row(64, 1), Row(150, 1))
@@ -209,7 +209,7 @@ def test_a_launch_of_padding_alone_stays_finite(phase, window):
     spec = replace(EXACT, window=window)
     backend = HpuAttention(EXACTLY, kernels())
     case = make_case(backend, spec, (), phase, padding=Padding(rows=2, tokens=4, blocks=3))
-    meta = backend.plan(case.launch, case.tables, 0)
+    meta = case.plan(backend)
     out = backend.forward(case.q, case.k, case.v, case.cache, backend.expand(meta), spec)
     assert out.isfinite().all() and case.cache.isfinite().all()
 
@@ -221,7 +221,7 @@ def test_padding_writes_to_the_dummy_block_alone():
         before = case.cache.clone()
         case.run(backend, EXACT)
         touched = (case.cache != before).flatten(1).any(1).view(2, -1, 16).any(-1)
-        table = case.tables.block_tables_np[0]
+        table = case.tables.blocks_np
         own = {
             int(table[i + 1, position // 16])
             for i, row in enumerate(rows)
@@ -239,7 +239,7 @@ def test_metadata_has_one_shape_per_key():
         for rows in (DECODE_ROWS, tuple(reversed(DECODE_ROWS)), (Row(20, 1),) * 6):
             case = make_case(backend, spec, rows, Phase.DECODE)
             key = replace(case.launch.key, kv_blocks=40)
-            meta = backend.plan(replace(case.launch, key=key), case.tables, 0)
+            meta = replace(case, launch=replace(case.launch, key=key)).plan(backend)
             shapes.add(tuple(x.shape if isinstance(x, torch.Tensor) else x for x in meta))
         assert len(shapes) == 1
 
@@ -296,7 +296,7 @@ def test_a_forward_is_traced_as_one_graph_for_all_shapes(contiguous, latent):
             # No two sizes of the first batch are equal: they would be traced as one.
             padding = Padding(blocks=3)
             case = make_case(backend, spec, rows, phase, padding=padding)
-            meta = backend.plan(case.launch, case.tables, 0)
+            meta = case.plan(backend)
             out = compiled(case.q, case.k, case.v, case.cache, meta)
             torch.testing.assert_close(out, case.expected, rtol=1e-5, atol=1e-5)
         assert len(graphs) == 1

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vllm.attention.interface import AttentionBackend, AttentionSpec
-from vllm.core.kv_cache.spec import MLA, CrossAttention, FullAttention, KVCacheSpec
+from vllm.device.attention import AttentionBackend, AttentionSpec, GroupTables, Upload
+from vllm.device.launch import Phase
 from vllm.errors import NotAvailable
+from vllm.messages.cache import MLA, CrossAttention, FullAttention, KVCacheSpec
 from vllm.platforms.hpu.attention import cache as kv
 from vllm.platforms.hpu.attention.decode import decode_attention
 from vllm.platforms.hpu.attention.expansion import expand_decode, expand_prompt
@@ -31,13 +32,11 @@ from vllm.platforms.hpu.attention.settings import AttentionSettings, attention_s
 from vllm.platforms.hpu.attention.sliced import SlicedAttention
 from vllm.platforms.hpu.attention.softmax import block_softmax
 from vllm.platforms.hpu.kernels import Kernels, installed
-from vllm.worker.planner import Phase
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.platforms.base import Capabilities
-    from vllm.worker.planner import Launch
-    from vllm.worker.slots import Slots
+    from vllm.device.capabilities import Capabilities
+    from vllm.device.launch import Launch
 
 Meta = DecodeMeta | PromptMeta
 Tables = DecodeTables | PromptTables
@@ -86,9 +85,9 @@ class HpuAttention(AttentionBackend):
         assert spec.head_dim == spec.value_dim, spec
         return 2 * num_blocks * spec.block_size, spec.num_kv_heads, spec.head_dim
 
-    def plan(self, launch: Launch, slots: Slots, group: int) -> Meta:
-        shape = GroupShape(slots.shape.block_sizes[group], slots.shape.windows[group])
-        table = slots.block_tables_np[group]
+    def plan(self, launch: Launch, tables: GroupTables, upload: Upload) -> Meta:
+        shape = GroupShape(tables.block_size, tables.window)
+        table = tables.blocks_np
         key, num_real = launch.key, len(launch.plan_rows_np)
         rows = Rows(
             num_padded=key.rows,
@@ -96,7 +95,6 @@ class HpuAttention(AttentionBackend):
             starts=launch.starts_np[:num_real],
             counts=launch.counts_np[:num_real],
         )
-        upload = slots.device.upload
         if key.phase is Phase.DECODE:
             num_blocks = shape.decode_blocks(key.rows, key.kv_blocks)
             # The blocks in a window are few, and anywhere in the cache.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vllm.attention.interface import AttentionSpec
+from vllm.device.attention import AttentionSpec
 from vllm.platforms.hpu.attention.metadata import DecodeTables, PromptTables
 
 

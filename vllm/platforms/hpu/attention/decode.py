@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vllm.attention.interface import AttentionSpec
+from vllm.device.attention import AttentionSpec
 from vllm.platforms.hpu.attention.metadata import DecodeTables
 from vllm.platforms.hpu.attention.softmax import BlockSoftmax
 

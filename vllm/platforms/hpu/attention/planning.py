@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vllm.core.plan import Int32Array
+from vllm.messages.step import Int32Array
 
 Int64Array = np.ndarray
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vllm.attention.interface import AttentionSpec
+from vllm.device.attention import AttentionSpec
 from vllm.platforms.hpu.attention.expansion import prompt_mask
 from vllm.platforms.hpu.attention.metadata import PromptTables
 from vllm.platforms.hpu.attention.settings import AttentionSettings

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vllm.attention.interface import AttentionSpec
+from vllm.device.attention import AttentionSpec
 from vllm.platforms.hpu.attention.metadata import PromptTables
 from vllm.platforms.hpu.attention.prompt import FusedAttention, Heads, PromptAttention, softmax_mode
 from vllm.platforms.hpu.attention.settings import SliceSettings

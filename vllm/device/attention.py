@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vllm.device.capabilities import Capabilities
+from vllm.device.launch import Launch
+from vllm.messages.cache import KVCacheSpec
+from vllm.messages.step import Int32Array
+
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.core.kv_cache.spec import KVCacheSpec
-    from vllm.platforms.base import Capabilities
-    from vllm.worker.planner import Launch
-    from vllm.worker.slots import Slots
 
-# A NamedTuple of tensors and constants per kind of attention (see attention/metadata.py): graph
+Upload = Callable[[np.ndarray], Tensor]  # Device.upload
+# A NamedTuple of tensors and constants per kind of attention, such as PagedMeta: graph
 # libraries flatten it, and no kind carries the fields of another.
 AttentionMeta = Any
 # One AttentionMeta per KV group, in the order of KVCacheLayout.groups.
@@ -44,6 +47,30 @@ class AttentionSpec:
     rope_dim: int = 0
 
 
+class PagedMeta(NamedTuple):
+    """Causal attention of R rows over a paged cache; full, sliding-window and MLA layers alike.
+
+    Row r owns the tokens [query_start[r], query_start[r + 1]) of the launch; they are the last
+    of its seq_lens[r] tokens. Token t is written to cache entry slot_mapping[t] = block * P +
+    offset.
+    """
+
+    query_start: Tensor  # [R + 1] int32
+    seq_lens: Tensor  # [R] int32, tokens of this launch included
+    block_table: Tensor  # [R, *] int32
+    slot_mapping: Tensor  # [T] int64
+    max_query_len: int
+    max_seq_len: int
+
+
+class GroupTables(NamedTuple):
+    """Block tables of one KV group, by slot; host arrays, to read only."""
+
+    blocks_np: Int32Array  # [num_slots, *]
+    block_size: int  # tokens
+    window: int | None  # tokens visible to a query, itself included
+
+
 class AttentionBackend(ABC):
     """One device's attention. Stateless apart from what its constructor resolved."""
 
@@ -64,8 +91,8 @@ class AttentionBackend(ABC):
         """Shape of one layer's cache tensor. Its size is num_blocks * spec.bytes_per_block()."""
 
     @abstractmethod
-    def plan(self, launch: Launch, slots: Slots, group: int) -> AttentionMeta:
-        """Metadata of one launch for KV group `group`: host work, once per launch.
+    def plan(self, launch: Launch, tables: GroupTables, upload: Upload) -> AttentionMeta:
+        """Metadata of one launch for the KV group of `tables`: host work, once per launch.
 
         Tensors and constants of the model only: its values are compared to find a captured graph.
         """

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vllm.core.plan import NO_ROWS, LogprobArrays
+from vllm.messages.step import NO_ROWS, LogprobArrays
 from vllm.sampling_params import SamplingParams
 
 

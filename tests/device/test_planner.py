@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.core.plan import StepPlan
-from vllm.worker.planner import Phase, UnifiedPlanner
+from vllm.device.launch import Phase
+from vllm.device.planner import UnifiedPlanner
+from vllm.messages.step import StepPlan
 
 ROWS = st.lists(
     st.tuples(st.integers(1, 40), st.integers(0, 500), st.integers(1, 70)),

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 import vllm.errors
-from vllm.core.kv_cache.spec import KVCacheLayout
-from vllm.core.plan import StepPlan, StepResult
-from vllm.worker.facts import WorkerFacts
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import StepPlan, StepResult
 
 
 class RunStep(msgspec.Struct, frozen=True, tag=True):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.limits import HANG_S
-from vllm.distributed.shm_queue import (
+from vllm.executor.shm_queue import (
     BroadcastReader,
     BroadcastWriter,
     QueueClosed,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from vllm.core.plan import StepPlan
-from vllm.worker.planner import Launch
+from vllm.device.launch import Launch
+from vllm.messages.step import StepPlan
 
 
 class ShapeUsage(msgspec.Struct, array_like=True):

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from vllm.core.kv_cache.spec import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
-from vllm.core.plan import Admission
-from vllm.distributed.codec import decoder, encoder
 from vllm.errors import NotAvailable
+from vllm.messages.cache import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
+from vllm.messages.codec import decoder, encoder
+from vllm.messages.step import Admission
 from vllm.sampling_params import SamplingParams
 
 

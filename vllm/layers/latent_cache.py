@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionMetas
-from vllm.attention.layer import Attention
+from vllm.device.attention import AttentionMetas
+from vllm.layers.cached_attention import Attention
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vllm.core.plan import Int32Array
-from vllm.platforms.base import Device
+from vllm.device.device import Device
+from vllm.messages.step import Int32Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vllm.attention.interface import AttentionBackend, AttentionMetas, AttentionSpec
-from vllm.core.kv_cache.spec import MLA, AnySpec, FullAttention, SlidingWindow
+from vllm.device.attention import AttentionBackend, AttentionMetas, AttentionSpec
+from vllm.messages.cache import MLA, AnySpec, FullAttention, SlidingWindow
 
 
 class Attention(nn.Module):

@@ -1,7 +1,7 @@
 """The wire format of every message between our processes: msgpack through msgspec, never pickle.
 
 Arrays travel as an extension value, so that they also survive inside fields typed `Any`; so do
-functions, with the leave that vllm.distributed.functions asks for.
+functions, with the leave that vllm.messages.functions asks for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from vllm.distributed import functions
+from vllm.messages import functions
 from vllm.sampling_params import refuse_on_wire
 
 T = TypeVar("T")

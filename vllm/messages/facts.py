@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from vllm.core.kv_cache.spec import AnySpec
+from vllm.messages.cache import AnySpec
 
 
 class WorkerFacts(msgspec.Struct, frozen=True):
