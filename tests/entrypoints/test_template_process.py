@@ -33,8 +33,8 @@ def test_a_template_sees_messages_special_tokens_and_arguments(templates):
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ 'x' * 3000000000 }}", "MemoryError"),
-        ("{{ '%2000000000d'|format(1) }}", "MemoryError"),
+        ("{{ 'x' * 3000000000 }}", "takes too much memory"),
+        ("{{ '%2000000000d'|format(1) }}", "takes too much memory"),
         (ENDLESS, "seconds"),
         ("{% if %}", "Expected an expression"),
         ("{{ raise_exception('not like this') }}", "not like this"),

@@ -19,6 +19,15 @@ for _ in range(20_000):
     print("to a full disk", flush=True)
     print("to a full disk", file=sys.stderr)
 """
+MISTAKE = """
+import sys
+from unittest.mock import patch
+from vllm.entrypoints.cli import main
+
+sys.argv = ["vllm", "serve"]
+with patch.object(main, "_run", side_effect=KeyError("lost")):
+    sys.exit(main.main())
+"""
 NEXT_FILE = """
 import os, sys
 from vllm.utils.output import STDERR, STDOUT, forgive
@@ -45,8 +54,21 @@ def shell(line: str, *command: str) -> subprocess.CompletedProcess[str]:
 def test_a_reason_that_standard_error_does_not_take_goes_to_standard_output(line: str) -> None:
     done = shell(line, *SERVE)
     assert done.returncode == 2, done
-    if line == "2>/dev/full":
-        assert done.stdout.startswith("vllm serve: ") and "/no/such/model" in done.stdout
+    assert done.stdout.startswith("vllm serve: ") and "/no/such/model" in done.stdout
+
+
+@pytest.mark.parametrize("line", ["2>/dev/full", "2>&-"])
+def test_so_does_a_flag_that_is_wrong(line: str) -> None:
+    done = shell(line, *SERVE, "--no-such-flag")
+    assert done.returncode == 2, done
+    assert done.stdout.startswith("vllm serve: ") and "--no-such-flag" in done.stdout
+
+
+@pytest.mark.parametrize("line", ["2>/dev/full", "2>&-"])
+def test_so_does_a_mistake_of_ours(line: str) -> None:
+    done = shell(line, sys.executable, "-c", MISTAKE)
+    assert done.returncode == 1, done
+    assert done.stdout.startswith("Traceback") and done.stdout.endswith("KeyError: 'lost'\n")
 
 
 def test_without_any_output_the_exit_code_still_tells() -> None:

@@ -12,6 +12,7 @@ from vllm.benchmarks.datasets.codec import LocalCodec
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError
 from vllm.inputs import TextPrompt, TokensPrompt
+from vllm.transformers_utils.hub import no_model
 
 if TYPE_CHECKING:
     from vllm.entrypoints.llm import LLM
@@ -34,7 +35,7 @@ def make_llm(args: argparse.Namespace) -> LLM:
     from vllm.entrypoints.llm import LLM
 
     if not args.model:
-        raise ConfigError("--model is missing: name a directory or a model of the hub.")
+        raise no_model()
     return LLM.from_engine_args(EngineArgs.from_cli_args(args))
 
 

@@ -26,6 +26,7 @@ from vllm.config.flags import add_settings, from_flags
 from vllm.config.option import option, settings_of
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError
+from vllm.transformers_utils.hub import no_model
 
 # What a server logs at the end of each phase. A phase that it does not log counts for the next.
 PHASES = {
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     options = from_flags(StartupOptions, args)
     if not args.model:
-        raise ConfigError("--model is missing: name a directory or a model of the hub.")
+        raise no_model()
     count = options.num_iters_warmup + options.num_iters
     with engine_file(EngineArgs.from_cli_args(args)) as path:
         bar = tqdm(range(count), unit="start", disable=options.disable_tqdm)

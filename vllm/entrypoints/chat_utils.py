@@ -118,12 +118,12 @@ def render_chat(
     }
     try:
         prompt = _apply(tokenizer, conversation, arguments)
+    except MemoryError:
+        raise BadRequest("the chat template takes too much memory", "chat_template") from None
     except Exception as error:
         # It may quote what the template made, which need not be text that can be sent.
         reason = str(error).encode("utf-8", "backslashreplace").decode() or type(error).__name__
-        raise BadRequest(
-            f"the chat template rejects these messages: {reason}", "messages"
-        ) from error
+        raise BadRequest(f"the chat template rejects the messages: {reason}", "messages") from error
     assert isinstance(prompt, str), type(prompt)
     # A template can spell what no message may hold.
     check_encodable("chat_template", prompt, "the prompt that the chat template makes")

@@ -35,17 +35,22 @@ class Source:
     ignore: tuple[str, ...] = ()  # patterns of files not to fetch
 
 
+def no_model(flag: str = "--model") -> ConfigError:
+    """There is no default: what to name instead."""
+    return ConfigError(
+        f"{flag} is missing, and there is no default: give a local directory or a name on the "
+        "Hugging Face hub. A small one to try is in these sources: `vllm serve "
+        "examples/models/tiny-story`."
+    )
+
+
 def locate(source: Source, files: Sequence[str]) -> Path:
     """A local directory with the files of `source.name` that match; downloaded if need be.
 
     Raises ConfigError if the name means nothing, LoadError if it cannot be fetched.
     """
     if not source.name:
-        raise ConfigError(
-            f"{source.flag} is missing, and there is no default: give a local directory or a name "
-            "on the Hugging Face hub. A small one to try is in these sources: `vllm serve "
-            "examples/models/tiny-story`."
-        )
+        raise no_model(source.flag)
     path = Path(source.name).expanduser()
     if path.is_dir():
         return path.resolve()

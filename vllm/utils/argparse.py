@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from vllm.envs import inherited
+from vllm.utils.output import last_words
 from vllm.utils.text import did_you_mean
 
 _TRUE = frozenset({"true", "1", "yes"})
@@ -92,7 +93,7 @@ class FlexibleArgumentParser(argparse.ArgumentParser):
         return self._format_matching(topic.lower().replace("_", "-").lstrip("-"), topic)
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"{self.prog}: {message}\n`{self.prog} --help` explains the flags.\n")
+        last_words(f"{self.prog}: {message}\n`{self.prog} --help` explains the flags.")
         sys.exit(2)
 
     def _has_commands(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 
 STDIN, STDOUT, STDERR = range(3)
 NAMES: Final = {STDOUT: "stdout", STDERR: "stderr"}
+_closed: Final[set[int]] = set()  # at the start: what is written there reaches nobody
 
 
 class LenientText(io.TextIOWrapper):
@@ -39,6 +40,7 @@ def open_standard_files() -> None:
                 os.dup2(null, fd)
                 os.close(null)
             os.set_inheritable(fd, True)
+            _closed.add(fd)
 
 
 def forgive(*fds: int) -> None:
@@ -64,6 +66,8 @@ def forgive(*fds: int) -> None:
 def last_words(text: str) -> None:
     """To standard error, or where that cannot be written, to standard output."""
     for fd, stream in ((STDERR, sys.stderr), (STDOUT, sys.stdout)):
+        if fd in _closed:
+            continue
         try:
             if isinstance(stream, LenientText):
                 stream.flush()

@@ -122,5 +122,5 @@ def test_api_servers_that_do_not_end_are_killed_once_and_then_that_is_all(log_li
     fleet._wait_for_end()
     assert fleet.failure is None
     assert [line for line in log_lines.text.splitlines() if "in time" in line] == [
-        "1 API servers did not end in time: killing them"
+        "API servers that did not end in time are killed: 1"
     ]

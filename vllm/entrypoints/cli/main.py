@@ -45,6 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(command, words)
     except (BrokenPipeError, KeyboardInterrupt):
         return INTERRUPTED
+    except Exception as error:
+        if argv is not None:
+            raise
+        return _tell_of_mistake(error)
+
+
+def _tell_of_mistake(error: Exception) -> int:
+    """As Python does of an exception that nobody caught, but wherever it can be written."""
+    import traceback
+
+    from vllm.utils.output import last_words
+
+    last_words("".join(traceback.format_exception(error)).rstrip())
+    return ENGINE_FAILED
 
 
 def _forgive_output(is_server: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
+from vllm.entrypoints.openai.errors import DOCUMENTED_ERRORS
 from vllm.metrics.prometheus import CONTENT_TYPE
 
 Documented = dict[int | str, dict[str, Any]]
@@ -19,7 +20,10 @@ JSON_OR_EVENTS: Final[Documented] = {
 }
 HEALTH: Final[Documented] = {
     200: {"description": "Requests are served. No body."},
-    503: {"description": "The engine is gone, or the server is about to end. No body."},
+    503: {
+        "description": "The engine is gone or hangs, or the server is about to end.",
+        "content": DOCUMENTED_ERRORS["5XX"]["content"],
+    },
 }
 # Of routes for what this server never does.
 NEVER: Final[Documented] = {400: {"description": "Not available; says what to do instead."}}

@@ -157,7 +157,7 @@ class Fleet:
                 self._note_end(sentinels.pop(sentinel), killed)
             late = [process for process in sentinels.values() if process not in killed]
             if self.ends_by_s is not None and time.monotonic() > self.ends_by_s and late:
-                logger.error("%d API servers did not end in time: killing them", len(late))
+                logger.error("API servers that did not end in time are killed: %d", len(late))
                 for process in late:
                     process.kill()
                 killed.update(late)
