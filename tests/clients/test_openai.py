@@ -200,7 +200,7 @@ def check_call(function: Any) -> None:
         ({"model": "none such", "prompt": "a"}, openai.NotFoundError),
         ({"model": NAME, "prompt": "a", "temperature": -1}, openai.BadRequestError),
         ({"model": NAME, "prompt": "a", "max_tokens": "many"}, openai.BadRequestError),
-        ({"model": NAME, "prompt": ""}, openai.BadRequestError),
+        ({"model": NAME, "prompt": []}, openai.BadRequestError),
         ({"model": NAME, "prompt": "a", "stream": True, "n": 0}, openai.BadRequestError),
     ],
 )

@@ -242,8 +242,8 @@ def named_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def is_literal(chat_template: str) -> bool:
-    """Whether it is a template, an empty one too, and not the name of one."""
-    return not chat_template or "{" in chat_template or "\n" in chat_template
+    """Whether it is a template, one that says nothing too, and not the name of one."""
+    return not chat_template.strip() or "{" in chat_template or "\n" in chat_template
 
 
 def _named(name: str, known: Mapping[str, str]) -> str:
