@@ -98,7 +98,9 @@ def test_a_prompt_in_two_pieces_is_the_prompt():
     whole, end = run(x, states, False)
     first, middle = run(x[:5], states, False)
     second, last = run(x[5:], middle, True)
-    assert torch.equal(torch.cat((first, second)), whole) and torch.equal(end, last)
+    # The order of a sum may depend on the length of the piece, hence its last bit.
+    torch.testing.assert_close(torch.cat((first, second)), whole)
+    assert torch.equal(end, last)
     updated, state = hpu.causal_conv1d_update(x[None, 5:], middle, weight)
     assert torch.allclose(updated[0], second) and torch.equal(state, last)
 
