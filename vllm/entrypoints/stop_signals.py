@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM of a server, from the first moment of its process to its last.
+"""SIGINT and SIGTERM of a server, from before its imports to its last moment.
 
-Imports next to nothing: it takes the signals before anything else is imported.
+Imports next to nothing: it takes the signals before the engine is imported.
 """
 
 from __future__ import annotations

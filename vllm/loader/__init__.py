@@ -38,11 +38,11 @@ def load_model(config: VllmConfig, platform: Platform, device: torch.device) -> 
     started = time.monotonic()
     _refuse_quantized(config)
     with torch.no_grad():
-        model = _build(config, platform, device)
         if config.load.load_format == "dummy":
+            model = _build(config, platform, device)
             dummy.fill(model, config.model.seed)
         else:
-            model = _fill(model, config, lambda changed: _build(changed, platform, device))
+            model = _filled(config, lambda wanted: _build(wanted, platform, device))
         finish(model)
     num_bytes = sum(p.nbytes for p in model.parameters())
     logger.info(
@@ -77,13 +77,14 @@ def _build(config: VllmConfig, platform: Platform, device: torch.device) -> Mode
     return resolve_model(config.model)(context)
 
 
-def _fill(model: Model, config: VllmConfig, rebuild: Callable[[VllmConfig], Model]) -> Model:
-    """`model` with the checkpoint's weights, or another one if the checkpoint wants a head."""
+def _filled(config: VllmConfig, build: Callable[[VllmConfig], Model]) -> Model:
+    """The model with the checkpoint's weights; built again if the checkpoint wants a head."""
+    model = build(config)
     load = config.load
     files = checkpoint_files(config.model.path, load.load_format, load.ignore_patterns)
     if broken := broken_ties(model.tied_weights(), files, config.model.dtype):
-        del model  # first, or a device would have to hold both
-        model = rebuild(_untied(config))
+        del model  # nobody else has it, and a device need not hold both
+        model = build(_untied(config))
         _warn_of_ties(broken, model)
     filler = Filler(model, model.weights, model.ignored_weights(), config.model.dtype)
     for name, tensor in stream(files, progress=load.use_tqdm_on_load):
