@@ -1,9 +1,12 @@
+import gc
 import json
+import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vllm import loader
 from vllm.errors import ConfigError, LoadError
 from vllm.loader import ties
 from vllm.platforms.base import Platform
@@ -227,6 +230,23 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_used(
     assert log_lines.text.count("the checkpoint's lm_head.weight is used") == 1
     edit_config(copied, tie_word_embeddings=False)
     assert_same(load_as(copied), model)
+
+
+def test_a_model_that_is_built_again_is_not_held_beside_the_next(copied, load, monkeypatch):
+    edit_config(copied, tie_word_embeddings=True)
+    build, built = loader._build, []
+
+    def watched(*arguments):
+        gc.collect()
+        alive = [one for one in built if one() is not None]
+        assert not alive, "a device would have to hold both"
+        model = build(*arguments)
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(loader, "_build", watched)
+    load(copied)
+    assert len(built) == 2
 
 
 def test_a_head_may_be_a_copy_in_a_wider_type(copied, load, log_lines):
