@@ -26,9 +26,9 @@ FOUNDATION = (
 LEVELS: tuple[tuple[str, ...], ...] = (
     tuple(FOUNDATION),
     ("messages", "transformers_utils", "config", "parsers"),
-    ("device", "attention", "ops", "platforms"),
+    ("device", "attention", "ops"),
     ("layers",),
-    ("models", "sample", "spec_decode", "lora", "structured_output"),
+    ("models", "sample", "spec_decode", "lora", "structured_output", "platforms"),
     ("loader",),
     ("worker",),
     ("executor",),
@@ -39,7 +39,6 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 # Interfaces that levels talk in, importable from all of them.
 CONTRACTS = frozenset(
     {
-        "vllm.layers.methods",
         "vllm.metrics.stats",
         "vllm.platforms.base",
         "vllm.sample.interface",

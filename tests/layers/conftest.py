@@ -1,11 +1,12 @@
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vllm.layers.context import ModelContext
-from vllm.layers.linear import ShardInfo
+from vllm.layers.schemes import Unquantized
+from vllm.layers.shapes import ShardInfo
+from vllm.loader.build import allocate, choose
 from vllm.ops import resolve
 from vllm.platforms.cpu import CpuPlatform
 
@@ -24,10 +25,16 @@ def make_context():
             dtype=dtype,
             ops=ops,
             capabilities=platform.capabilities,
-            new_linear_method=platform.linear_method,
-            new_experts_method=partial(platform.experts_method, ops),
             attention_backends=platform.attention_backends(),
             shard=ShardInfo(rank, size),
         )
 
     return make
+
+
+def allocated(layer):
+    """`layer` with memory, in the CPU's methods."""
+    platform = CpuPlatform()
+    choose(layer, Unquantized(platform.weight_methods(resolve({}))))
+    allocate(layer, torch.device("cpu"))
+    return layer

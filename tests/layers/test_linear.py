@@ -2,19 +2,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vllm.layers.linear import GatedLinear, Linear, LinearShape, Part, Shard, ShardInfo, single
+from tests.layers.conftest import allocated
+from vllm.layers.linear import GatedLinear, Linear
+from vllm.layers.shapes import LinearShape, Part, Shard, ShardInfo, single
 from vllm.layers.weights import Rule
-from vllm.loader.mapping import Filler
+from vllm.loader.filler import Filler
+from vllm.loader.rules import RuleTable
 
 RULES = tuple(Rule(f"{p}.{{w}}", "{w}", (p,)) for p in "qkv")
 
 
 def fill(layer, tensors, rules=RULES):
-    filler = Filler(layer, rules, ())
+    filler = Filler(allocated(layer), RuleTable(rules, ()))
     for name, tensor in tensors.items():
         filler.add(name, tensor)
     filler.finish()
-    layer.finish()
 
 
 def test_parts_of_a_fused_projection_are_stacked_in_order(make_context):

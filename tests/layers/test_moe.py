@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.layers.conftest import allocated
 from tests.ops.overrides import PLATFORM, isas
 from vllm.layers.moe import Experts, MoE, Router
-from vllm.loader.mapping import Filler
+from vllm.loader.filler import Filler
+from vllm.loader.rules import RuleTable
 from vllm.models.decoder import GATED_NAMES, experts_weights
 from vllm.ops import resolve
 from vllm.ops.moe import Routing
@@ -16,9 +18,9 @@ HIDDEN, EXPERTS, WIDTH = 8, 8, 6
 
 def router(make_context, dtype=torch.float32, **fields) -> Router:
     torch.manual_seed(0)
-    made = Router(Routing(EXPERTS, 3, **fields), HIDDEN, make_context(dtype=dtype))
-    for slot in made.slots():
-        slot.target.copy_(torch.randn(slot.source_shape))
+    made = allocated(Router(Routing(EXPERTS, 3, **fields), HIDDEN, make_context(dtype=dtype)))
+    for destination in made.destinations():
+        destination.fill(torch.randn(destination.shape))
     made.finish()
     return made
 
@@ -90,8 +92,9 @@ def test_experts_load_one_by_one_or_all_in_one_tensor(make_context):
     }
     loaded = []
     for tensors in (one_by_one, together):
-        block = MoE(Routing(EXPERTS, 2), HIDDEN, WIDTH, "silu", make_context())
-        filler = Filler(_Named(block.experts), experts_weights("e", "x", GATED_NAMES), ())
+        block = allocated(MoE(Routing(EXPERTS, 2), HIDDEN, WIDTH, "silu", make_context()))
+        rules = RuleTable(experts_weights("e", "x", GATED_NAMES), ())
+        filler = Filler(_Named(block.experts), rules)
         for name, tensor in tensors.items():
             filler.add(name, tensor)
         filler.finish()
@@ -122,12 +125,12 @@ def test_shards_of_experts_sum_to_the_whole(make_context):
     }
 
     def run(rank: int, size: int) -> torch.Tensor:
-        experts = Experts(EXPERTS, HIDDEN, WIDTH, "silu", make_context(rank, size))
-        filler = Filler(_Named(experts), experts_weights("e", "x", GATED_NAMES), ())
+        experts = allocated(Experts(EXPERTS, HIDDEN, WIDTH, "silu", make_context(rank, size)))
+        rules = RuleTable(experts_weights("e", "x", GATED_NAMES), ())
+        filler = Filler(_Named(experts), rules)
         for name, tensor in whole.items():
             filler.add(name, tensor)
         filler.finish()
-        experts.finish()
         return experts(x, weights, ids)
 
     torch.testing.assert_close(run(0, 2) + run(1, 2), run(0, 1))
@@ -138,10 +141,10 @@ def test_shards_of_experts_sum_to_the_whole(make_context):
 def test_a_block_can_be_captured_in_a_graph(make_context, wide):
     context = replace(make_context(dtype=torch.bfloat16), ops=resolve(PLATFORM.ops()))
     routing = Routing(EXPERTS, 3, "sigmoid", groups=4, top_groups=2, correction=True, wide=wide)
-    block = MoE(routing, HIDDEN, WIDTH, "silu", context)
+    block = allocated(MoE(routing, HIDDEN, WIDTH, "silu", context))
     for part in (block.router, block.experts):
-        for slot in part.slots():
-            slot.target.copy_(torch.randn(slot.target.shape))
+        for destination in part.destinations():
+            destination.fill(torch.randn(destination.shape))
         part.finish()
     first, second = torch.randn(2, 5, HIDDEN).bfloat16()
     with torch.inference_mode():

@@ -78,7 +78,7 @@ def test_a_wrong_shape_is_shown_with_the_right_one(copied, load):
 def test_quantized_values_are_not_taken_for_weights(copied, load):
     name = "model.layers.0.mlp.up_proj.weight"
     rewrite(copied, lambda tensors: tensors.update({name: torch.ones(128, 64, dtype=torch.int8)}))
-    with pytest.raises(LoadError, match="quantized weights are not supported"):
+    with pytest.raises(LoadError, match="quantized weights need a quantization_config"):
         load(copied)
 
 
@@ -194,7 +194,7 @@ def num_values(model) -> int:
 def load_as(request, load, monkeypatch):
     """Weights as the CPU packs them, as other platforms such as HPU hold them, and the fallback."""
     if request.param == "plain":
-        monkeypatch.setattr(CpuPlatform, "linear_method", Platform.linear_method)
+        monkeypatch.setattr(CpuPlatform, "weight_methods", Platform.weight_methods)
     impl = "transformers" if request.param == "transformers" else "vllm"
     return lambda path: load(path, model_impl=impl)
 
@@ -234,7 +234,7 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_used(
 
 def test_a_model_that_is_built_again_is_not_held_beside_the_next(copied, load, monkeypatch):
     edit_config(copied, tie_word_embeddings=True)
-    build, built = loader._build, []
+    build, built = loader._declared, []
 
     def watched(*arguments):
         gc.collect()
@@ -244,7 +244,7 @@ def test_a_model_that_is_built_again_is_not_held_beside_the_next(copied, load, m
         built.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(loader, "_build", watched)
+    monkeypatch.setattr(loader, "_declared", watched)
     load(copied)
     assert len(built) == 2
 

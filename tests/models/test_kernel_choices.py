@@ -11,7 +11,7 @@ from tests.models.harness import config_for
 from tests.models.test_parity import assert_same_text_and_logits
 from tests.ops.overrides import isas
 from vllm.device.attention import AttentionBackend
-from vllm.layers.methods import ExpertsMethod, LinearMethod
+from vllm.layers.methods import DeviceMethods
 from vllm.ops.registry import Ops
 from vllm.platforms.base import Platform
 from vllm.platforms.cpu import CpuPlatform, native
@@ -37,13 +37,9 @@ class Without(CpuPlatform):
     def attention_backends(self) -> Sequence[type[AttentionBackend]]:
         return (TorchAttention,) if self.left_out == "attention" else super().attention_backends()
 
-    def linear_method(self) -> LinearMethod:
+    def weight_methods(self, ops: Ops) -> DeviceMethods:
         plain = self.left_out == "packed weights"
-        return Platform.linear_method(self) if plain else super().linear_method()
-
-    def experts_method(self, ops: Ops) -> ExpertsMethod:
-        plain = self.left_out == "packed weights"
-        return Platform.experts_method(self, ops) if plain else super().experts_method(ops)
+        return Platform.weight_methods(self, ops) if plain else super().weight_methods(ops)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

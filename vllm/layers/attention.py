@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from vllm.device.attention import AttentionMetas, AttentionSpec
 from vllm.layers.context import ModelContext
-from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
+from vllm.layers.linear import Linear
 from vllm.layers.norm import RMSNorm
 from vllm.layers.rope.table import NoRope, Rope, Rotary
+from vllm.layers.shapes import LinearShape, Part, Shard, single
 
 
 @dataclass(frozen=True, slots=True)

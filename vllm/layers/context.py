@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from vllm.device.attention import AttentionBackend, AttentionSpec
 from vllm.device.capabilities import Capabilities
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
-from vllm.layers.linear import ShardInfo
+from vllm.layers.shapes import ShardInfo
 from vllm.logger import init_logger
 from vllm.ops.registry import Ops
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.layers.methods import ExpertsMethod, LinearMethod
 
 logger = init_logger(__name__)
 
@@ -33,9 +31,6 @@ class ModelContext:
     dtype: torch.dtype
     ops: Ops
     capabilities: Capabilities  # of the device
-    # How weights that are not quantized are stored and multiplied; a method belongs to one layer.
-    new_linear_method: Callable[[], LinearMethod]
-    new_experts_method: Callable[[], ExpertsMethod]
     attention_backends: Sequence[type[AttentionBackend]]  # in order of preference
     shard: ShardInfo = field(
         default_factory=ShardInfo
@@ -51,19 +46,6 @@ class ModelContext:
     @property
     def cache_dtype(self) -> torch.dtype:
         return self.config.cache.cache_dtype
-
-    @property
-    def linear_method(self) -> LinearMethod:
-        return self.new_linear_method()
-
-    @property
-    def experts_method(self) -> ExpertsMethod:
-        return self.new_experts_method()
-
-    def parameter(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-        """An uninitialised parameter on the device; the loader fills it."""
-        data = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
-        return nn.Parameter(data, requires_grad=False)
 
     def attention(self, spec: AttentionSpec) -> Attention:
         """An attention layer over the first backend of the platform that can serve `spec`.

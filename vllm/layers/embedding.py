@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vllm.layers.context import ModelContext
-from vllm.layers.linear import Weighted
-from vllm.layers.methods import LinearMethod, Unquantized
-from vllm.layers.weights import Loadable
+from vllm.layers.methods import TableMethod
+from vllm.layers.plain import Plain
+from vllm.layers.weights import Weighted
 
 
 class Embedding(Weighted):
     """Row lookup: ids [T] -> [T, H]."""
 
-    def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
-        super().__init__()
-        self.bias = None
-        # A table that is only looked up in stays as it is.
-        self.method = Unquantized()
-        self.method.allocate(self, rows, hidden, context)
+    is_linear = False
+    method: TableMethod
 
-    def store_by(self, method: LinearMethod, context: ModelContext) -> None:
-        """Use another method; before anything is loaded."""
-        del self.weight  # first, or a device would have to hold it twice
-        self.method = method
-        method.allocate(self, self.num_outputs, self.num_inputs, context)
+    def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
+        super().__init__(rows, hidden, context.dtype)
+        # A table that is only looked up in stays as it is.
+        self.own_method = Plain()
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.method.look_up(self, ids)
@@ -33,33 +28,33 @@ class Embedding(Weighted):
 class Head(Weighted):
     """Hidden states [S, H] -> scores of every token [S, V] in float32."""
 
+    method: TableMethod
+
     def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
-        super().__init__()
-        self.bias = None
-        self.method = context.linear_method
-        self.method.allocate(self, rows, hidden, context)
+        super().__init__(rows, hidden, context.dtype)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.method.apply(self, hidden, wide=True)
+        return self.method.scores(self, hidden)
 
     def greatest(self, hidden: Tensor) -> Tensor | None:
         """The token of the greatest score of each row, [S] int32; None: it takes the scores."""
         return self.method.greatest(self, hidden)
 
 
-class TiedHead(Loadable):
+class TiedHead(nn.Module):
     """A head that multiplies with the embedding's weight and has none of its own."""
 
-    def __init__(self, embedding: Embedding, context: ModelContext) -> None:
+    def __init__(self, embedding: Embedding) -> None:
         super().__init__()
-        # In a tuple, so that the parameter is not registered (and loaded) a second time.
+        # In a tuple, so that the embedding is not registered (and loaded) a second time.
         self._embedding = (embedding,)
-        self.method = context.linear_method
-        embedding.store_by(self.method, context)
+        embedding.own_method = None  # it is multiplied as well
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.method.apply(self._embedding[0], hidden, wide=True)
+        (embedding,) = self._embedding
+        return embedding.method.scores(embedding, hidden)
 
     def greatest(self, hidden: Tensor) -> Tensor | None:
         """As of Head."""
-        return self.method.greatest(self._embedding[0], hidden)
+        (embedding,) = self._embedding
+        return embedding.method.greatest(embedding, hidden)

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from vllm.device.attention import AttentionMetas, AttentionSpec
 from vllm.layers.context import ModelContext
 from vllm.layers.latent_cache import LatentAttention, LatentShape
-from vllm.layers.linear import Linear, LinearShape, Part, Shard, single
-from vllm.layers.methods import Unquantized
+from vllm.layers.linear import Linear
 from vllm.layers.norm import RMSNorm
+from vllm.layers.plain import PassedOn
 from vllm.layers.rope.table import Rope, Rotary
-from vllm.layers.weights import Loadable
+from vllm.layers.shapes import LinearShape, Part, Shard, single
 
 NORM_EPS = 1e-6  # of the norms within attention, whatever rms_norm_eps says
 
 
-class LatentSelfAttention(Loadable):
+class LatentSelfAttention(nn.Module):
     """x [T, H] -> [T, H] over a cache of latent rows."""
 
     def __init__(self, hf: Any, rotary: Rotary, scale: float, context: ModelContext) -> None:
@@ -44,7 +44,7 @@ class LatentSelfAttention(Loadable):
         self.latent_norm = RMSNorm(shape.latent, NORM_EPS, context)
         expanded = shape.nope + shape.value
         kv = LinearShape(shape.latent, (Part("", heads * expanded, expanded),), Shard.COLUMN)
-        self.kv_expand = Linear(kv, context, Unquantized())  # absorbed as it is, not multiplied
+        self.kv_expand = Linear(kv, context)
         self.out = Linear(
             single(heads * shape.value, hidden, Shard.ROW, hf.attention_bias), context
         )
@@ -59,11 +59,8 @@ class LatentSelfAttention(Loadable):
             rope_dim=shape.rope,
         )
         self.attend = LatentAttention(shape, context.attention(spec))
+        self.kv_expand.own_method = PassedOn(self.attend.absorb)
         self.rotate = rotary.apply
-
-    def finish(self) -> None:
-        self.attend.absorb(self.kv_expand.weight)
-        del self.kv_expand
 
     def forward(self, x: Tensor, rope: Rope, metas: AttentionMetas) -> Tensor:
         q, kv = self.inputs(x).split(self.inputs.widths, dim=-1)

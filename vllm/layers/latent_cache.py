@@ -38,12 +38,18 @@ class LatentAttention(nn.Module):
         self.attend = attend
 
     def absorb(self, expansion: Tensor) -> None:
-        """Take over the weight [N * (nope + value), latent] that makes keys and values of a row."""
+        """Take over the weight [N * (nope + value), latent] that makes keys and values of a row.
+
+        A second one is written to the memory of the first.
+        """
         shape = self.shape
         per_head = expansion.view(-1, shape.nope + shape.value, shape.latent)
         key_map, value_map = per_head.split((shape.nope, shape.value), dim=1)
-        self.register_buffer("key_map", key_map.contiguous(), persistent=False)
-        self.register_buffer("value_map", value_map.mT.contiguous(), persistent=False)
+        for name, value in (("key_map", key_map), ("value_map", value_map.mT)):
+            if name in self._buffers:
+                self.get_buffer(name).copy_(value)
+            else:
+                self.register_buffer(name, value.contiguous(), persistent=False)
 
     def forward(
         self, q: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, metas: AttentionMetas

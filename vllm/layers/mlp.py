@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from vllm.layers.activation import plain
 from vllm.layers.context import ModelContext
-from vllm.layers.linear import GatedLinear, Linear, Shard, single
+from vllm.layers.linear import GatedLinear, Linear
+from vllm.layers.shapes import Shard, single
 
 
 class GatedMLP(nn.Module):

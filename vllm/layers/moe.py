@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
-from vllm.layers.linear import Weighted
-from vllm.layers.weights import Loadable, Slot
+from vllm.layers.methods import ExpertsMethod
+from vllm.layers.shapes import Piece
+from vllm.layers.weights import Destination, Loadable, Weighted
 from vllm.ops.moe import Routing
 
 
 class Router(Weighted):
     """x [T, H] -> weights [T, k] float32 and expert ids [T, k] of the chosen experts."""
 
-    def __init__(self, routing: Routing, hidden: int, context: ModelContext) -> None:
-        super().__init__()
-        self.routing = routing
-        if routing.wide:
-            context = replace(context, dtype=torch.float32)
-        self.method = context.linear_method
-        self.method.allocate(self, routing.num_experts, hidden, context)
-        self.bias = None
-        self.correction = (
-            context.parameter(routing.num_experts, dtype=torch.float32)
-            if routing.correction
-            else None
-        )
-        self.choose = context.ops.choose_experts
+    correction: Tensor | None
 
-    def slots(self) -> Iterator[Slot]:
-        yield from super().slots()
-        if self.correction is not None:
-            yield Slot("correction", self.correction.data, tuple(self.correction.shape))
+    def __init__(self, routing: Routing, hidden: int, context: ModelContext) -> None:
+        dtype = torch.float32 if routing.wide else context.dtype
+        super().__init__(routing.num_experts, hidden, dtype)
+        self.routing = routing
+        self.register_parameter("correction", None)
+        if routing.correction:
+            self.declare("correction", (routing.num_experts,), torch.float32)
+        self.choose = context.ops.choose_experts
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.method.apply(self, x.float() if self.routing.wide else x)  # [T, E]
@@ -47,33 +38,43 @@ class Router(Weighted):
 class Experts(Loadable):
     """Gated MLPs, one per expert; a rank has some of the intermediate width of each."""
 
+    method: ExpertsMethod  # chosen by the loader, see vllm.layers.schemes
     w13: Tensor
     w2: Tensor
+    # Of methods that quantize.
+    w13_scales: Tensor
+    w2_scales: Tensor
 
     def __init__(
         self, num_experts: int, hidden: int, intermediate: int, act: str, context: ModelContext
     ) -> None:
         super().__init__()
-        self.hidden, self.intermediate = hidden, intermediate
-        self.start, width = context.shard.span(intermediate)
+        self.hidden, self.intermediate, self.dtype = hidden, intermediate, context.dtype
+        self.start, self.width = context.shard.span(intermediate)
         self.num_experts = num_experts
         self.act = gated_name(act)
-        self.method = context.experts_method
-        self.method.create(self, num_experts, hidden, width, context)
 
-    def slots(self) -> Iterator[Slot]:
-        wide = (self.intermediate, self.hidden)
+    def pieces(self) -> Iterator[Piece]:
+        """Gate, up and down of every expert."""
+        wide, start, width = (self.intermediate, self.hidden), self.start, self.width
+        tall = wide[::-1]
         for expert in range(self.num_experts):
-            gate, up, down = self.method.targets(self, expert)
-            yield Slot("w13", gate, wide, "gate", expert, dim=0, start=self.start)
-            yield Slot("w13", up, wide, "up", expert, dim=0, start=self.start)
-            yield Slot("w2", down, wide[::-1], "", expert, dim=1, start=self.start)
+            yield Piece(wide, 0, width, "gate", expert, "w13.", 0, start, width)
+            yield Piece(wide, width, width, "up", expert, "w13.", 0, start, width)
+            yield Piece(tall, 0, self.hidden, "", expert, "w2.", 1, start, width)
 
-    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        return self.method.apply(self, x, weights, ids)
+    def allocate(self, device: torch.device) -> None:
+        super().allocate(device)
+        self.method.allocate(self, device)
+
+    def destinations(self) -> Iterator[Destination]:
+        return self.method.destinations(self)
 
     def finish(self) -> None:
         self.method.finish(self)
+
+    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        return self.method.apply(self, x, weights, ids)
 
 
 class MoE(nn.Module):

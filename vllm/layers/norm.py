@@ -11,9 +11,11 @@ from vllm.layers.weights import Loadable
 class RMSNorm(Loadable):
     """x [..., H] -> [..., H]."""
 
+    weight: Tensor
+
     def __init__(self, width: int, eps: float, context: ModelContext) -> None:
         super().__init__()
-        self.weight = context.parameter(width)
+        self.declare("weight", (width,), context.dtype)
         self.eps = eps
         self.norm = context.ops.rms_norm
         self.add_and_norm = context.ops.fused_add_rms_norm
@@ -29,9 +31,11 @@ class RMSNorm(Loadable):
 class GemmaRMSNorm(Loadable):
     """RMSNorm whose weight is stored as its difference from one."""
 
+    weight: Tensor
+
     def __init__(self, width: int, eps: float, context: ModelContext) -> None:
         super().__init__()
-        self.weight = context.parameter(width)
+        self.declare("weight", (width,), context.dtype)
         self.eps = eps
         self.norm = context.ops.gemma_rms_norm
 
@@ -47,10 +51,13 @@ class GemmaRMSNorm(Loadable):
 class LayerNorm(Loadable):
     """Mean and variance over the last dimension: x [..., H] -> [..., H]."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, width: int, eps: float, context: ModelContext) -> None:
         super().__init__()
-        self.weight = context.parameter(width)
-        self.bias = context.parameter(width)
+        self.declare("weight", (width,), context.dtype)
+        self.declare("bias", (width,), context.dtype)
         self.eps = eps
         self.norm = context.ops.layer_norm
 

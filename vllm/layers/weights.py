@@ -1,56 +1,176 @@
-"""What a layer offers the loader: the places its checkpoint tensors go to."""
+"""What a layer offers the loader: tensors it declares, and the places checkpoint tensors go to.
+
+A model is made in four steps (see vllm.loader.build): its layers declare shapes, each gets a method
+that stores and multiplies its weight, memory is taken, and tensors are filled in. A layer is
+finished when its last tensor is in. Filling it again later writes to the same memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from vllm.layers.shapes import Piece
+
+if TYPE_CHECKING:
+    from vllm.layers.methods import WeightMethod
+
+# Others are quantized values, which mean something only together with their scales.
+PLAIN_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+_STD = 0.02
+# (shape, generator) -> what might lie in a checkpoint; for --load-format dummy.
+Random = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def random_weights(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Small normal values in float32."""
+    return torch.randn(shape, generator=generator) * _STD
 
 
 class Target(Protocol):
     """Where a tensor is loaded to: a view of a parameter, or what brings it into its layout."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
     def copy_(self, source: Tensor, /) -> object:
-        """Take `source`, which has `shape` and any plain dtype."""
+        """Take `source`, which has this rank's shape and one of the accepted dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """One checkpoint tensor's place in a parameter.
+class Destination:
+    """One checkpoint tensor's place in a layer.
 
-    `target` is what to fill. Of a source of shape `source_shape` this rank keeps
-    [start, start + length) along `dim`; dim -1 means all of it.
+    Of a tensor of `shape` this rank keeps [start, start + length) along `dim`; dim -1 means all of
+    it. `open` gives what to fill, and may take memory for it; None if all of it is other ranks'.
     """
 
     parameter: str  # name within the layer
-    target: Target
-    source_shape: tuple[int, ...]
+    open: Callable[[], Target] | None
+    shape: tuple[int, ...]
     part: str = ""
     expert: int = -1
     dim: int = -1
     start: int = 0
+    length: int = 0
+    dtypes: tuple[torch.dtype, ...] = PLAIN_DTYPES
+    stack_dim: int = 0  # along which the checkpoint may hold several parts in one tensor
+    random: Random = random_weights
+
+    def fill(self, source: Tensor) -> None:
+        """Take this rank's share of `source`, which has `shape`."""
+        assert self.open is not None, self.parameter
+        self.open().copy_(self.local(source))
 
     def local(self, source: Tensor) -> Tensor:
-        """The share of `source`, which has `source_shape`, that this rank keeps."""
+        """The share of `source` that this rank keeps."""
         if self.dim < 0:
             return source
-        return source.narrow(self.dim, self.start, self.target.shape[self.dim])
+        return source.narrow(self.dim, self.start, self.length)
+
+
+ELSEWHERE: Final = None  # `Destination.open` of a tensor that other ranks keep
+
+
+def parameter(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """Uninitialised memory of a layer; the loader fills it."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
 
 
 class Loadable(nn.Module):
-    """A layer with weights of its own. By default each parameter is one whole tensor."""
+    """A layer with weights of its own. By default each declared tensor is one of the checkpoint."""
 
-    def slots(self) -> Iterator[Slot]:
-        for name, parameter in self.named_parameters(recurse=False):
-            yield Slot(name, parameter.data, tuple(parameter.shape))
+    device: torch.device  # of the weights, once there is memory
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._declared: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self._staged: dict[Hashable, Tensor] = {}
+
+    def declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Have `allocate` set the attribute `name` to a parameter of `shape`."""
+        self._declared[name] = (shape, dtype)
+
+    def allocate(self, device: torch.device) -> None:
+        """Take the memory of all weights. Called once, after every layer has its method."""
+        self.device = device
+        for name, (shape, dtype) in self._declared.items():
+            self.register_parameter(name, parameter(shape, dtype, device))
+
+    def destinations(self) -> Iterator[Destination]:
+        """Where checkpoint tensors go. They may be opened once there is memory."""
+        for name, (shape, _) in self._declared.items():
+            yield Destination(name, partial(self._data, name), shape)
 
     def finish(self) -> None:
-        """Called once, when all weights are loaded: pack, absorb, transpose."""
+        """Pack, absorb, transpose what was filled. Called whenever all destinations are filled."""
+
+    def stage(
+        self,
+        key: Hashable,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Memory for what `finish` needs as it was loaded: taken once per loading."""
+        if key not in self._staged:
+            self._staged[key] = torch.empty(shape, dtype=dtype, device=device)
+        return self._staged[key]
+
+    def unstage(self, key: Hashable) -> Tensor:
+        """What was staged under `key`; its memory is the caller's from now on."""
+        return self._staged.pop(key)
+
+    @property
+    def staged_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._staged.values())
+
+    def _data(self, name: str) -> Tensor:
+        data: Tensor = self.get_parameter(name).data
+        return data
+
+
+class Weighted(Loadable):
+    """A layer whose weight [num_outputs, num_inputs] a WeightMethod stores and multiplies."""
+
+    is_gated = False  # outputs are gates, then as many that they gate
+    is_linear = True  # multiplies; formats of quantization leave tables alone
+    method: WeightMethod  # chosen by the loader, see vllm.layers.schemes
+    # A method that this layer needs for plain values, whatever the device's is.
+    own_method: WeightMethod | None = None
+    weight: Tensor
+    scales: Tensor  # of methods that quantize
+    bias: Tensor | None
+    # Of gated layers: the name of the activation, and [T, 2 * I] -> [T, I].
+    act: str
+    activate: Callable[[Tensor], Tensor]
+
+    def __init__(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_outputs, self.num_inputs, self.dtype = num_outputs, num_inputs, dtype
+        self.has_bias = False  # whether this rank adds one
+        self.register_parameter("bias", None)
+
+    def pieces(self) -> Iterator[Piece]:
+        """The matrices of the checkpoint that the weight consists of."""
+        yield Piece((self.num_outputs, self.num_inputs), 0, self.num_outputs)
+
+    def allocate(self, device: torch.device) -> None:
+        super().allocate(device)
+        self.method.allocate(self, device)
+        if self.has_bias:
+            self.bias = self.method.new_bias(self, device)
+
+    def destinations(self) -> Iterator[Destination]:
+        yield from self.method.destinations(self)
+        yield from super().destinations()
+
+    def finish(self) -> None:
+        self.method.finish(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +179,8 @@ class Rule:
 
     Names may contain fields in braces: {w} matches one component, {any} anything, others such as
     {layer} and {expert} a number; `parameter` repeats the fields it needs. A source with several
-    `parts` holds them stacked along its first dimension, after that of the experts where
-    `all_experts` says that it holds every expert.
+    `parts` holds them stacked, after the dimension of the experts where `all_experts` says that it
+    holds every expert.
     """
 
     source: str

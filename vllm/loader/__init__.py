@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
 
 from vllm.config.vllm import VllmConfig
-from vllm.errors import ConfigError
 from vllm.layers.context import ModelContext
-from vllm.layers.weights import Loadable
 from vllm.loader import dummy
-from vllm.loader.mapping import Filler
+from vllm.loader.build import allocate, choose
+from vllm.loader.filler import Filler
+from vllm.loader.rules import RuleTable
+from vllm.loader.schemes import refuse_unknown_formats, scheme_of
 from vllm.loader.stream import checkpoint_files, stream
 from vllm.loader.ties import broken_ties
 from vllm.logger import init_logger
@@ -36,14 +36,18 @@ def load_model(config: VllmConfig, platform: Platform, device: torch.device) -> 
     Raises ConfigError if the model cannot run as configured, LoadError if the checkpoint is broken.
     """
     started = time.monotonic()
-    _refuse_quantized(config)
+    refuse_unknown_formats(config)
     with torch.no_grad():
         if config.load.load_format == "dummy":
-            model = _build(config, platform, device)
+            model = _declared(config, platform, device)
+            _take_memory(model, config, platform, device)
             dummy.fill(model, config.model.seed)
         else:
-            model = _filled(config, lambda wanted: _build(wanted, platform, device))
-        finish(model)
+            files = _files(config)
+            model = _fitting(config, files, lambda wanted: _declared(wanted, platform, device))
+            _take_memory(model, config, platform, device)
+            _fill(model, config, files)
+    model.requires_grad_(False).eval()
     num_bytes = sum(p.nbytes for p in model.parameters())
     logger.info(
         "Loaded %s: %.2f GiB of weights in %.1f s",
@@ -54,42 +58,62 @@ def load_model(config: VllmConfig, platform: Platform, device: torch.device) -> 
     return model
 
 
-def finish(model: nn.Module) -> None:
-    """Let every layer prepare its weights for use. Call once, after filling."""
-    model.requires_grad_(False).eval()
-    for module in list(model.modules()):  # layers may drop parts that they absorbed
-        if isinstance(module, Loadable):
-            module.finish()
+def reload_weights(model: Model, config: VllmConfig, path: Path | None = None) -> None:
+    """Fill a loaded `model` again, in place, from the checkpoint at `path`, by default its own.
+
+    The checkpoint must have the shapes and the encoding of the first one. Raises LoadError; then
+    the model holds a mixture of both and must be filled again before it is used.
+    """
+    with torch.no_grad():
+        _fill(model, config, _files(config, path))
 
 
-def _build(config: VllmConfig, platform: Platform, device: torch.device) -> Model:
-    ops = resolve(platform.ops())
+def _declared(config: VllmConfig, platform: Platform, device: torch.device) -> Model:
+    """The model without memory for its weights."""
     context = ModelContext(
         config=config,
         device=device,
         dtype=config.model.dtype,
-        ops=ops,
+        ops=resolve(platform.ops()),
         capabilities=platform.capabilities,
-        new_linear_method=platform.linear_method,
-        new_experts_method=partial(platform.experts_method, ops),
         attention_backends=platform.attention_backends(),
     )
     return resolve_model(config.model)(context)
 
 
-def _filled(config: VllmConfig, build: Callable[[VllmConfig], Model]) -> Model:
-    """The model with the checkpoint's weights; built again if the checkpoint wants a head."""
-    model = build(config)
+def _take_memory(
+    model: Model, config: VllmConfig, platform: Platform, device: torch.device
+) -> None:
+    methods = platform.weight_methods(resolve(platform.ops()))
+    choose(model, scheme_of(config, methods, _rules(model).module_names))
+    allocate(model, device)
+
+
+def _rules(model: Model) -> RuleTable:
+    return RuleTable(model.weights, model.ignored_weights())
+
+
+def _files(config: VllmConfig, path: Path | None = None) -> list[Path]:
     load = config.load
-    files = checkpoint_files(config.model.path, load.load_format, load.ignore_patterns)
-    if broken := broken_ties(model.tied_weights(), files, config.model.dtype):
-        del model  # nobody else has it, and a device need not hold both
-        model = build(_untied(config))
-        _warn_of_ties(broken, model)
-    filler = Filler(model, model.weights, model.ignored_weights(), config.model.dtype)
-    for name, tensor in stream(files, progress=load.use_tqdm_on_load):
+    return checkpoint_files(path or config.model.path, load.load_format, load.ignore_patterns)
+
+
+def _fill(model: Model, config: VllmConfig, files: Sequence[Path]) -> None:
+    filler = Filler(model, _rules(model), config.model.dtype)
+    for name, tensor in stream(files, progress=config.load.use_tqdm_on_load):
         filler.add(name, tensor)
     filler.finish()
+
+
+def _fitting(
+    config: VllmConfig, files: Sequence[Path], declared: Callable[[VllmConfig], Model]
+) -> Model:
+    """The model declared for `files`: with a head of its own if they hold one that differs."""
+    model = declared(config)
+    if broken := broken_ties(model.tied_weights(), files, config.model.dtype):
+        del model  # the fallback's has memory, and a device need not hold both
+        model = declared(_untied(config))
+        _warn_of_ties(broken, model)
     return model
 
 
@@ -111,14 +135,4 @@ def _warn_of_ties(broken: Mapping[str, str], model: Model) -> None:
             name,
             source,
             used,
-        )
-
-
-def _refuse_quantized(config: VllmConfig) -> None:
-    found = config.model.hf_config.to_dict().get("quantization_config")
-    if found:
-        method = found.get("quant_method", "unknown")
-        raise ConfigError(
-            f"{config.model.model} is quantized (quant_method {method!r}), which is not supported. "
-            "Use a checkpoint in float32, bfloat16 or float16."
         )

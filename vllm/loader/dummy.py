@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vllm.layers.weights import Loadable
-
-STD = 0.02
+from vllm.layers.weights import ELSEWHERE
+from vllm.loader.filler import loadable_layers
 
 
 @torch.no_grad()
 def fill(model: nn.Module, seed: int) -> None:
-    """Small normal weights, the same for the same seed whatever the dtype and device."""
+    """Small weights, the same for the same seed whatever the dtype, device and number of ranks."""
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        for slot in module.slots() if isinstance(module, Loadable) else ():
-            slot.target.copy_(torch.randn(slot.target.shape, generator=generator) * STD)
+    for _, layer in loadable_layers(model):
+        for destination in layer.destinations():
+            values = destination.random(destination.shape, generator)
+            if destination.open is not ELSEWHERE:
+                destination.fill(values)
+        layer.finish()

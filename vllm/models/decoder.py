@@ -49,14 +49,14 @@ def experts_weights(
 
     `stacked` are the parameters with all experts: gate and up, and down.
     """
-    gate, up, down = (f"{theirs}.{{expert}}.{name}.weight" for name in names)
+    gate, up, down = (f"{theirs}.{{expert}}.{name}.{{w}}" for name in names)
     w13, w2 = (f"{ours}.{name}" for name in stacked)
     return (
-        Rule(gate, w13, ("gate",)),
-        Rule(up, w13, ("up",)),
-        Rule(down, w2),
-        Rule(f"{theirs}.gate_up_proj", w13, ("gate", "up"), all_experts=True),
-        Rule(f"{theirs}.down_proj", w2, all_experts=True),
+        Rule(gate, f"{w13}.{{w}}", ("gate",)),
+        Rule(up, f"{w13}.{{w}}", ("up",)),
+        Rule(down, f"{w2}.{{w}}"),
+        Rule(f"{theirs}.gate_up_proj", f"{w13}.weight", ("gate", "up"), all_experts=True),
+        Rule(f"{theirs}.down_proj", f"{w2}.weight", all_experts=True),
     )
 
 
@@ -65,7 +65,7 @@ MLP_WEIGHTS = gated_mlp_weights("model.layers.{layer}.mlp", "layers.{layer}.mlp"
 OUTER_WEIGHTS = (
     Rule("model.embed_tokens.weight", "embed.weight"),
     Rule("model.norm.weight", "norm.weight"),
-    Rule("lm_head.weight", "head.weight"),
+    Rule("lm_head.{w}", "head.{w}"),
 )
 NORM_WEIGHTS = (
     Rule("model.layers.{layer}.input_layernorm.weight", "layers.{layer}.norm.weight"),
@@ -157,14 +157,14 @@ class Decoder(Model):
 
     def make_head(self) -> Head | TiedHead:
         if self.hf_config.tie_word_embeddings:
-            return TiedHead(self.embed, self.context)
+            return TiedHead(self.embed)
         return Head(self.hf_config.vocab_size, self.hidden, self.context)
 
     def tied_weights(self) -> Mapping[str, str]:
         names = {rule.parameter: rule.source for rule in self.weights}
-        if not self.hf_config.tie_word_embeddings or "head.weight" not in names:
+        if not self.hf_config.tie_word_embeddings or "head.{w}" not in names:
             return {}
-        return {names["head.weight"]: names["embed.weight"]}
+        return {names["head.{w}"].format(w="weight"): names["embed.weight"]}
 
     def ignored_weights(self) -> tuple[str, ...]:
         return tuple(map(re.escape, self.tied_weights()))

@@ -27,7 +27,7 @@ class GPTBigCode(Decoder):
         Rule("transformer.wte.weight", "embed.weight"),
         Rule("transformer.wpe.weight", "positions.weight"),
         Rule("transformer.ln_f.{w}", "norm.{w}"),
-        Rule("lm_head.weight", "head.weight"),
+        Rule("lm_head.{w}", "head.{w}"),
         Rule(f"{THEIRS}.ln_1.{{w}}", f"{OURS}.norm.{{w}}"),
         Rule(f"{THEIRS}.ln_2.{{w}}", f"{OURS}.mlp_norm.{{w}}"),
         Rule(f"{THEIRS}.attn.c_attn.{{w}}", f"{OURS}.attention.qkv.{{w}}", ("q", "k", "v")),

@@ -29,7 +29,7 @@ class Mixtral(Decoder):
         *OUTER_WEIGHTS,
         *NORM_WEIGHTS,
         *attention_weights(),
-        *(Rule(f"{block}.gate.weight", "layers.{layer}.mlp.router.weight") for block in BLOCKS),
+        *(Rule(f"{block}.gate.{{w}}", "layers.{layer}.mlp.router.{w}") for block in BLOCKS),
         *(
             rule
             for block in BLOCKS

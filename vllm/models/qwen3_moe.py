@@ -23,7 +23,7 @@ class Qwen3Moe(Decoder):
     weights: ClassVar[tuple[Rule, ...]] = (
         *DECODER_WEIGHTS,
         *QK_NORM_WEIGHTS,
-        Rule(f"{THEIRS}.gate.weight", f"{OURS}.router.weight"),
+        Rule(f"{THEIRS}.gate.{{w}}", f"{OURS}.router.{{w}}"),
         *experts_weights(f"{THEIRS}.experts", f"{OURS}.experts", GATED_NAMES),
     )
 

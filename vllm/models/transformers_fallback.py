@@ -12,6 +12,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from vllm.layers.cached_attention import Attention
 from vllm.layers.context import ModelContext
 from vllm.layers.rope.parameters import RopeParameters
 from vllm.layers.rope.table import tabulate
-from vllm.layers.weights import Loadable, Rule, Slot
+from vllm.layers.weights import Destination, Loadable, Rule
 from vllm.models.decoder import GATED_NAMES, experts_weights
 from vllm.models.interfaces import Model
 
@@ -105,6 +106,8 @@ class TransformersModel(Model, Loadable):
         kinds = set(hf.to_dict().get("layer_types") or ()) - LAYER_TYPES
         if kinds:
             raise self._refusal(f"it has layers of type {', '.join(sorted(kinds))}")
+        if hf.to_dict().get("quantization_config"):
+            raise self._refusal("its weights are quantized")
         if hf.is_encoder_decoder:
             raise self._refusal("it has an encoder")
         if not shell._supports_attention_backend:
@@ -125,15 +128,16 @@ class TransformersModel(Model, Loadable):
                 parameters = RopeParameters.from_config(hf, head_dim)
                 self.base.set_submodule(name, _TabledRope(parameters, self.context))
 
-    def slots(self) -> Iterator[Slot]:
+    def destinations(self) -> Iterator[Destination]:
         for name, tensor in self._tensors.items():
             if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
-                yield Slot(name, tensor, tuple(tensor.shape))
+                yield Destination(name, partial(_same, tensor), tuple(tensor.shape))
                 continue
             parts = ("gate", "up") if name.endswith("gate_up_proj") else ("",)
             for expert, stacked in enumerate(tensor):
                 for part, target in zip(parts, stacked.chunk(len(parts)), strict=True):
-                    yield Slot(name, target, tuple(target.shape), part, expert)
+                    open_target, shape = partial(_same, target), tuple(target.shape)
+                    yield Destination(f"{name}.weight", open_target, shape, part, expert)
 
     def tied_weights(self) -> Mapping[str, str]:
         return self._ties
@@ -143,6 +147,8 @@ class TransformersModel(Model, Loadable):
 
     def finish(self) -> None:
         """Find out, by computing one token, what each attention layer asks for."""
+        if self.attend:  # these weights are not the first
+            return
         zero = torch.zeros(1, dtype=torch.int32, device=self.context.device)
         try:
             self.logits(self(ForwardInputs(zero, zero), ()))
@@ -159,7 +165,6 @@ class TransformersModel(Model, Loadable):
         for i in range(num_layers):
             self.attend.append(self.context.attention(self.found[i]))
         self.call = self._attend
-        self._tensors = {}
 
     def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
         self.metas = metas
@@ -226,6 +231,10 @@ class _TabledRope(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [1, T] -> cos and sin [1, T, R] in x's dtype."""
         return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)
+
+
+def _same(target: Tensor) -> Tensor:
+    return target
 
 
 def _own_tensors(shell: nn.Module) -> Iterator[tuple[str, Tensor]]:

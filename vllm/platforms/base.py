@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vllm.device.graphs import GraphRunner
     from vllm.device.observer import StepObserver
     from vllm.device.planner import Planner
-    from vllm.layers.methods import ExpertsMethod, LinearMethod
+    from vllm.layers.methods import DeviceMethods
     from vllm.messages.facts import WorkerFacts
     from vllm.ops.registry import Ops
     from vllm.worker.model_runner import ModelRunner
@@ -57,17 +57,11 @@ class Platform(PlatformFacts):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         """Overrides of reference ops (see vllm.ops.registry)."""
 
-    def linear_method(self) -> LinearMethod:
-        """How weights that are not quantized are stored and multiplied."""
-        from vllm.layers.methods import Unquantized
+    def weight_methods(self, ops: Ops) -> DeviceMethods:
+        """How weights are stored and multiplied: by torch, unless a platform knows better."""
+        from vllm.layers.reference_methods import reference_methods
 
-        return Unquantized()
-
-    def experts_method(self, ops: Ops) -> ExpertsMethod:
-        """The same for the experts of a mixture."""
-        from vllm.layers.methods import ExpertsMethod
-
-        return ExpertsMethod(ops)
+        return reference_methods(ops)
 
     def profiler_activities(self) -> Sequence[torch.profiler.ProfilerActivity]:
         """What the torch profiler is to record, of the host and of the device."""

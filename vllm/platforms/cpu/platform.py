@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
     from vllm.device.graphs import GraphRunner
     from vllm.device.planner import Planner
-    from vllm.layers.methods import ExpertsMethod, LinearMethod
+    from vllm.layers.methods import DeviceMethods
     from vllm.messages.facts import WorkerFacts
     from vllm.ops.registry import Ops
     from vllm.worker.model_runner import ModelRunner
@@ -110,15 +111,13 @@ class CpuPlatform(Platform):
     def attention_backends(self) -> Sequence[type[AttentionBackend]]:
         return NativeAttention, TorchAttention
 
-    def linear_method(self) -> LinearMethod:
-        from vllm.platforms.cpu.weights import PackedLinear
+    def weight_methods(self, ops: Ops) -> DeviceMethods:
+        from vllm.platforms.cpu.weights import PackedExperts, PackedLinear
 
-        return PackedLinear() if native.is_available() else super().linear_method()
-
-    def experts_method(self, ops: Ops) -> ExpertsMethod:
-        from vllm.platforms.cpu.weights import PackedExperts
-
-        return PackedExperts(ops) if native.is_available() else super().experts_method(ops)
+        methods = super().weight_methods(ops)
+        if not native.is_available():
+            return methods
+        return replace(methods, plain=PackedLinear(), plain_experts=PackedExperts())
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return native.native_ops()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vllm.layers.methods import ExpertsMethod, Unquantized
-
-if TYPE_CHECKING:
-    from vllm.layers.context import ModelContext
-    from vllm.layers.linear import GatedLinear, Weighted
-    from vllm.layers.moe import Experts
+from vllm.layers.methods import ExpertsMethod, ExpertWeights
+from vllm.layers.plain import Plain, destination
+from vllm.layers.shapes import Piece
+from vllm.layers.weights import Destination, Target, Weighted
 
 _PIECE_BYTES = 8 << 20  # converted at a time
 _WHOLE, _GATE, _UP = -1, 0, 1  # what of a weight, as pack_rows counts
@@ -41,35 +40,46 @@ class PackedRows:
         torch.ops.vllm.pack_rows.default(rows, self.packed, first, self.half)
 
 
-class PackedLinear(Unquantized):
+class PackedLinear(Plain):
     """weight: panels [ceil(out / 64), depth, 64], see csrc/cpu/isa/gemm.cpp."""
 
-    def allocate(
-        self, layer: Weighted, num_outputs: int, num_inputs: int, context: ModelContext
-    ) -> None:
-        layer.num_outputs, layer.num_inputs = num_outputs, num_inputs
+    def allocate(self, layer: Weighted, device: torch.device) -> None:
         layer.weight = _parameter(
             torch.ops.vllm.empty_packed.default(
-                num_outputs, num_inputs, layer.is_gated, context.dtype
+                layer.num_outputs, layer.num_inputs, layer.is_gated, layer.dtype
             )
         )
 
-    def target(self, layer: Weighted, first: int, count: int) -> PackedRows:
-        half = _WHOLE
+    def target(self, layer: Weighted, piece: Piece) -> PackedRows:
+        half, first = _WHOLE, piece.first
         if layer.is_gated:
             half, first = divmod(first, layer.num_outputs // 2)
-        return PackedRows(layer.weight.data, half, first, (count, layer.num_inputs))
+        return PackedRows(layer.weight.data, half, first, (piece.count, layer.num_inputs))
+
+    def new_bias(self, layer: Weighted, device: torch.device) -> nn.Parameter:
+        """Of gated layers in the order of the panels."""
+        if not layer.is_gated:
+            return super().new_bias(layer, device)
+        return _parameter(_packed_bias(torch.zeros(layer.num_outputs)).to(layer.dtype))
+
+    def bias_target(self, layer: Weighted, first: int, count: int) -> Target:
+        if not layer.is_gated:
+            return super().bias_target(layer, first, count)
+        return layer.stage("bias", (layer.num_outputs,), layer.dtype)[first : first + count]
 
     def finish(self, layer: Weighted) -> None:
         if layer.is_gated and layer.bias is not None:
-            # One input wide, a weight packs to what its panels add.
-            wide = layer.bias.float().unsqueeze(1)
-            panels: Tensor = torch.ops.vllm.pack_weight.default(wide, True)
-            layer.bias = _parameter(panels.flatten().to(layer.bias.dtype))
+            layer.bias.data.copy_(_packed_bias(layer.unstage("bias").float()))
 
-    def apply(self, layer: Weighted, x: Tensor, wide: bool = False) -> Tensor:
+    def apply(self, layer: Weighted, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.packed_linear.default(
-            x, layer.weight, layer.bias, layer.num_outputs, wide
+            x, layer.weight, layer.bias, layer.num_outputs, False
+        )
+        return out
+
+    def scores(self, layer: Weighted, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.vllm.packed_linear.default(
+            x, layer.weight, layer.bias, layer.num_outputs, True
         )
         return out
 
@@ -79,7 +89,7 @@ class PackedLinear(Unquantized):
         )
         return ids
 
-    def apply_gated(self, layer: GatedLinear, x: Tensor) -> Tensor:
+    def apply_gated(self, layer: Weighted, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.packed_gated.default(
             x, layer.weight, layer.bias, layer.num_outputs // 2, layer.act
         )
@@ -95,33 +105,38 @@ class PackedLinear(Unquantized):
 class PackedExperts(ExpertsMethod):
     """w13 and w2 as [E, ...] of what PackedLinear makes of one."""
 
-    def create(
-        self, layer: Experts, num_experts: int, hidden: int, width: int, context: ModelContext
-    ) -> None:
-        self.hidden, self.width = hidden, width
-        layer.w13 = _stacked(num_experts, 2 * width, hidden, True, context.dtype)
-        layer.w2 = _stacked(num_experts, hidden, width, False, context.dtype)
+    def allocate(self, layer: ExpertWeights, device: torch.device) -> None:
+        count, hidden, width = layer.num_experts, layer.hidden, layer.width
+        layer.w13 = _stacked(count, 2 * width, hidden, True, layer.dtype)
+        layer.w2 = _stacked(count, hidden, width, False, layer.dtype)
 
-    def targets(self, layer: Experts, expert: int) -> tuple[PackedRows, PackedRows, PackedRows]:
-        w13, w2 = layer.w13.data[expert], layer.w2.data[expert]
-        wide = (self.width, self.hidden)
-        return (
-            PackedRows(w13, _GATE, 0, wide),
-            PackedRows(w13, _UP, 0, wide),
-            PackedRows(w2, _WHOLE, 0, wide[::-1]),
-        )
+    def destinations(self, layer: ExpertWeights) -> Iterator[Destination]:
+        for piece in layer.pieces():
+            yield destination(piece, partial(self._target, layer, piece))
 
-    def apply(self, layer: Experts, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def _target(self, layer: ExpertWeights, piece: Piece) -> PackedRows:
+        if piece.prefix == "w2.":
+            return PackedRows(layer.w2.data[piece.expert], _WHOLE, 0, piece.local_shape)
+        half = _GATE if piece.part == "gate" else _UP
+        return PackedRows(layer.w13.data[piece.expert], half, 0, piece.local_shape)
+
+    def apply(self, layer: ExpertWeights, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.packed_moe.default(
-            x, layer.w13, layer.w2, ids, weights, self.width, layer.act
+            x, layer.w13, layer.w2, ids, weights, layer.width, layer.act
         )
         return out
+
+
+def _packed_bias(bias: Tensor) -> Tensor:
+    """[2 * I] -> what the panels of a gated weight add: one input wide, a weight packs to that."""
+    panels: Tensor = torch.ops.vllm.pack_weight.default(bias.unsqueeze(1), True)
+    return panels.flatten()
 
 
 def _stacked(
     count: int, outputs: int, inputs: int, gated: bool, dtype: torch.dtype
 ) -> nn.Parameter:
-    """Of `count` weights."""
+    """Panels of `count` weights, stacked."""
     panels: Tensor = torch.ops.vllm.empty_packed.default(outputs, inputs, gated, dtype)
     stacked = torch.empty(count, *panels.shape, dtype=dtype)
     stacked[:, -1].zero_()  # outputs may be missing there

@@ -1,0 +1,1 @@
+"""Quantized weights: encodings say what lies in a checkpoint, methods how it is multiplied."""
