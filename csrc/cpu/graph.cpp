@@ -15,6 +15,24 @@ bool is_same(const at::Tensor& a, const at::Tensor& b) {
          a.sizes() == b.sizes() && a.strides() == b.strides();
 }
 
+// Whether sizes of the results follow from values, as those of nonzero: what the captured code does
+// with such sizes is not seen.
+bool has_sizes_of_values(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> inputs) {
+  const std::string& name = op.schema().name();
+  // These call nonzero, of which only they are seen.
+  if (name == "aten::argwhere" || name == "aten::nonzero_numpy") return true;
+  if (name == "aten::where" && inputs.size() == 1) return true;
+  if (!op.hasTag(at::Tag::dynamic_output_shape)) return false;
+  if (name != "aten::index") return true;
+  // An index of numbers has its size; a mask does not.
+  for (const c10::IValue& index : inputs[1].toListRef()) {
+    if (!index.isTensor() || !index.toTensor().defined()) continue;
+    const at::ScalarType dtype = index.toTensor().scalar_type();
+    if (dtype == at::kBool || dtype == at::kByte) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Graph::Graph(std::vector<at::Tensor> inputs, const std::vector<at::Tensor>& constants)
@@ -55,6 +73,9 @@ std::unique_ptr<at::ObserverContext> Graph::on_start(const at::RecordFunction& f
   // What torch.tensor() calls with memory that no op filled.
   if (function.operator_name()->name == "aten::lift_fresh") {
     self.refuse("values of Python become a tensor");
+  }
+  if (has_sizes_of_values(*op, function.inputs())) {
+    self.refuse(std::string(function.name()) + " gives a tensor whose size depends on values");
   }
   Call call{*op, {}, {}, {}};
   for (const c10::IValue& value : function.inputs()) {

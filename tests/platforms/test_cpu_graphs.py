@@ -82,8 +82,17 @@ def test_intermediate_results_are_freed():
         (lambda x: x + torch.tensor([3.0]), "values of Python"),
         (lambda x: x @ WEIGHT, "no op made"),
         (lambda x: torch.from_numpy(x.numpy() + 1), "values of Python"),
+        (lambda x: x[x.nonzero().squeeze(1)], "size depends on values"),
+        (lambda x: x[x > 0], "size depends on values"),
+        (lambda x: x.masked_select(x > 0), "size depends on values"),
+        (lambda x: torch.where(x > 0)[0] + 1, "size depends on values"),
+        (lambda x: torch.argwhere(x > 0) + 1, "size depends on values"),
+        (lambda x: torch.bincount(x.int(), minlength=3), "size depends on values"),
     ],
-    ids=["values", "new constant", "undeclared constant", "numpy"],
+    ids=[
+        *("values", "new constant", "undeclared constant", "numpy"),
+        *("nonzero", "mask", "masked select", "where", "argwhere", "bincount"),
+    ],
 )
 def test_what_a_replay_would_not_see_is_refused(call, reason):
     graph, refusal = capture(call, torch.ones(4))
@@ -174,6 +183,21 @@ def test_attention_that_takes_numbers_and_large_steps_run_eagerly(monkeypatch):
     for _ in range(4):
         step(runner, model, 3)
     assert model.calls == 4
+
+
+@pytest.mark.parametrize(
+    "read", [lambda x: sum(x.tolist()), lambda x: int(x.numpy().sum())], ids=["tolist", "numpy"]
+)
+def test_values_that_python_reads_without_an_op_keep_a_model_from_being_captured(read):
+    class Reader(Doubling):
+        def forward(self, inputs, metas):
+            shift = read(inputs.positions)
+            return super().forward(inputs, metas) + shift - int(inputs.positions.shape[0] // 2 * 3)
+
+    runner, model = CpuGraphRunner(), Reader()
+    for _ in range(5):
+        step(runner, model, 3)  # positions 0, 1 and 2: their sum is what is taken off again
+    assert model.calls == 5
 
 
 def test_an_error_of_the_model_is_the_callers():

@@ -41,7 +41,7 @@ class WorkerType(Protocol):
 Method = str | Callable[..., Any]
 
 # What `call` may reach, so that a name from a client cannot pick any attribute of the worker.
-CALLABLE = frozenset({"apply_model", "launch_shapes", "ping", "profile"})
+CALLABLE = frozenset({"apply_model", "launch_shapes", "ping", "profile", "reload_weights"})
 
 
 def invoke(worker: RankWorker, method: Method, args: tuple[Any, ...]) -> Any:

@@ -58,7 +58,7 @@ class Destination:
     start: int = 0
     length: int = 0
     dtypes: tuple[torch.dtype, ...] = PLAIN_DTYPES
-    stack_dim: int = 0  # along which the checkpoint may hold several parts in one tensor
+    stack_dim: int = 0  # along which the checkpoint may hold several parts in one tensor, or WHOLE
     random: Random = random_weights
 
     def fill(self, source: Tensor) -> None:
@@ -73,6 +73,7 @@ class Destination:
         return source.narrow(self.dim, self.start, self.length)
 
 
+WHOLE: Final = -1  # `Destination.stack_dim` of a tensor that means all the parts it comes with
 ELSEWHERE: Final = None  # `Destination.open` of a tensor that other ranks keep
 
 

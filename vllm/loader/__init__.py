@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from vllm.config.vllm import VllmConfig
+from vllm.errors import LoadError
 from vllm.layers.context import ModelContext
 from vllm.loader import dummy
 from vllm.loader.build import allocate, choose
@@ -64,8 +65,14 @@ def reload_weights(model: Model, config: VllmConfig, path: Path | None = None) -
     The checkpoint must have the shapes and the encoding of the first one. Raises LoadError; then
     the model holds a mixture of both and must be filled again before it is used.
     """
+    files = _files(config, path)
+    if broken := broken_ties(model.tied_weights(), files, config.model.dtype):
+        raise LoadError(
+            f"the loaded model ties {', '.join(broken)} to the embedding, and this checkpoint has "
+            "another one. Start a new engine for it."
+        )
     with torch.no_grad():
-        _fill(model, config, _files(config, path))
+        _fill(model, config, files)
 
 
 def _declared(config: VllmConfig, platform: Platform, device: torch.device) -> Model:

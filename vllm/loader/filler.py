@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.errors import LoadError
-from vllm.layers.weights import ELSEWHERE, PLAIN_DTYPES, Destination, Loadable
+from vllm.layers.weights import ELSEWHERE, PLAIN_DTYPES, WHOLE, Destination, Loadable
 from vllm.loader.rules import Route, RuleTable
 
 MAX_NAMES = 6  # listed in an error
@@ -117,20 +117,19 @@ class Filler:
 
     def _source_shape(self, route: Route, places: Sequence[Place]) -> tuple[int, ...]:
         pieces = [self._destinations[place] for place in places[: len(route.parts)]]
-        shape = list(pieces[0].shape)
-        if shape:
-            dim = pieces[0].stack_dim
+        shape, dim = list(pieces[0].shape), pieces[0].stack_dim
+        if shape and dim != WHOLE:
             shape[dim] = sum(piece.shape[dim] for piece in pieces)
         return (self._num_experts, *shape) if route.all_experts else tuple(shape)
 
     def _pieces(self, route: Route, places: Sequence[Place], tensor: Tensor) -> Iterator[Tensor]:
         pieces = [self._destinations[place] for place in places[: len(route.parts)]]
         for one in tensor.unbind(0) if route.all_experts else (tensor,):
-            if len(pieces) == 1:
-                yield one
-                continue
             dim = pieces[0].stack_dim
-            yield from one.split([piece.shape[dim] for piece in pieces], dim)
+            if len(pieces) == 1 or dim == WHOLE:
+                yield from [one] * len(pieces)
+            else:
+                yield from one.split([piece.shape[dim] for piece in pieces], dim)
 
 
 def loadable_layers(model: nn.Module) -> Iterator[tuple[str, Loadable]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from vllm.device.placement import PlacedCache
 from vllm.distributed.groups import Group
 from vllm.envs import Environment
 from vllm.layers.cached_attention import Attention
-from vllm.loader import load_model
+from vllm.loader import load_model, reload_weights
 from vllm.logger import init_logger
 from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
 from vllm.messages.facts import WorkerFacts
@@ -65,6 +66,15 @@ class Worker:
             self.model: Model = load_model(self.config, self.platform, self.device.torch_device)
         self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started
+
+    def reload_weights(self, weights_path: str | None = None) -> None:
+        """Read the weights again, in place, from `weights_path`: by default what was loaded.
+
+        Graphs stay valid. What the KV cache holds is of the old weights: reset the prefix cache.
+        Raises LoadError; then the weights must be loaded again before they are used.
+        """
+        path = None if weights_path is None else Path(weights_path)
+        reload_weights(self.model, self.config, path)
 
     def facts(self) -> WorkerFacts:
         """Measure memory; runs the model on a few tokens."""

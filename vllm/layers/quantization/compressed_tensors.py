@@ -22,7 +22,7 @@ from vllm.layers.quantization.encoding import EncodedTensor, Encoding, Quantized
 from vllm.layers.quantization.reference import Decoding
 from vllm.layers.schemes import Names, Scheme, Unquantized
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import PLAIN_DTYPES, Weighted, random_weights
+from vllm.layers.weights import PLAIN_DTYPES, WHOLE, Weighted, random_weights
 
 SUPPORTED: Final = (
     "8-bit weights with one scale per channel and activations that are not quantized: "
@@ -83,15 +83,16 @@ class PackedChannelInt8(Encoding):
                 (2,),
                 (torch.int64, torch.int32),
                 lambda *_: torch.tensor(piece.shape),
+                stack_dim=WHOLE,
             ),
         )
 
     def decode(self, loaded: Mapping[str, Tensor], piece: Piece) -> QuantizedPiece:
-        shape = tuple(loaded["weight_shape"].tolist())
-        if shape != piece.shape:
+        inputs = int(loaded["weight_shape"][1])  # outputs may be those of several parts
+        if inputs != piece.shape[1]:
             raise LoadError(
-                f"a packed weight has shape {list(shape)} by its weight_shape, but by config.json "
-                f"it has {list(piece.shape)}. The checkpoint and its config do not belong together."
+                f"a packed weight has {inputs} inputs by its weight_shape, but by config.json it "
+                f"has {piece.shape[1]}. The checkpoint and its config do not belong together."
             )
         packed = loaded["weight_packed"]
         shifts = torch.arange(0, 32, 8, dtype=torch.int32)

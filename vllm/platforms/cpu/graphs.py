@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vllm.device.graphs import EagerRunner, Forward
 from vllm.device.launch import Phase, ShapeKey
@@ -26,6 +27,7 @@ logger = init_logger(__name__)
 
 # Beyond, the kernels take so much longer than their calls that a graph would not be noticed.
 MOST_ROWS: Final = 256
+_READERS: Final = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
 MOST_GRAPHS: Final = 64  # the least recently used one goes first
 
 
@@ -59,12 +61,14 @@ class CpuGraphRunner(EagerRunner):
             self._refusal = "its attention is not the native one"  # and takes lengths as numbers
             return super().run(key, forward, inputs, metas)
         graph = torch.classes.vllm.Graph(_tensors(inputs, metas), list(_constants(forward)))
+        reading = _Reading()
         try:
-            hidden = super().run(key, forward, inputs, metas)
+            with reading:
+                hidden = super().run(key, forward, inputs, metas)
         except BaseException:
             graph.end(inputs.token_ids)
             raise
-        self._refusal = graph.end(hidden)
+        self._refusal = graph.end(hidden) or reading.found
         if self._refusal:
             logger.debug("no CPU graphs: %s", self._refusal)
             return hidden
@@ -76,6 +80,21 @@ class CpuGraphRunner(EagerRunner):
     def close(self) -> None:
         self._graphs.clear()
         self._met.clear()
+
+
+class _Reading(TorchFunctionMode):
+    """Notices values that Python reads without an op: what it does with them is not replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in _READERS:
+            self.found = f"{function.__name__}() reads values of a tensor"
+        return function(*args, **(kwargs or {}))
 
 
 def _tensors(inputs: ForwardInputs, metas: AttentionMetas) -> list[Tensor]:

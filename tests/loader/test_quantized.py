@@ -1,0 +1,222 @@
+"""8-bit weights per channel: read, kept, multiplied; refused where they cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.loader.quantizing import FILE, encoded, packed, quantized, rounded
+from tools.tiny_models import random_checkpoint
+from vllm import LLM, SamplingParams
+from vllm.errors import ConfigError, LoadError
+from vllm.layers.quantization.compressed_tensors import ChannelFloat8, PackedChannelInt8
+from vllm.layers.quantization.encoding import QuantizedPiece
+from vllm.layers.shapes import Piece
+from vllm.layers.weights import Loadable
+
+HERE = Path(__file__).parent
+# Fused and stacked projections, biases, experts, routers in float32, latent rows.
+ARCHITECTURES = ("llama", "qwen2", "gpt_bigcode", "mixtral", "qwen3_moe", "deepseek_v3")
+PROMPTS = [[7, 11, 5], [100, 3, 44, 9, 250, 17, 30], list(range(3, 40))]
+
+
+def tokens_of(path: Path, **options) -> list[list[int]]:
+    llm = LLM(
+        str(path),
+        **{
+            "dtype": "float32",
+            "max_model_len": 128,
+            "max_num_seqs": 4,
+            "num_gpu_blocks_override": 64,
+            "skip_tokenizer_init": True,
+            "use_tqdm_on_load": False,
+            **options,
+        },
+    )
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    return [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("name", ["ct-w8a16-channel", "ct-fp8-w8a16"])
+def test_what_llm_compressor_wrote_gives_what_compressed_tensors_computes(name, tmp_path):
+    path = Path(shutil.copytree(HERE / "checkpoints" / name, tmp_path / name))
+    expected = load_file(path / "reference_logits.safetensors")
+    (path / "reference_logits.safetensors").unlink()
+    llm = LLM(
+        str(path),
+        dtype="bfloat16",
+        max_model_len=64,
+        num_gpu_blocks_override=16,
+        skip_tokenizer_init=True,
+        use_tqdm_on_load=False,
+        logprobs_mode="raw_logits",
+        max_logprobs=2048,
+    )
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=2048, ignore_eos=True)
+    prompt = {"prompt_token_ids": expected["input_ids"][0].tolist()}
+    (output,) = llm.generate([prompt], params, use_tqdm=False)[0].outputs
+    given = torch.tensor([output.logprobs[0][i].logprob for i in range(2048)])
+    wanted = expected["logits_last"][0]
+    assert given.argmax() == wanted.argmax()
+    # Both round to bfloat16, in orders of their own.
+    assert (given - wanted).abs().mean() < 0.02 * wanted.std()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_tokens_are_those_of_the_same_values_in_float32(arch, kind, tmp_path):
+    path = random_checkpoint.make(arch, tmp_path / "plain")
+    given = tokens_of(quantized(path, tmp_path / "quantized", kind))
+    assert given == tokens_of(rounded(path, tmp_path / "rounded", kind))
+
+
+def test_a_quantized_head_is_read_too(tmp_path):
+    path = random_checkpoint.make("llama", tmp_path / "plain")
+    given = tokens_of(quantized(path, tmp_path / "quantized", "int", ignore=()))
+    assert given == tokens_of(rounded(path, tmp_path / "rounded", "int", ignore=()))
+
+
+def test_weights_take_a_byte_each(tmp_path, load):
+    path = random_checkpoint.make("mixtral", tmp_path / "plain")
+    whole, small = load(path), load(quantized(path, tmp_path / "quantized", "int"))
+    names = [name for name, p in small.named_parameters() if p.dtype == torch.int8]
+    assert {name.rpartition(".")[2] for name in names} == {"weight", "w13", "w2"}
+    sizes = [sum(p.nbytes for p in model.layers.parameters()) for model in (whole, small)]
+    assert 3 * sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("arch", ["llama", "mixtral"])
+def test_no_more_than_one_layer_is_held_as_it_was_loaded(arch, tmp_path, load, monkeypatch):
+    path = quantized(random_checkpoint.make(arch, tmp_path / "plain"), tmp_path / "q", "int")
+    held, most = {}, []
+    stage, unstage = Loadable.stage, Loadable.unstage
+
+    def staged(layer, key, *arguments):
+        made = stage(layer, key, *arguments)
+        held[id(layer)] = layer.staged_bytes
+        most.append(sum(held.values()))
+        return made
+
+    def unstaged(layer, key):
+        made = unstage(layer, key)
+        held[id(layer)] = layer.staged_bytes
+        return made
+
+    monkeypatch.setattr(Loadable, "stage", staged)
+    monkeypatch.setattr(Loadable, "unstage", unstaged)
+    model = load(path)
+    sizes = [sum(p.nbytes for p in layer.parameters()) for layer in model.layers]
+    assert max(most) <= max(sizes)
+    assert not any(held.values())
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_weights_may_be_quantized(kind, dtype, tmp_path):
+    path = quantized(random_checkpoint.make("mixtral", tmp_path / "plain"), tmp_path / "q", kind)
+    (path / FILE).unlink()
+    given = tokens_of(path, load_format="dummy", dtype=dtype)
+    assert given == tokens_of(path, load_format="dummy", dtype=dtype)
+    assert len({token for tokens in given for token in tokens}) > 5
+
+
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_ranks_decode_their_shares(dim):
+    weight = torch.randn(8, 16)
+    for encoding, kind in ((PackedChannelInt8(), "int"), (ChannelFloat8(), "float")):
+        values, scales = encoded(weight, kind)
+        whole = QuantizedPiece(values, scales).dequantized(torch.float32)
+        stored = {"weight_scale": scales, "weight_shape": torch.tensor(weight.shape)}
+        if kind == "int":
+            stored["weight_packed"] = packed(values)
+        else:
+            stored["weight"] = values
+        for rank in range(2):
+            length = weight.shape[dim] // 2
+            start, length = (0, 0) if dim < 0 else (rank * length, length)
+            piece = Piece((8, 16), 0, 8, dim=dim, start=start, length=length)
+            loaded = {}
+            for tensor in encoding.tensors(piece):
+                value = stored[tensor.name]
+                if tensor.dim >= 0:
+                    value = value.narrow(tensor.dim, tensor.start, tensor.length)
+                assert tuple(value.shape) == tensor.local_shape
+                loaded[tensor.name] = value
+            found = encoding.decode(loaded, piece).dequantized(torch.float32)
+            expected = whole if dim < 0 else whole.narrow(dim, start, length)
+            assert torch.equal(found, expected)
+
+
+def test_four_inputs_that_two_ranks_would_share_are_an_error():
+    with pytest.raises(ConfigError, match=r"packed in fours.*--tensor-parallel-size"):
+        PackedChannelInt8().tensors(Piece((8, 12), 0, 8, dim=1, start=6, length=6))
+
+
+def change(path: Path, edit) -> None:
+    config = json.loads((path / "config.json").read_text())
+    edit(config["quantization_config"])
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def group(facts):
+    return facts["config_groups"]["group_0"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda q: group(q)["weights"].update(num_bits=4), r"weights.num_bits 4"),
+        (lambda q: group(q)["weights"].update(strategy="group"), r"weights.strategy 'group'"),
+        (lambda q: group(q)["weights"].pop("strategy"), r"weights.strategy None"),
+        (lambda q: group(q)["weights"].update(symmetric=False), r"weights.symmetric False"),
+        (lambda q: group(q)["weights"].update(actorder="group"), r"weights.actorder 'group'"),
+        (lambda q: group(q).update(input_activations={"num_bits": 8}), r"input_activations"),
+        (lambda q: q.update(kv_cache_scheme={"num_bits": 8}), r"kv_cache_scheme"),
+        (lambda q: q.update(format="marlin-24"), r"format, type \('marlin-24', 'int'\)"),
+        (lambda q: q.update(quant_method="awq"), r"quant_method 'awq'.*compressed-tensors"),
+    ],
+)
+def test_other_formats_are_refused_by_name(edit, message, tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "int")
+    change(path, edit)
+    with pytest.raises(ConfigError, match=message):
+        load(path)
+
+
+def test_parts_of_one_projection_need_one_encoding(tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "int")
+    change(path, lambda q: q["ignore"].append("re:.*q_proj$"))
+    with pytest.raises(ConfigError, match=r"some parts of layers.0.attention.qkv and others not"):
+        load(path)
+
+
+def test_a_scale_that_is_missing_is_named(tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "int")
+    tensors = load_file(path / FILE)
+    del tensors["model.layers.1.mlp.up_proj.weight_scale"]
+    save_file(tensors, path / FILE)
+    with pytest.raises(LoadError, match=r"layers.1.mlp.gate_up.weight_scale \(part up\)"):
+        load(path)
+
+
+def test_plain_values_in_place_of_quantized_ones_are_an_error(tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "float")
+    tensors = load_file(path / FILE)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].float()
+    save_file(tensors, path / FILE)
+    with pytest.raises(LoadError, match=r"is torch.float32.*it is torch.float8_e4m3fn"):
+        load(path)
+
+
+def test_transformers_models_are_not_quantized(tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "int")
+    with pytest.raises(ConfigError, match="its weights are quantized"):
+        load(path, model_impl="transformers")
