@@ -30,8 +30,10 @@ REMEDY = "The file is incomplete or damaged: download or copy it again"
 def checkpoint_files(root: Path, load_format: str, ignore: Sequence[str]) -> list[Path]:
     """The weight files to read, all of one format.
 
-    Raises LoadError if there are none, or if an index names one that is missing.
+    Raises LoadError if there are none or no directory, or if an index names one that is missing.
     """
+    if not root.is_dir():
+        raise LoadError(f"{root} is not a directory. Give a directory that holds a checkpoint.")
     formats = ("safetensors", "pt") if load_format == "auto" else (load_format,)
     for name in formats:
         found = _indexed(root, INDEXES[name]) or _listed(root, name, ignore)

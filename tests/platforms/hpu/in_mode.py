@@ -58,9 +58,12 @@ def tokens_of(llm: LLM) -> dict[str, Tokens]:
     }
 
 
-def with_engine(path: Path, device: str, **options: Any) -> dict[str, Tokens]:
+def with_engine(
+    path: Path, device: str, loaded_before: Path | None = None, **options: Any
+) -> dict[str, Tokens]:
+    """Tokens of the checkpoint at `path`; with `loaded_before`, of an engine that had another."""
     llm = LLM(
-        str(path),
+        str(loaded_before or path),
         device=device,
         **{
             "dtype": "float32",
@@ -75,6 +78,11 @@ def with_engine(path: Path, device: str, **options: Any) -> dict[str, Tokens]:
     )
     try:
         tokens = tokens_of(llm)
+        if loaded_before is not None:
+            llm.collective_rpc("reload_weights", args=(str(path),))
+            llm.reset_prefix_cache()
+            before, tokens = tokens, tokens_of(llm)
+            assert before != tokens, "the weights are still the first ones"
         llm.llm_engine.client.core.check_integrity()
         return tokens
     finally:
@@ -137,16 +145,32 @@ def equivalence(names: Sequence[str], **options: Any) -> None:
             print(json.dumps({"name": str(how), "problem": problem, "seconds": 0}), flush=True)
 
 
-def compare(name: str, path: Path, how: dict[str, Any], options: dict[str, Any]) -> None:
+def compare(
+    name: str,
+    path: Path,
+    how: dict[str, Any],
+    options: dict[str, Any],
+    loaded_before: Path | None = None,
+) -> None:
     started = time.monotonic()
     try:
-        given = with_engine(path, "hpu", **how, **options)
+        given = with_engine(path, "hpu", loaded_before, **how, **options)
         expected = with_engine(path, "cpu", **how)
         problem = "" if given == expected else f"HPU {given}, CPU {expected}"
     except Exception:  # every problem is reported, by name
         problem = traceback.format_exc()
     line = {"name": name, "problem": problem, "seconds": round(time.monotonic() - started, 1)}
     print(json.dumps(line), flush=True)
+
+
+def reload(names: Sequence[str], **options: Any) -> None:
+    """Weights loaded again in place, under what the first were captured and compiled to."""
+    for name in names or ("llama", "deepseek_v3")[: 1 if traces(options) else 2]:
+        with tempfile.TemporaryDirectory() as folder:
+            first, second = (
+                random_checkpoint.make(name, Path(folder) / str(seed), seed=seed) for seed in (3, 4)
+            )
+            compare(name, second, {}, options, loaded_before=first)
 
 
 def bfloat16(names: Sequence[str], **options: Any) -> None:
@@ -187,6 +211,7 @@ def scores_of(path: Path, **options: Any) -> Any:
 CHECKS: dict[str, Callable[..., None]] = {
     "architectures": architectures,
     "combinations": combinations,
+    "reload": reload,
     "bfloat16": bfloat16,
     "equivalence": equivalence,
 }
