@@ -3,12 +3,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vllm.device.collectives import Alone
 from vllm.layers.context import ModelContext
 from vllm.layers.schemes import Unquantized
-from vllm.layers.shapes import ShardInfo
 from vllm.loader.build import allocate, choose
 from vllm.ops import resolve
 from vllm.platforms.cpu import CpuPlatform
+
+
+class Apart(Alone):
+    """One of several ranks that computes its share and is told of no other's."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def make_context():
             ops=ops,
             capabilities=platform.capabilities,
             attention_backends=platform.attention_backends(),
-            shard=ShardInfo(rank, size),
+            tp=Apart(rank, size),
         )
 
     return make

@@ -33,7 +33,10 @@ def test_parts_of_a_fused_projection_are_stacked_in_order(make_context):
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_column_shards_hold_every_output_once_and_few_kv_heads_repeatedly(make_context, size):
-    parts = (Part("q", 8, 2), Part("k", 4, 2), Part("v", 4, 2))  # 4 query heads, 2 KV heads
+    parts = (
+        Part("q", 8, 2),
+        *(Part(name, 4, 2, repeats=True) for name in "kv"),
+    )  # 4 query heads, 2 KV heads
     tensors = {f"{p.name}.weight": torch.randn(p.out, 6) for p in parts}
     x = torch.randn(3, 6)
     shards = []
@@ -59,7 +62,12 @@ def test_row_shards_sum_to_the_whole_projection(make_context):
 
 def test_a_span_never_cuts_a_unit():
     assert [ShardInfo(r, 2).span(12, 3) for r in range(2)] == [(0, 6), (6, 6)]
-    assert [ShardInfo(r, 4).span(6, 3) for r in range(4)] == [(0, 3), (0, 3), (3, 3), (3, 3)]
+    assert [ShardInfo(r, 4).span(6, 3, repeats=True) for r in range(4)] == [
+        (0, 3),
+        (0, 3),
+        (3, 3),
+        (3, 3),
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.models.harness import config_for
-from tests.models.test_parity import assert_same_text_and_logits
+from tests.models.test_parity import assert_same_text_and_logits, loaded
 from tests.ops.overrides import isas
 from vllm.device.attention import AttentionBackend
 from vllm.layers.methods import DeviceMethods
@@ -48,7 +48,7 @@ def test_every_instruction_set_gives_the_text_of_transformers(isa, arch, referen
     expected = reference(arch)
     native.select_isa(isa)
     try:
-        assert_same_text_and_logits(config_for(expected.path), expected)
+        assert_same_text_and_logits(loaded(config_for(expected.path)), expected)
     finally:
         native.select_isa("auto")
 
@@ -57,4 +57,4 @@ def test_every_instruction_set_gives_the_text_of_transformers(isa, arch, referen
 @pytest.mark.parametrize("left_out", KERNELS if isas() else [])
 def test_no_kernel_is_needed_for_the_text_of_transformers(left_out, arch, reference):
     expected = reference(arch)
-    assert_same_text_and_logits(config_for(expected.path), expected, Without(left_out))
+    assert_same_text_and_logits(loaded(config_for(expected.path), Without(left_out)), expected)

@@ -10,6 +10,7 @@ from tests.models.harness import Harness, config_for
 from tools.tiny_models import random_checkpoint
 from vllm.config.vllm import VllmConfig
 from vllm.loader import load_model
+from vllm.models.interfaces import Model
 from vllm.ops import REFERENCES
 from vllm.platforms.base import Platform
 from vllm.platforms.cpu import CpuPlatform
@@ -19,11 +20,12 @@ CASES = [(arch, "auto") for arch in random_checkpoint.ARCHITECTURES]
 CASES += [(arch, "transformers") for arch in FALLBACK]
 
 
-def assert_same_text_and_logits(
-    config: VllmConfig, expected: Reference, platform: Platform | None = None
-) -> None:
+def loaded(config: VllmConfig, platform: Platform | None = None) -> Model:
+    return load_model(config, platform or CpuPlatform(), torch.device("cpu"))
+
+
+def assert_same_text_and_logits(model: Model, expected: Reference) -> None:
     """Runs all prompts together; every row must give the expected tokens from close logits."""
-    model = load_model(config, platform or CpuPlatform(), torch.device("cpu"))
     run = Harness(model, len(expected.prompts))
     for row, prompt in enumerate(expected.prompts):
         run.add(row, prompt)
@@ -49,7 +51,7 @@ def assert_same_text_and_logits(
 @pytest.mark.parametrize(("arch", "model_impl"), CASES)
 def test_greedy_text_and_logits_are_those_of_transformers(arch, model_impl, reference):
     expected = reference(arch)
-    assert_same_text_and_logits(config_for(expected.path, model_impl=model_impl), expected)
+    assert_same_text_and_logits(loaded(config_for(expected.path, model_impl=model_impl)), expected)
 
 
 # With fewer tokens than the original length served, transformers uses the short factors for every
@@ -68,4 +70,4 @@ def test_longrope_serves_short_and_long_contexts(arch, lengths, max_model_len, t
         arch, tmp_path, rope_parameters=rope, original_max_position_embeddings=64
     )
     config = config_for(path, max_model_len=max_model_len)
-    assert_same_text_and_logits(config, generate(path, lengths))
+    assert_same_text_and_logits(loaded(config), generate(path, lengths))

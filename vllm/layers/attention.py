@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from torch import Tensor, nn
 
@@ -12,6 +13,9 @@ from vllm.layers.linear import Linear
 from vllm.layers.norm import RMSNorm
 from vllm.layers.rope.table import NoRope, Rope, Rotary
 from vllm.layers.shapes import LinearShape, Part, Shard, single
+
+HEADS: Final = "attention heads"  # in errors
+KV_HEADS: Final = "key-value heads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,8 @@ class AttentionShape:
         """What one rank's kernel computes."""
         shard = context.shard
         return AttentionSpec(
-            num_heads=shard.span(self.num_heads)[1],
-            num_kv_heads=shard.span(self.num_kv_heads)[1],
+            num_heads=shard.span(self.num_heads, what=HEADS)[1],
+            num_kv_heads=shard.span(self.num_kv_heads, what=KV_HEADS, repeats=True)[1],
             head_dim=self.head_dim,
             scale=self.scale or self.head_dim**-0.5,
             dtype=context.cache_dtype,
@@ -52,7 +56,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         unit = shape.head_dim
         widths = (shape.num_heads * unit, shape.num_kv_heads * unit)
-        parts = (Part("q", widths[0], unit), Part("k", widths[1], unit), Part("v", widths[1], unit))
+        kv = (Part(name, widths[1], unit, KV_HEADS, repeats=True) for name in "kv")
+        parts = (Part("q", widths[0], unit, HEADS), *kv)
         self.qkv = Linear(LinearShape(shape.hidden, parts, Shard.COLUMN, shape.qkv_bias), context)
         self.out = Linear(single(widths[0], shape.hidden, Shard.ROW, shape.out_bias), context)
         self.attend = context.attention(shape.spec(context))

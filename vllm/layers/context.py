@@ -10,6 +10,7 @@ import torch
 
 from vllm.device.attention import AttentionBackend, AttentionSpec
 from vllm.device.capabilities import Capabilities
+from vllm.device.collectives import Alone, Collectives
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
 from vllm.layers.shapes import ShardInfo
@@ -32,11 +33,14 @@ class ModelContext:
     ops: Ops
     capabilities: Capabilities  # of the device
     attention_backends: Sequence[type[AttentionBackend]]  # in order of preference
-    shard: ShardInfo = field(
-        default_factory=ShardInfo
-    )  # this rank's place in the tensor-parallel group
+    tp: Collectives = field(default_factory=Alone)  # the ranks that share every layer
     _backends: dict[type[AttentionBackend], AttentionBackend] = field(default_factory=dict)
     _logged: set[str] = field(default_factory=set)
+
+    @property
+    def shard(self) -> ShardInfo:
+        """This rank's place among those that share every layer."""
+        return ShardInfo(self.tp.rank, self.tp.size)
 
     @property
     def hf_config(self) -> Any:

@@ -2,43 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from vllm.layers.context import ModelContext
 from vllm.layers.methods import TableMethod
 from vllm.layers.plain import Plain
+from vllm.layers.shapes import Piece, VocabularyShare
 from vllm.layers.weights import Weighted
 
 
-class Embedding(Weighted):
-    """Row lookup: ids [T] -> [T, H]."""
+class Positions(Weighted):
+    """Learned embeddings of positions, a table that every rank has: [T] -> [T, H]."""
 
     is_linear = False
     method: TableMethod
 
     def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
         super().__init__(rows, hidden, context.dtype)
-        # A table that is only looked up in stays as it is.
         self.own_method = Plain()
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.method.look_up(self, ids)
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.method.look_up(self, positions)
 
 
-class Head(Weighted):
-    """Hidden states [S, H] -> scores of every token [S, V] in float32."""
+class Vocabulary(Weighted):
+    """A table with one row per token, of which a rank has some: looked up in, or multiplied."""
 
     method: TableMethod
 
     def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
-        super().__init__(rows, hidden, context.dtype)
+        share = VocabularyShare.of(rows, context.shard)
+        super().__init__(share.length, hidden, context.dtype)
+        self.share = share
+        self.is_whole = share.length == rows
+        self.tp = context.tp
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.method.scores(self, hidden)
+    def pieces(self) -> Iterator[Piece]:
+        return self.share.pieces(self.num_inputs)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """ids [T] -> [T, H]"""
+        if self.is_whole:
+            return self.method.look_up(self, ids)
+        rows = ids - self.share.first
+        is_elsewhere = (rows < 0) | (rows >= self.share.length)
+        found = self.method.look_up(self, rows.masked_fill(is_elsewhere, 0))
+        return self.tp.sum(found.masked_fill(is_elsewhere.unsqueeze(-1), 0.0))
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """[S, H] -> [S, V] float32, of all tokens on every rank."""
+        scores = self.method.scores(self, hidden)
+        return scores if self.is_whole else self.tp.gather(scores)[:, : self.share.rows]
 
     def greatest(self, hidden: Tensor) -> Tensor | None:
         """The token of the greatest score of each row, [S] int32; None: it takes the scores."""
-        return self.method.greatest(self, hidden)
+        return self.method.greatest(self, hidden) if self.is_whole else None
+
+
+class Embedding(Vocabulary):
+    """ids [T] -> [T, H]"""
+
+    is_linear = False
+
+    def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
+        super().__init__(rows, hidden, context)
+        # A table that is only looked up in stays as it is.
+        self.own_method = Plain()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.look_up(ids)
+
+
+class Head(Vocabulary):
+    """Hidden states [S, H] -> scores of every token [S, V] in float32."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.scores(hidden)
 
 
 class TiedHead(nn.Module):
@@ -51,10 +92,8 @@ class TiedHead(nn.Module):
         embedding.own_method = None  # it is multiplied as well
 
     def forward(self, hidden: Tensor) -> Tensor:
-        (embedding,) = self._embedding
-        return embedding.method.scores(embedding, hidden)
+        return self._embedding[0].scores(hidden)
 
     def greatest(self, hidden: Tensor) -> Tensor | None:
-        """As of Head."""
-        (embedding,) = self._embedding
-        return embedding.method.greatest(embedding, hidden)
+        """See Vocabulary."""
+        return self._embedding[0].greatest(hidden)

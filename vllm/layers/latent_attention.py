@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vllm.device.attention import AttentionMetas, AttentionSpec
+from vllm.layers.attention import HEADS
 from vllm.layers.context import ModelContext
 from vllm.layers.latent_cache import LatentAttention, LatentShape
 from vllm.layers.linear import Linear
@@ -30,26 +31,28 @@ class LatentSelfAttention(nn.Module):
         head_dim, row = shape.nope + shape.rope, shape.latent + shape.rope
         self.q_widths, self.kv_widths = (shape.nope, shape.rope), (shape.latent, shape.rope)
         self.head_dim = head_dim
-        q = Part("q", heads * head_dim, head_dim)
+        q = Part("q", heads * head_dim, head_dim, HEADS)
         if hf.q_lora_rank is not None:
             self.q_norm: nn.Module = RMSNorm(hf.q_lora_rank, NORM_EPS, context)
-            expand = LinearShape(hf.q_lora_rank, (Part("", q.out, q.unit),), Shard.COLUMN)
+            expand = LinearShape(hf.q_lora_rank, (Part("", q.out, q.unit, HEADS),), Shard.COLUMN)
             self.q_expand: nn.Module = Linear(expand, context)
-            q = Part("q", hf.q_lora_rank, hf.q_lora_rank)
+            q = Part("q", hf.q_lora_rank, hf.q_lora_rank, repeats=True)
         else:
             self.q_norm, self.q_expand = nn.Identity(), nn.Identity()
         # A part that is one unit is held by every rank.
-        inputs = LinearShape(hidden, (q, Part("kv", row, row)), Shard.COLUMN, hf.attention_bias)
+        inputs = LinearShape(
+            hidden, (q, Part("kv", row, row, repeats=True)), Shard.COLUMN, hf.attention_bias
+        )
         self.inputs = Linear(inputs, context)
         self.latent_norm = RMSNorm(shape.latent, NORM_EPS, context)
         expanded = shape.nope + shape.value
-        kv = LinearShape(shape.latent, (Part("", heads * expanded, expanded),), Shard.COLUMN)
+        kv = LinearShape(shape.latent, (Part("", heads * expanded, expanded, HEADS),), Shard.COLUMN)
         self.kv_expand = Linear(kv, context)
         self.out = Linear(
             single(heads * shape.value, hidden, Shard.ROW, hf.attention_bias), context
         )
         spec = AttentionSpec(
-            num_heads=context.shard.span(heads)[1],
+            num_heads=context.shard.span(heads, what=HEADS)[1],
             num_kv_heads=1,
             head_dim=row,
             value_dim=shape.latent,

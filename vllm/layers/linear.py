@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Final
 
 from torch import Tensor
 
@@ -12,9 +13,14 @@ from vllm.layers.context import ModelContext
 from vllm.layers.shapes import LinearShape, Part, Piece, Shard
 from vllm.layers.weights import ELSEWHERE, Destination, Weighted
 
+WIDTH: Final = "intermediate columns"  # of a feed-forward block, in errors
+
 
 class Linear(Weighted):
-    """y = x W^T + b over this rank's shard.   x: [T, in_local] -> [T, out_local], dtype of x"""
+    """y = x W^T + b over this rank's shard.   x: [T, in_local] -> [T, out_local], dtype of x
+
+    Outputs of a row-parallel projection are those of the whole, unless it is partial.
+    """
 
     def __init__(self, shape: LinearShape, context: ModelContext) -> None:
         widths = shape.widths(context.shard)
@@ -22,7 +28,10 @@ class Linear(Weighted):
         self.shape = shape
         self.shard = context.shard
         self.widths = widths
-        self.has_bias = shape.bias
+        is_row = shape.shard is Shard.ROW
+        # What every rank added would be summed.
+        self.has_bias = shape.bias and not (is_row and context.shard.rank > 0)
+        self.complete = context.tp.sum if is_row and not shape.partial else _as_it_is
 
     def pieces(self) -> Iterator[Piece]:
         return self.shape.pieces(self.shard)
@@ -42,7 +51,11 @@ class Linear(Weighted):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.method.apply(self, x)
+        return self.complete(self.method.apply(self, x))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class GatedLinear(Linear):
@@ -53,7 +66,7 @@ class GatedLinear(Linear):
     def __init__(
         self, inputs: int, intermediate: int, act: str, context: ModelContext, bias: bool = False
     ) -> None:
-        parts = (Part("gate", intermediate), Part("up", intermediate))
+        parts = (Part("gate", intermediate, what=WIDTH), Part("up", intermediate, what=WIDTH))
         super().__init__(LinearShape(inputs, parts, Shard.COLUMN, bias), context)
         self.act = gated_name(act)
         self.activate = gated(act, context.ops)

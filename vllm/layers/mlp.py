@@ -14,11 +14,18 @@ class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)).   x: [T, H] -> [T, H]"""
 
     def __init__(
-        self, hidden: int, intermediate: int, act: str, context: ModelContext, bias: bool = False
+        self,
+        hidden: int,
+        intermediate: int,
+        act: str,
+        context: ModelContext,
+        bias: bool = False,
+        partial: bool = False,
     ) -> None:
+        """With `partial` the outputs are this rank's share of a sum (see LinearShape)."""
         super().__init__()
         self.gate_up = GatedLinear(hidden, intermediate, act, context, bias)
-        self.down = Linear(single(intermediate, hidden, Shard.ROW, bias), context)
+        self.down = Linear(single(intermediate, hidden, Shard.ROW, bias, partial), context)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.gate_up(x))

@@ -36,7 +36,10 @@ class Router(Weighted):
 
 
 class Experts(Loadable):
-    """Gated MLPs, one per expert; a rank has some of the intermediate width of each."""
+    """Gated MLPs, one per expert; a rank has some of the intermediate width of each.
+
+    Outputs are the rank's share of a sum.
+    """
 
     method: ExpertsMethod  # chosen by the loader, see vllm.layers.schemes
     w13: Tensor
@@ -50,7 +53,7 @@ class Experts(Loadable):
     ) -> None:
         super().__init__()
         self.hidden, self.intermediate, self.dtype = hidden, intermediate, context.dtype
-        self.start, self.width = context.shard.span(intermediate)
+        self.start, self.width = context.shard.span(intermediate, what="columns of an expert")
         self.num_experts = num_experts
         self.act = gated_name(act)
 
@@ -81,24 +84,24 @@ class MoE(nn.Module):
     """x [T, H] -> [T, H] through the chosen experts."""
 
     def __init__(
-        self, routing: Routing, hidden: int, intermediate: int, act: str, context: ModelContext
+        self,
+        routing: Routing,
+        hidden: int,
+        intermediate: int,
+        act: str,
+        context: ModelContext,
+        shared: nn.Module | None = None,
     ) -> None:
+        """Every token passes `shared` as well, whose outputs must be partial sums."""
         super().__init__()
         self.router = Router(routing, hidden, context)
         self.experts = Experts(routing.num_experts, hidden, intermediate, act, context)
+        self.shared = shared
+        self.complete = context.tp.sum
 
     def forward(self, x: Tensor) -> Tensor:
         weights, ids = self.router(x)
-        return self.experts(x, weights, ids)
-
-
-class SharedMoE(nn.Module):
-    """Experts that are chosen, plus one MLP that every token passes."""
-
-    def __init__(self, routed: MoE, shared: nn.Module) -> None:
-        super().__init__()
-        self.routed = routed
-        self.shared = shared
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.routed(x) + self.shared(x)
+        out = self.experts(x, weights, ids)
+        if self.shared is not None:
+            out = out + self.shared(x)
+        return self.complete(out)

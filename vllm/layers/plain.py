@@ -11,14 +11,14 @@ from torch import Tensor
 
 from vllm.layers.methods import ExpertsMethod, ExpertWeights, TableMethod
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import Destination, Target, Weighted, parameter
+from vllm.layers.weights import ELSEWHERE, Destination, Target, Weighted, parameter
 
 
 def destination(piece: Piece, open_target: Callable[[], Target]) -> Destination:
     """The place of a piece that is one plain tensor of the checkpoint."""
     return Destination(
         f"{piece.prefix}weight",
-        open_target,
+        open_target if piece.count else ELSEWHERE,
         piece.shape,
         piece.part,
         piece.expert,

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
+
+from vllm.errors import ConfigError
+
+ROWS_TOGETHER: Final = 64  # of a vocabulary: what kernels take at a time
 
 
 class Shard(Enum):
@@ -22,17 +27,25 @@ class ShardInfo:
     rank: int = 0
     size: int = 1
 
-    def span(self, width: int, unit: int = 1) -> tuple[int, int]:
+    def span(
+        self, width: int, unit: int = 1, what: str = "columns", repeats: bool = False
+    ) -> tuple[int, int]:
         """(start, length) of this rank's share of `width`, cut at multiples of `unit`.
 
-        Where there are fewer units than ranks, neighbouring ranks hold the same one.
+        With `repeats`, neighbouring ranks hold the same unit where there are fewer than ranks.
+        Raises ConfigError, which calls the units `what`, if they cannot be shared evenly.
         """
         units = width // unit
-        if units >= self.size:
-            assert units % self.size == 0, (width, unit, self.size)
+        divides = units % self.size == 0 or (repeats and self.size % units == 0)
+        if not divides:
+            sizes = [str(size) for size in range(1, units + 1) if units % size == 0]
+            raise ConfigError(
+                f"--tensor-parallel-size {self.size} does not divide the {units} {what} of this "
+                f"model. Choose one of {', '.join(sizes)}."
+            )
+        if units % self.size == 0:
             length = units // self.size * unit
             return self.rank * length, length
-        assert self.size % units == 0, (width, unit, self.size)
         return self.rank * units // self.size * unit, unit
 
 
@@ -43,6 +56,8 @@ class Part:
     name: str
     out: int
     unit: int = 1  # outputs that stay together: the head size
+    what: str = "columns"  # the units, in errors
+    repeats: bool = False  # ranks may hold the same unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +89,23 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """A projection over the whole group. Parts are stacked in order along the outputs."""
+    """A projection over the whole group. Parts are stacked in order along the outputs.
+
+    Of a row-parallel projection that is `partial` the outputs stay partial sums, which its block
+    completes together with others.
+    """
 
     inputs: int
     parts: tuple[Part, ...]
     shard: Shard
     bias: bool = False
+    partial: bool = False
 
     def widths(self, info: ShardInfo) -> list[int]:
         """Outputs of each part that a rank computes."""
         if self.shard is not Shard.COLUMN:
             return [part.out for part in self.parts]
-        return [info.span(part.out, part.unit)[1] for part in self.parts]
+        return [info.span(part.out, part.unit, part.what, part.repeats)[1] for part in self.parts]
 
     def local_inputs(self, info: ShardInfo) -> int:
         """Inputs that a rank multiplies."""
@@ -97,7 +117,7 @@ class LinearShape:
         for part, width in zip(self.parts, self.widths(info), strict=True):
             dim, start, length = -1, 0, 0
             if info.size > 1 and self.shard is Shard.COLUMN:
-                dim, (start, length) = 0, info.span(part.out, part.unit)
+                dim, (start, length) = 0, info.span(part.out, part.unit, part.what, part.repeats)
             elif info.size > 1 and self.shard is Shard.ROW:
                 dim, (start, length) = 1, info.span(self.inputs)
             shape = (part.out, self.inputs)
@@ -105,6 +125,38 @@ class LinearShape:
             first += width
 
 
-def single(inputs: int, out: int, shard: Shard = Shard.NONE, bias: bool = False) -> LinearShape:
+def single(
+    inputs: int, out: int, shard: Shard = Shard.NONE, bias: bool = False, partial: bool = False
+) -> LinearShape:
     """A projection that is not fused: its one part has no name."""
-    return LinearShape(inputs, (Part("", out),), shard, bias)
+    return LinearShape(inputs, (Part("", out),), shard, bias, partial)
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyShare:
+    """The rows of a vocabulary that a rank has: [first, first + present), padded to `length`."""
+
+    rows: int  # of the whole vocabulary
+    first: int
+    present: int
+    length: int
+
+    @classmethod
+    def of(cls, rows: int, info: ShardInfo) -> VocabularyShare:
+        """Ranks have equally many; the last may have padding. One rank has no padding."""
+        length = rows if info.size == 1 else _ceil_to(-(-rows // info.size), ROWS_TOGETHER)
+        first = info.rank * length
+        return cls(rows, first, min(max(rows - first, 0), length), length)
+
+    def pieces(self, hidden: int) -> Iterator[Piece]:
+        """The rows of this rank in the checkpoint's table [rows, hidden]; none if it has none."""
+        if self.present == self.rows:
+            yield Piece((self.rows, hidden), 0, self.rows)
+        else:
+            yield Piece(
+                (self.rows, hidden), 0, self.present, dim=0, start=self.first, length=self.present
+            )
+
+
+def _ceil_to(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -163,6 +163,8 @@ class Weighted(Loadable):
     def allocate(self, device: torch.device) -> None:
         super().allocate(device)
         self.method.allocate(self, device)
+        if sum(piece.count for piece in self.pieces()) < self.num_outputs:
+            self.weight.data.zero_()  # rows of padding, which nothing fills
         if self.has_bias:
             self.bias = self.method.new_bias(self, device)
 

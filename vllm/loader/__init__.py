@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from vllm.config.vllm import VllmConfig
+from vllm.device.collectives import Alone, Collectives
 from vllm.errors import LoadError
 from vllm.layers.context import ModelContext
 from vllm.loader import dummy
@@ -31,21 +32,24 @@ logger = init_logger(__name__)
 GIB = 1 << 30
 
 
-def load_model(config: VllmConfig, platform: Platform, device: torch.device) -> Model:
+def load_model(
+    config: VllmConfig, platform: Platform, device: torch.device, tp: Collectives | None = None
+) -> Model:
     """Build the configured model on `device`, fill it, and make it ready to run.
 
+    `tp` are the ranks that share every layer, by default this one alone; it loads its share.
     Raises ConfigError if the model cannot run as configured, LoadError if the checkpoint is broken.
     """
     started = time.monotonic()
     refuse_unknown_formats(config)
     with torch.no_grad():
         if config.load.load_format == "dummy":
-            model = _declared(config, platform, device)
+            model = _declared(config, platform, device, tp)
             _take_memory(model, config, platform, device)
             dummy.fill(model, config.model.seed)
         else:
             files = _files(config)
-            model = _fitting(config, files, lambda wanted: _declared(wanted, platform, device))
+            model = _fitting(config, files, lambda wanted: _declared(wanted, platform, device, tp))
             _take_memory(model, config, platform, device)
             _fill(model, config, files)
     model.requires_grad_(False).eval()
@@ -75,7 +79,9 @@ def reload_weights(model: Model, config: VllmConfig, path: Path | None = None) -
         _fill(model, config, files)
 
 
-def _declared(config: VllmConfig, platform: Platform, device: torch.device) -> Model:
+def _declared(
+    config: VllmConfig, platform: Platform, device: torch.device, tp: Collectives | None
+) -> Model:
     """The model without memory for its weights."""
     context = ModelContext(
         config=config,
@@ -84,6 +90,7 @@ def _declared(config: VllmConfig, platform: Platform, device: torch.device) -> M
         ops=resolve(platform.ops()),
         capabilities=platform.capabilities,
         attention_backends=platform.attention_backends(),
+        tp=tp or Alone(),
     )
     return resolve_model(config.model)(context)
 

@@ -9,7 +9,7 @@ from torch import nn
 from vllm.errors import ConfigError
 from vllm.layers.latent_attention import LatentSelfAttention
 from vllm.layers.mlp import GatedMLP
-from vllm.layers.moe import MoE, SharedMoE
+from vllm.layers.moe import MoE
 from vllm.layers.rope import RopeParameters, Rotary
 from vllm.layers.rope.frequencies import mscale
 from vllm.layers.weights import Rule
@@ -40,9 +40,9 @@ WEIGHTS = (
     Rule(f"{ATTN}.kv_b_proj.{{w}}", f"{OUR_ATTN}.kv_expand.{{w}}"),
     Rule(f"{ATTN}.o_proj.{{w}}", f"{OUR_ATTN}.out.{{w}}"),
     *MLP_WEIGHTS,
-    Rule(f"{MLP}.gate.e_score_correction_bias", f"{OUR_MLP}.routed.router.correction"),
-    Rule(f"{MLP}.gate.{{w}}", f"{OUR_MLP}.routed.router.{{w}}"),
-    *experts_weights(f"{MLP}.experts", f"{OUR_MLP}.routed.experts", GATED_NAMES),
+    Rule(f"{MLP}.gate.e_score_correction_bias", f"{OUR_MLP}.router.correction"),
+    Rule(f"{MLP}.gate.{{w}}", f"{OUR_MLP}.router.{{w}}"),
+    *experts_weights(f"{MLP}.experts", f"{OUR_MLP}.experts", GATED_NAMES),
     *gated_mlp_weights(f"{MLP}.shared_experts", f"{OUR_MLP}.shared"),
 )
 
@@ -84,11 +84,9 @@ class DeepSeek(Decoder):
         hf, context = self.hf_config, self.context
         if i < hf.first_k_dense_replace:
             return GatedMLP(self.hidden, hf.intermediate_size, hf.hidden_act, context)
-        width = hf.moe_intermediate_size
-        return SharedMoE(
-            routed=MoE(self.routing(), self.hidden, width, hf.hidden_act, context),
-            shared=GatedMLP(self.hidden, width * hf.n_shared_experts, hf.hidden_act, context),
-        )
+        width, act = hf.moe_intermediate_size, hf.hidden_act
+        shared = GatedMLP(self.hidden, width * hf.n_shared_experts, act, context, partial=True)
+        return MoE(self.routing(), self.hidden, width, act, context, shared)
 
 
 @register("DeepseekV2ForCausalLM")

@@ -10,7 +10,7 @@ from vllm.device.launch import ForwardInputs
 from vllm.errors import ConfigError
 from vllm.layers.attention import SelfAttention
 from vllm.layers.context import ModelContext
-from vllm.layers.embedding import Embedding
+from vllm.layers.embedding import Positions
 from vllm.layers.mlp import MLP
 from vllm.layers.norm import LayerNorm
 from vllm.layers.rope import NoRope
@@ -44,7 +44,7 @@ class GPTBigCode(Decoder):
             )
         super().__init__(context)
         num_positions = self.hf_config.max_position_embeddings
-        self.positions = Embedding(num_positions, self.hidden, context)
+        self.positions = Positions(num_positions, self.hidden, context)
 
     def attention(self, i: int) -> SelfAttention:
         scale = 0.0 if self.hf_config.scale_attn_weights else 1.0

@@ -106,6 +106,8 @@ class TransformersModel(Model, Loadable):
         kinds = set(hf.to_dict().get("layer_types") or ()) - LAYER_TYPES
         if kinds:
             raise self._refusal(f"it has layers of type {', '.join(sorted(kinds))}")
+        if self.context.tp.size > 1:
+            raise self._refusal("its modules are not shared by several ranks")
         if hf.to_dict().get("quantization_config"):
             raise self._refusal("its weights are quantized")
         if hf.is_encoder_decoder:

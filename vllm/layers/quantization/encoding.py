@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vllm.layers.methods import ExpertWeights
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import Destination, Random, Target, Weighted
+from vllm.layers.weights import ELSEWHERE, Destination, Random, Target, Weighted
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,9 @@ class EncodedLoading:
             for tensor in self.encoding.tensors(piece):
                 yield Destination(
                     piece.prefix + tensor.name,
-                    _Staged(layer, (piece.prefix, piece.part, piece.expert, tensor.name), tensor),
+                    _Staged(layer, (piece.prefix, piece.part, piece.expert, tensor.name), tensor)
+                    if piece.count
+                    else ELSEWHERE,
                     tensor.shape,
                     piece.part,
                     piece.expert,
@@ -90,6 +92,8 @@ class EncodedLoading:
     def decoded(self, layer: Weighted | ExpertWeights) -> Iterator[tuple[Piece, QuantizedPiece]]:
         """What was filled, piece by piece; gives up the memory of each."""
         for piece in layer.pieces():
+            if not piece.count:
+                continue
             loaded = {
                 tensor.name: layer.unstage((piece.prefix, piece.part, piece.expert, tensor.name))
                 for tensor in self.encoding.tensors(piece)
