@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.loader.quantizing import quantized as quantize
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
@@ -173,6 +174,15 @@ def reload(names: Sequence[str], **options: Any) -> None:
             compare(name, second, {}, options, loaded_before=first)
 
 
+def quantized(names: Sequence[str], **options: Any) -> None:
+    """8-bit weights, multiplied by torch's references."""
+    for name in names or ("llama", "mixtral")[: 1 if traces(options) else 2]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = random_checkpoint.make(name, Path(folder) / "plain", seed=3)
+            for kind in ("int", "float"):
+                compare(f"{name} {kind}", quantize(path, Path(folder) / kind, kind), {}, options)
+
+
 def bfloat16(names: Sequence[str], **options: Any) -> None:
     """Log-probabilities of a fixed text: as near to float32 as the CPU's in bfloat16 are."""
     for name in names or ("llama", "gemma2", "mixtral", "deepseek_v3"):
@@ -211,6 +221,7 @@ def scores_of(path: Path, **options: Any) -> Any:
 CHECKS: dict[str, Callable[..., None]] = {
     "architectures": architectures,
     "combinations": combinations,
+    "quantized": quantized,
     "reload": reload,
     "bfloat16": bfloat16,
     "equivalence": equivalence,

@@ -59,7 +59,7 @@ def all_of(process: subprocess.Popen[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("what", ["architectures", "combinations", "reload"])
+@pytest.mark.parametrize("what", ["architectures", "combinations", "quantized", "reload"])
 def test_tokens_are_those_of_the_cpu(emulated: Emulated, what: str, mode: str) -> None:
     lazy, is_eager = MODES[mode]
     lines = run(emulated, lazy, "in_mode", what, *["--enforce-eager"] * is_eager)
