@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.limits import HANG_S
-from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.errors import LoadError
 from vllm.messages.cache import FullAttention, KVCacheLayout
 from vllm.messages.facts import WorkerFacts
@@ -24,17 +24,17 @@ STEP_RAISES, STEP_KILLED, STEP_EXITS, STEP_SLOW, STEP_HANGS_ON_RANK_0 = 901, 902
 
 
 class FinishedStep:
-    def __init__(self, result: StepResult) -> None:
+    def __init__(self, result: StepResult | None) -> None:
         self._result = result
 
-    def result(self) -> StepResult:
+    def result(self) -> StepResult | None:
         return self._result
 
 
 class FakeWorker:
-    def __init__(self, config: Any, group: Group) -> None:
+    def __init__(self, config: Any, place: Place) -> None:
         self.config = config
-        self.group = group
+        self.place = place
         self.num_blocks = 0
 
     def load(self) -> None:
@@ -44,7 +44,7 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def facts(self) -> WorkerFacts:
-        return WorkerFacts({"layer.0": SPEC}, 1, 2, 3, 100 + self.group.rank, 0.5)
+        return WorkerFacts({"layer.0": SPEC}, 1, 2, 3, 100 + self.place.rank, 0.5)
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
         self.num_blocks = layout.num_blocks
@@ -56,10 +56,12 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         if plan.step == STEP_EXITS:
             os._exit(3)
-        if plan.step == STEP_SLOW or (plan.step == STEP_HANGS_ON_RANK_0 and self.group.rank == 0):
+        if plan.step == STEP_SLOW or (plan.step == STEP_HANGS_ON_RANK_0 and self.place.rank == 0):
             time.sleep(HANG_S)
         if plan.step == STEP_HANGS_ON_RANK_0:
             os.kill(os.getpid(), signal.SIGKILL)
+        if not self.place.is_driver:
+            return FinishedStep(None)
         token_ids = 100 * plan.step + np.flatnonzero(plan.samples).astype(np.int32)
         return FinishedStep(StepResult(plan.step, token_ids))
 
@@ -67,7 +69,7 @@ class FakeWorker:
         pass
 
     def ping(self) -> int:
-        return self.group.rank
+        return self.place.rank
 
     def apply_model(self, function: Any) -> Any:
         return self.num_blocks

@@ -16,9 +16,11 @@ from tests.worker.driver import (
     checkpoint,
     make_config,
 )
+from vllm.distributed.place import make_places
 from vllm.executor.base import Executor
+from vllm.executor.distributed import DistributedExecutor
 from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
-from vllm.executor.multi_process import MultiProcessExecutor
+from vllm.executor.local_ranks import LocalRanks
 from vllm.messages.step import LogprobArrays
 from vllm.sampling_params import SamplingParams
 from vllm.worker.worker import Worker
@@ -120,7 +122,7 @@ def test_tokens_do_not_depend_on_executor_depth_or_chunks(
     config = make_config(checkpoint("llama"), depth)
     executor: Executor
     if kind == "processes":
-        executor = MultiProcessExecutor(config, 1, Worker)
+        executor = DistributedExecutor(config, Worker, LocalRanks(), make_places(1))
     else:
         executor = (InlineExecutor if kind == "inline" else ThreadedExecutor)(config, Worker)
     assert [s.tokens for s in run(executor, mixed_params(), depth, chunk)] == expected_mixed()
