@@ -21,6 +21,7 @@ SPEC = FullAttention(block_size=16, num_kv_heads=2, head_dim=8, value_dim=8, dty
 
 # Steps that do not draw tokens.
 STEP_RAISES, STEP_KILLED, STEP_EXITS, STEP_SLOW, STEP_HANGS_ON_RANK_0 = 901, 902, 903, 904, 905
+STEP_KILLED_ON_RANK_1 = 906
 
 
 class FinishedStep:
@@ -52,7 +53,9 @@ class FakeWorker:
     def execute(self, plan: StepPlan) -> FinishedStep:
         if plan.step == STEP_RAISES:
             raise MemoryError("no memory for this step")
-        if plan.step == STEP_KILLED:
+        if plan.step == STEP_KILLED or (
+            plan.step == STEP_KILLED_ON_RANK_1 and self.place.rank == 1
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         if plan.step == STEP_EXITS:
             os._exit(3)

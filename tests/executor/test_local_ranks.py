@@ -16,6 +16,7 @@ from tests.executor.fake_worker import FakeWorker, fake_config, fake_plan
 from tests.limits import HANG_S, is_running, wait_until
 from vllm.distributed.place import make_places
 from vllm.errors import LoadError, NotAvailable
+from vllm.executor import local_ranks
 from vllm.executor.base import ExecutorDied
 from vllm.executor.distributed import DistributedExecutor
 from vllm.executor.local_ranks import LocalRanks
@@ -128,6 +129,50 @@ def test_health_notices_a_rank_that_dies_while_idle(doomed: DistributedExecutor)
     processes(doomed)[0].join(HANG_S)
     with pytest.raises(ExecutorDied, match="SIGKILL"):
         doomed.check_health()
+
+
+class ForkingWorker(FakeWorker):
+    """Leaves a process behind that holds the rank's pipes open."""
+
+    def load(self) -> None:
+        if os.fork() == 0:
+            time.sleep(1.5)
+            os._exit(0)
+
+
+def test_health_notices_the_death_of_a_rank_whose_pipes_stay_open() -> None:
+    executor = DistributedExecutor(fake_config(), ForkingWorker, LocalRanks(), make_places(1))
+    executor.start()
+    processes(executor)[0].kill()
+    processes(executor)[0].join(HANG_S)
+    with pytest.raises(ExecutorDied, match="SIGKILL"):
+        executor.check_health()
+    executor.stop()
+
+
+def test_a_rank_that_does_not_end_is_terminated_and_then_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_ranks, "_GRACE_S", 0.1)
+    executor = make()
+    executor.start()
+    pid = processes(executor)[0].pid or 0
+    os.kill(pid, signal.SIGSTOP)  # SIGTERM waits for what never comes, SIGKILL does not
+    executor.stop()
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize("is_idle", [False, True], ids=["in-a-step", "idle"])
+def test_the_death_of_a_rank_that_is_not_the_driver_is_noticed(is_idle: bool) -> None:
+    executor = make(num_ranks=2, depth=2)
+    executor.start()
+    handle = executor.submit(fake_plan(fake.STEP_KILLED_ON_RANK_1))
+    processes(executor)[1].join(HANG_S)
+    with pytest.raises(ExecutorDied, match=r"rank 1 \(process \d+\) was killed by SIGKILL"):
+        if is_idle:
+            wait_until(executor.check_health, "the news of the death")
+        handle.result()
+    executor.stop()
 
 
 def test_several_ranks_get_every_plan_and_answer_by_rank() -> None:
