@@ -25,6 +25,7 @@ from vllm.messages.cache import KVCacheLayout
 from vllm.messages.facts import WorkerFacts
 from vllm.messages.step import LogprobArrays, StepPlan
 from vllm.sampling_params import SamplingParams
+from vllm.worker.slots import DUMMY_SLOT
 from vllm.worker.worker import Worker
 
 pytestmark = pytest.mark.engine
@@ -228,7 +229,9 @@ class TwoWorkers(InlineExecutor):
         return step
 
     def tokens(self) -> list[torch.Tensor]:
-        return [worker.runner.slots.tokens for worker in (self._worker, self.silent)]
+        """[slots, max_tokens] of both, without the dummy slot, which holds anything."""
+        workers = (self._worker, self.silent)
+        return [worker.runner.slots.tokens[DUMMY_SLOT + 1 :] for worker in workers]
 
 
 def test_a_rank_that_is_not_the_driver_draws_the_same_tokens_and_downloads_nothing() -> None:
