@@ -15,7 +15,7 @@ class ChannelClosed(Exception):
 class Channel(Protocol):
     """A rank's connection to its executor. `get` and `put` may be used by one thread each.
 
-    Whoever runs the rank made it and closes it, at the latest when the rank has returned.
+    Its maker closes it when the rank has returned; the end of the rank's process does the same.
     """
 
     def get(self) -> bytes:

@@ -50,16 +50,16 @@ class Drawn:
 
 
 class StepAnswer(Protocol):
-    """Is given what the launches of a step produce, in their order, and then the failures."""
+    """Collects what the launches of a step produce, in order, and then the failures."""
 
     def add_drawn(self, draws: Draws, sampled: SamplerOutput) -> None: ...
 
     def add_prompt_logprobs(self, row: int, start: int, pieces: Sequence[LogprobTensors]) -> None:
-        """Of the tokens from position `start` on of plan row `row`, cut into pieces."""
+        """Take the values of plan row `row` from position `start` on, in pieces."""
         ...
 
     def add_failures(self, failures: Mapping[int, str]) -> None:
-        """By slot: requests whose own code failed."""
+        """Take the reasons, by slot, of requests whose own code failed."""
         ...
 
     def result(self) -> StepResult | None:
