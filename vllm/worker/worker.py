@@ -122,6 +122,14 @@ class Worker:
     # What functions given to `collective_rpc` find in vLLM's workers.
 
     @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def local_rank(self) -> int:
+        return self.place.local_rank
+
+    @property
     def model_runner(self) -> ModelRunner:
         return self.runner
 
