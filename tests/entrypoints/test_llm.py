@@ -259,7 +259,7 @@ def test_the_core_may_run_in_its_own_process(llm: LLM, monkeypatch: pytest.Monke
         prompts = ["Once upon a time", "The fox"]
         texts = [output.outputs[0].text for output in generate(remote, prompts)]
         assert texts == [output.outputs[0].text for output in generate(llm, prompts)]
-        rank, model = operator.attrgetter("group.rank"), operator.attrgetter("model")
+        rank, model = operator.attrgetter("rank"), operator.attrgetter("model")
         assert remote.collective_rpc(rank) == [0]
         with pytest.raises(NotAvailable, match="what the call returned cannot be sent"):
             remote.collective_rpc(model)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.limits import HANG_S
-from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.errors import LoadError
 from vllm.messages.cache import FullAttention, KVCacheLayout
 from vllm.messages.facts import WorkerFacts
@@ -21,20 +21,21 @@ SPEC = FullAttention(block_size=16, num_kv_heads=2, head_dim=8, value_dim=8, dty
 
 # Steps that do not draw tokens.
 STEP_RAISES, STEP_KILLED, STEP_EXITS, STEP_SLOW, STEP_HANGS_ON_RANK_0 = 901, 902, 903, 904, 905
+STEP_KILLED_ON_RANK_1 = 906
 
 
 class FinishedStep:
-    def __init__(self, result: StepResult) -> None:
+    def __init__(self, result: StepResult | None) -> None:
         self._result = result
 
-    def result(self) -> StepResult:
+    def result(self) -> StepResult | None:
         return self._result
 
 
 class FakeWorker:
-    def __init__(self, config: Any, group: Group) -> None:
+    def __init__(self, config: Any, place: Place) -> None:
         self.config = config
-        self.group = group
+        self.place = place
         self.num_blocks = 0
 
     def load(self) -> None:
@@ -44,7 +45,7 @@ class FakeWorker:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def facts(self) -> WorkerFacts:
-        return WorkerFacts({"layer.0": SPEC}, 1, 2, 3, 100 + self.group.rank, 0.5)
+        return WorkerFacts({"layer.0": SPEC}, 1, 2, 3, 100 + self.place.rank, 0.5)
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
         self.num_blocks = layout.num_blocks
@@ -52,14 +53,18 @@ class FakeWorker:
     def execute(self, plan: StepPlan) -> FinishedStep:
         if plan.step == STEP_RAISES:
             raise MemoryError("no memory for this step")
-        if plan.step == STEP_KILLED:
+        if plan.step == STEP_KILLED or (
+            plan.step == STEP_KILLED_ON_RANK_1 and self.place.rank == 1
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         if plan.step == STEP_EXITS:
             os._exit(3)
-        if plan.step == STEP_SLOW or (plan.step == STEP_HANGS_ON_RANK_0 and self.group.rank == 0):
+        if plan.step == STEP_SLOW or (plan.step == STEP_HANGS_ON_RANK_0 and self.place.rank == 0):
             time.sleep(HANG_S)
         if plan.step == STEP_HANGS_ON_RANK_0:
             os.kill(os.getpid(), signal.SIGKILL)
+        if not self.place.is_driver:
+            return FinishedStep(None)
         token_ids = 100 * plan.step + np.flatnonzero(plan.samples).astype(np.int32)
         return FinishedStep(StepResult(plan.step, token_ids))
 
@@ -67,7 +72,7 @@ class FakeWorker:
         pass
 
     def ping(self) -> int:
-        return self.group.rank
+        return self.place.rank
 
     def apply_model(self, function: Any) -> Any:
         return self.num_blocks

@@ -16,11 +16,16 @@ from tests.worker.driver import (
     checkpoint,
     make_config,
 )
-from vllm.executor.base import Executor
+from vllm.distributed.place import ALONE, make_places
+from vllm.executor.base import Executor, StepHandle
+from vllm.executor.distributed import DistributedExecutor
 from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
-from vllm.executor.multi_process import MultiProcessExecutor
-from vllm.messages.step import LogprobArrays
+from vllm.executor.local_ranks import LocalRanks
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.step import LogprobArrays, StepPlan
 from vllm.sampling_params import SamplingParams
+from vllm.worker.slots import DUMMY_SLOT
 from vllm.worker.worker import Worker
 
 pytestmark = pytest.mark.engine
@@ -120,7 +125,7 @@ def test_tokens_do_not_depend_on_executor_depth_or_chunks(
     config = make_config(checkpoint("llama"), depth)
     executor: Executor
     if kind == "processes":
-        executor = MultiProcessExecutor(config, 1, Worker)
+        executor = DistributedExecutor(config, Worker, LocalRanks(), make_places(1))
     else:
         executor = (InlineExecutor if kind == "inline" else ThreadedExecutor)(config, Worker)
     assert [s.tokens for s in run(executor, mixed_params(), depth, chunk)] == expected_mixed()
@@ -202,3 +207,46 @@ def test_the_model_can_be_reached_in_process_only() -> None:
     executor.start()
     assert executor.call("apply_model", lambda model: type(model).__name__) == ["Llama"]
     assert executor.call("ping") == [0]
+
+
+class TwoWorkers(InlineExecutor):
+    """Runs a second worker beside the driver, which stands where no values are asked for."""
+
+    def start(self) -> list[WorkerFacts]:
+        self.silent = Worker(self._config, ALONE)
+        self.silent.load()
+        self.silent.place = make_places(2)[1]
+        return super().start()
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None:
+        super().bind_kv_cache(layout)
+        self.silent.bind_kv_cache(layout)
+        self.silent.device.download = None  # type: ignore[assignment, method-assign]
+
+    def submit(self, plan: StepPlan) -> StepHandle:
+        step = super().submit(plan)
+        assert self.silent.execute(plan).result() is None
+        return step
+
+    def tokens(self) -> list[torch.Tensor]:
+        """[slots, max_tokens] of both, without the dummy slot, which holds anything."""
+        workers = (self._worker, self.silent)
+        return [worker.runner.slots.tokens[DUMMY_SLOT + 1 :] for worker in workers]
+
+
+def test_a_rank_that_is_not_the_driver_draws_the_same_tokens_and_downloads_nothing() -> None:
+    executor = TwoWorkers(make_config(checkpoint("llama")), Worker)
+    params = [
+        SamplingParams(
+            temperature=1.0, seed=i, max_tokens=NUM_TOKENS, logprobs=2, prompt_logprobs=2
+        )
+        for i in range(len(PROMPT_LENGTHS))
+    ]
+    driver = Driver(executor, depth=1, chunk=5)
+    done = driver.run(list(zip(prompts(), params, strict=True)))
+    assert all(len(s.tokens) == len(s.logprobs) == NUM_TOKENS for s in done)
+    assert any(s.prompt_logprobs for s in done)
+    drivers, silents = executor.tokens()
+    assert torch.equal(drivers, silents)
+    executor.stop()
+    executor.silent.close()

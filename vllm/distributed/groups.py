@@ -1,4 +1,4 @@
-"""Which ranks work together."""
+"""A rank's position among ranks that share work."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """This process's place among the ranks that share a model."""
+    """Position `rank` among `size` ranks that share one kind of work."""
 
     rank: int
-    world_size: int
+    size: int
 
     def __post_init__(self) -> None:
-        assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)
+        assert 0 <= self.rank < self.size, (self.rank, self.size)
 
 
-SINGLE = Group(rank=0, world_size=1)
+SINGLE = Group(rank=0, size=1)

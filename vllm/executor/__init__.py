@@ -16,9 +16,13 @@ def make_executor(config: VllmConfig) -> Executor:
     from vllm.worker.worker import Worker
 
     if config.parallel.distributed_executor_backend == "mp":
-        from vllm.executor.multi_process import MultiProcessExecutor
+        from vllm.distributed.place import make_places
+        from vllm.executor.distributed import DistributedExecutor
+        from vllm.executor.local_ranks import LocalRanks
 
-        return MultiProcessExecutor(config, config.parallel.world_size, Worker)
+        places = make_places(config.parallel.tensor_parallel_size)
+        assert len(places) == config.parallel.world_size, config.parallel
+        return DistributedExecutor(config, Worker, LocalRanks(), places)
     from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
 
     in_process = ThreadedExecutor if config.scheduler.pipeline_depth > 1 else InlineExecutor

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.errors import NotAvailable
-from vllm.executor.base import StepHandle
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.facts import WorkerFacts
-from vllm.messages.step import StepPlan
+from vllm.messages.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+
+
+class RankStep(Protocol):
+    """A step that a rank has begun."""
+
+    def result(self) -> StepResult | None:
+        """Wait for the step's values; None at once on ranks other than the driver.
+
+        Raises what went wrong.
+        """
+        ...
 
 
 class RankWorker(Protocol):
@@ -25,7 +35,7 @@ class RankWorker(Protocol):
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None: ...
 
-    def execute(self, plan: StepPlan) -> StepHandle: ...
+    def execute(self, plan: StepPlan) -> RankStep: ...
 
     def close(self) -> None:
         """No step will come any more."""
@@ -35,7 +45,7 @@ class RankWorker(Protocol):
 class WorkerType(Protocol):
     """Makes a rank's worker in the rank's process; a class, so that it can be named to another."""
 
-    def __call__(self, config: VllmConfig, group: Group) -> RankWorker: ...
+    def __call__(self, config: VllmConfig, place: Place) -> RankWorker: ...
 
 
 Method = str | Callable[..., Any]

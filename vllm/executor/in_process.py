@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from vllm.distributed.groups import SINGLE
+from vllm.distributed.place import ALONE
 from vllm.executor.base import ExecutorDied, StepHandle
-from vllm.executor.control import Method, WorkerType, invoke
+from vllm.executor.control import Method, RankStep, WorkerType, invoke
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.facts import WorkerFacts
 from vllm.messages.step import StepPlan, StepResult
@@ -26,7 +26,7 @@ class InlineExecutor:
         self._closing = ExitStack()
 
     def start(self) -> list[WorkerFacts]:
-        self._worker = self._worker_type(self._config, SINGLE)
+        self._worker = self._worker_type(self._config, ALONE)
         self._closing.callback(self._worker.close)
         self._worker.load()
         return [self._worker.facts()]
@@ -35,7 +35,7 @@ class InlineExecutor:
         self._worker.bind_kv_cache(layout)
 
     def submit(self, plan: StepPlan) -> StepHandle:
-        return self._worker.execute(plan)
+        return _InlineStep(self._worker.execute(plan))
 
     def call(self, method: Method, *args: Any) -> list[Any]:
         return [invoke(self._worker, method, args)]
@@ -45,6 +45,18 @@ class InlineExecutor:
 
     def stop(self) -> None:
         self._closing.close()
+
+
+class _InlineStep:
+    """A step of the only rank, which is the driver."""
+
+    def __init__(self, step: RankStep) -> None:
+        self._step = step
+
+    def result(self) -> StepResult:
+        result = self._step.result()
+        assert result is not None, "the driver answered without values"
+        return result
 
 
 class ThreadedExecutor:

@@ -1,21 +1,17 @@
-"""The process of one rank: reads requests, serves them in order, replies in order."""
+"""A rank's side of the protocol: serves requests in order, and replies to each in order."""
 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.executor.control import RankWorker, WorkerType, invoke
-from vllm.executor.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed
+from vllm.executor.ranks import Channel, ChannelClosed
 from vllm.messages.codec import decoder, encoder
 from vllm.messages.rank import (
     BindKVCache,
@@ -28,44 +24,27 @@ from vllm.messages.rank import (
     ToRank,
     failure,
 )
-from vllm.utils.spawning import begin_process
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
 
 
-def rank_main(
-    worker_type: WorkerType,
-    config: VllmConfig,
-    group: Group,
-    requests: BroadcastReader,
-    replies: BroadcastWriter,
-) -> None:
-    """Serve until the engine closes its end, then return."""
-    # Ctrl-C reaches the whole terminal group; the engine is who decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    begin_process()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    sender = _Sender(replies, threaded=config.scheduler.pipeline_depth > 1)
+def rank_main(worker_type: WorkerType, config: VllmConfig, place: Place, channel: Channel) -> None:
+    """Serve until the executor closes its end, then return."""
+    # Only the driver has values to wait for.
+    is_threaded = place.is_driver and config.scheduler.pipeline_depth > 1
+    sender = _Sender(channel, is_threaded)
     worker = None
     try:
-        worker = _load(worker_type, config, group, sender)
+        worker = _load(worker_type, config, place, sender)
         if worker is not None:
-            _serve(worker, requests, sender)
-    except QueueClosed:
+            _serve(worker, channel, sender)
+    except ChannelClosed:
         return
     finally:
         sender.stop()
         if worker is not None:
             worker.close()
-
-
-def _die_with_parent() -> None:
-    """End this process when the engine's is gone, even in the middle of a step."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 class _Sender:
@@ -75,10 +54,10 @@ class _Sender:
     so a thread does the waiting; without, handing over would only cost time.
     """
 
-    def __init__(self, replies: BroadcastWriter, threaded: bool) -> None:
-        self._replies = replies
+    def __init__(self, channel: Channel, is_threaded: bool) -> None:
+        self._channel = channel
         self._encode: Callable[[FromRank], bytes] = encoder().encode
-        self._thread = ThreadPoolExecutor(1, "replies") if threaded else None
+        self._thread = ThreadPoolExecutor(1, "replies") if is_threaded else None
 
     def send(self, make: Callable[[], FromRank]) -> None:
         """Reply with make(), or with the error it raises."""
@@ -96,15 +75,15 @@ class _Sender:
             message = self._encode(make())
         except Exception as error:
             message = self._encode(failure(error))
-        self._replies.put(message)
+        self._channel.put(message)
 
 
 def _load(
-    worker_type: WorkerType, config: VllmConfig, group: Group, sender: _Sender
+    worker_type: WorkerType, config: VllmConfig, place: Place, sender: _Sender
 ) -> RankWorker | None:
-    """A worker with its model loaded, reported to the engine; None if that failed."""
+    """A worker with its model loaded, reported to the executor; None if that failed."""
     try:
-        worker = worker_type(config, group)
+        worker = worker_type(config, place)
         worker.load()
         facts = worker.facts()
     except Exception as error:
@@ -114,14 +93,14 @@ def _load(
     return worker
 
 
-def _serve(worker: RankWorker, requests: BroadcastReader, sender: _Sender) -> None:
+def _serve(worker: RankWorker, channel: Channel, sender: _Sender) -> None:
+    """Raises ChannelClosed in the end."""
     decode: msgspec.msgpack.Decoder[ToRank] = decoder(ToRank)
     while True:
-        raw = requests.get()
-        assert raw is not None
+        request = channel.get()
         try:
-            sender.send(_perform(worker, decode.decode(raw)))
-        except QueueClosed:
+            sender.send(_perform(worker, decode.decode(request)))
+        except ChannelClosed:
             raise
         except Exception as error:
             sender.send(functools.partial(_same, failure(error)))

@@ -25,6 +25,8 @@ from collections import deque
 from multiprocessing import reduction
 from typing import Any
 
+from vllm.executor.ranks import ChannelClosed
+
 _BELL = struct.Struct("<II")  # bytes in the ring, 1 if more fragments of the message follow
 _ACK = b"\0"
 # Bells and acknowledgements under way stay below the smallest pipe the kernel makes (one page), so
@@ -33,7 +35,7 @@ _MAX_FRAGMENTS = 256
 DEFAULT_CAPACITY_BYTES = 4 << 20
 
 
-class QueueClosed(Exception):
+class QueueClosed(ChannelClosed):
     """The other end is gone. `reader` is the reader's index where a reader is."""
 
     def __init__(self, message: str, reader: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What an executor and a rank in another process say to each other."""
+"""What an executor and a rank in another process say to each other: one reply per request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepDone(msgspec.Struct, frozen=True, tag=True):
-    result: StepResult
+    """A step has ended, or on ranks other than the driver begun without an error."""
+
+    result: StepResult | None  # the driver's alone: the others have computed the same values
 
 
 class Returned(msgspec.Struct, frozen=True, tag=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,11 @@ from vllm.device.observer import StepObserver
 from vllm.device.planner import Planner
 from vllm.messages.step import StepPlan
 from vllm.models.interfaces import Model
-from vllm.sample.interface import SamplerOutput, SampleRows
+from vllm.sample.interface import LogprobTensors, SamplerOutput, SampleRows
 from vllm.sample.sampler import USUAL_WANTS, Sampler
 from vllm.worker.draws import Draws, draws_of, dummy_draws
 from vllm.worker.inputs import gather_inputs
-from vllm.worker.running_step import Drawn, LogprobCopies, RunningStep
+from vllm.worker.running_step import Drawn, StepAnswer
 from vllm.worker.slots import DUMMY_SLOT, Slots
 
 # Prompt log-probabilities need logits [rows, vocab] in float32; this bounds one piece to 64 MiB.
@@ -39,6 +39,7 @@ class RunnerParts:
     backends: Sequence[AttentionBackend]  # by KV group
     graphs: GraphRunner
     sampler: Sampler
+    begin_answer: Callable[[int], StepAnswer]  # of a step's number
     observer: StepObserver = StepObserver()
 
 
@@ -53,29 +54,31 @@ class ModelRunner:
         self.forward = Forward(parts.model, parts.backends)
         self.graphs = parts.graphs
         self.sampler = parts.sampler
+        self.begin_answer = parts.begin_answer
         self.observer = parts.observer
         self._no_masks = parts.device.upload(np.empty((0, 0), np.int32))
         self._piece_rows = max(1, _LOGITS_PER_PIECE // parts.slots.shape.vocab_size)
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> RunningStep:
+    def execute(self, plan: StepPlan) -> StepAnswer:
         """Queue a step's device work, in order after the steps before it."""
         self.observer.step_begins(plan)
         self.slots.apply(plan)
-        drawn: list[Drawn] = []
-        prompt_logprobs: list[tuple[int, int, LogprobCopies]] = []
+        answer = self.begin_answer(plan.step)
         for launch in self.planner.split(plan):
             self.observer.launch_begins(launch)
             hidden = self.launch(launch)
-            prompt_logprobs.extend(self._prompt_logprobs(launch, hidden))
+            for row, start, pieces in self._prompt_logprobs(launch, hidden):
+                answer.add_prompt_logprobs(row, start, pieces)
             draws = draws_of(plan, launch)
             if draws is not None:
                 self.observer.drawing_begins(launch)
-                drawn.append(self._draw(draws, hidden))
+                answer.add_drawn(draws, self._draw(draws, hidden))
             self.device.step_boundary()
             self.observer.launch_ends(launch)
         self.observer.step_ends(plan)
-        return RunningStep(plan.step, drawn, prompt_logprobs, self.slots.sampling.take_failures())
+        answer.add_failures(self.slots.sampling.take_failures())
+        return answer
 
     def launch(self, launch: Launch) -> Tensor:
         """Hidden states [T, H] of a launch, its keys and values written to the cache."""
@@ -94,9 +97,11 @@ class ModelRunner:
         if captures:
             self.graphs.capture(launch.key, self.forward, inputs, metas)
         hidden = self._run(launch, inputs, metas)
+        draws = dummy_draws(launch)
         for wants in USUAL_WANTS if draws_all_ways else USUAL_WANTS[:1]:
             with self.slots.sampling.pretend(DUMMY_SLOT, wants):
-                self._draw(dummy_draws(launch), hidden).token_ids.wait()
+                sampled = self._draw(draws, hidden)
+                Drawn.download(self.device, draws, sampled).token_ids.wait()
             self.device.step_boundary()
         self.observer.rehearsal_ends(launch, captures)
 
@@ -114,20 +119,14 @@ class ModelRunner:
         self.device.step_boundary()  # whatever is done with them, the model is one unit
         return hidden
 
-    def _draw(self, draws: Draws, hidden: Tensor) -> Drawn:
+    def _draw(self, draws: Draws, hidden: Tensor) -> SamplerOutput:
         """Draw a token for each row of `draws` from hidden states [T, H] of its launch."""
         if len(draws.hidden_np) != len(hidden):
             hidden = hidden.index_select(0, self.device.upload(draws.hidden_np))
             self.device.step_boundary()  # what follows depends on the number of rows alone
         sampled = self._sample(draws, hidden)
         self.slots.write_drawn(draws.slots_np, draws.positions_np, sampled.token_ids)
-        logprobs = sampled.logprobs
-        return Drawn(
-            draws.plan_rows_np,
-            draws.picked_np,
-            self.device.download(sampled.token_ids),
-            None if logprobs is None else LogprobCopies(self.device, [logprobs]),
-        )
+        return sampled
 
     def _sample(self, draws: Draws, hidden: Tensor) -> SamplerOutput:
         if self.sampler.wants_greatest(draws.slots_np, self.slots.sampling):
@@ -148,16 +147,15 @@ class ModelRunner:
 
     def _prompt_logprobs(
         self, launch: Launch, hidden: Tensor
-    ) -> list[tuple[int, int, LogprobCopies]]:
-        """Per wanting row: its plan row, the first token position, and the values on their way.
+    ) -> Iterator[tuple[int, int, list[LogprobTensors]]]:
+        """Per wanting row: its plan row, the first token position, and the values in pieces.
 
         A row that computes [a, b) of an n-token prompt explains the tokens at a + 1 .. min(b, n-1):
         the hidden state at position p predicts the token at p + 1.
         """
         wanted = self.slots.wants_prompt_logprobs(launch.slots_np)
         if not wanted.any():
-            return []
-        found = []
+            return
         for row in np.flatnonzero(wanted).tolist():
             slot, start = int(launch.slots_np[row]), int(launch.starts_np[row])
             last = int(self.slots.num_prompt_tokens_np[slot]) - 1
@@ -170,16 +168,14 @@ class ModelRunner:
                 self.slots.tokens[slot, start + 1 : start + 1 + num_tokens],
                 int(self.slots.prompt_logprobs_np[slot]),
             )
-            found.append((int(launch.plan_rows_np[row]), start + 1, explained))
-        return found
+            yield int(launch.plan_rows_np[row]), start + 1, explained
 
-    def _explain_tokens(self, hidden: Tensor, token_ids: Tensor, k: int) -> LogprobCopies:
+    def _explain_tokens(self, hidden: Tensor, token_ids: Tensor, k: int) -> list[LogprobTensors]:
         """Log-probabilities of token_ids [L] given the hidden states [L, H] before them."""
         rows = self._piece_rows
-        pieces = [
+        return [
             self.sampler.prompt_logprobs(self.model.logits(some_hidden), some_ids, k)
             for some_hidden, some_ids in zip(
                 torch.split(hidden, rows), torch.split(token_ids, rows), strict=True
             )
         ]
-        return LogprobCopies(self.device, pieces)

@@ -1,16 +1,17 @@
-"""A step whose device work is queued, and what it will have produced."""
+"""What a rank answers about a step: the values that its launches produce, or nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
 from vllm.device.device import Device, HostCopy
 from vllm.messages.step import Int32Array, LogprobArrays, PromptLogprobs, StepResult
-from vllm.sample.interface import LogprobTensors
+from vllm.sample.interface import LogprobTensors, SamplerOutput
+from vllm.worker.draws import Draws
 
 _NO_TOKENS: Final = np.empty(0, np.int32)
 
@@ -37,21 +38,72 @@ class Drawn:
     token_ids: HostCopy  # [S]
     logprobs: LogprobCopies | None
 
+    @classmethod
+    def download(cls, device: Device, draws: Draws, sampled: SamplerOutput) -> Drawn:
+        """Start copying what was sampled for `draws` to the host."""
+        return cls(
+            draws.plan_rows_np,
+            draws.picked_np,
+            device.download(sampled.token_ids),
+            None if sampled.logprobs is None else LogprobCopies(device, [sampled.logprobs]),
+        )
+
+
+class StepAnswer(Protocol):
+    """Collects what the launches of a step produce, in order, and then the failures."""
+
+    def add_drawn(self, draws: Draws, sampled: SamplerOutput) -> None: ...
+
+    def add_prompt_logprobs(self, row: int, start: int, pieces: Sequence[LogprobTensors]) -> None:
+        """Take the values of plan row `row` from position `start` on, in pieces."""
+        ...
+
+    def add_failures(self, failures: Mapping[int, str]) -> None:
+        """Take the reasons, by slot, of requests whose own code failed."""
+        ...
+
+    def result(self) -> StepResult | None:
+        """Wait for the values; None at once if this rank answers without."""
+        ...
+
+
+class SilentStep:
+    """The answer of ranks other than the driver: nothing is copied to the host, nothing waits."""
+
+    def __init__(self, step: int) -> None:
+        pass
+
+    def add_drawn(self, draws: Draws, sampled: SamplerOutput) -> None:
+        pass
+
+    def add_prompt_logprobs(self, row: int, start: int, pieces: Sequence[LogprobTensors]) -> None:
+        pass
+
+    def add_failures(self, failures: Mapping[int, str]) -> None:
+        pass
+
+    def result(self) -> None:
+        return None
+
 
 class RunningStep:
-    """`result` waits for the tokens of a step."""
+    """The driver's answer: all values, on their way to the host while the step runs."""
 
-    def __init__(
-        self,
-        step: int,
-        drawn: Sequence[Drawn],
-        prompt_logprobs: Sequence[tuple[int, int, LogprobCopies]],
-        failures: Mapping[int, str],
-    ) -> None:
+    def __init__(self, device: Device, step: int) -> None:
+        self._device = device
         self._step = step
-        self._drawn = drawn
-        self._prompt_logprobs = prompt_logprobs
-        self._failures = dict(failures)
+        self._drawn: list[Drawn] = []
+        self._prompt_logprobs: list[tuple[int, int, LogprobCopies]] = []
+        self._failures: dict[int, str] = {}
+
+    def add_drawn(self, draws: Draws, sampled: SamplerOutput) -> None:
+        self._drawn.append(Drawn.download(self._device, draws, sampled))
+
+    def add_prompt_logprobs(self, row: int, start: int, pieces: Sequence[LogprobTensors]) -> None:
+        self._prompt_logprobs.append((row, start, LogprobCopies(self._device, pieces)))
+
+    def add_failures(self, failures: Mapping[int, str]) -> None:
+        self._failures.update(failures)
 
     def result(self) -> StepResult:
         token_ids, logprobs = self._in_plan_order()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.device.attention import AttentionBackend
 from vllm.device.observer import ShapeUsage, StepObserver, observer_of
 from vllm.device.placement import PlacedCache
-from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.layers.cached_attention import Attention
 from vllm.loader import load_model, reload_weights
@@ -32,7 +33,7 @@ from vllm.sample.state import SamplingState
 from vllm.sample.static_sampler import StaticSampler
 from vllm.worker import memory
 from vllm.worker.model_runner import ModelRunner, RunnerParts
-from vllm.worker.running_step import RunningStep
+from vllm.worker.running_step import RunningStep, SilentStep, StepAnswer
 from vllm.worker.slots import Slots, SlotsShape
 from vllm.worker.step_log import step_logs
 from vllm.worker.step_timeline import StepTimeline
@@ -46,15 +47,15 @@ class Worker:
     Call order: load, facts, bind_kv_cache, then execute and RPC methods in any number.
     """
 
-    def __init__(self, config: VllmConfig, group: Group) -> None:
+    def __init__(self, config: VllmConfig, place: Place) -> None:
         self.config = config
-        self.group = group
+        self.place = place
         self.platform = platform_of(config)
-        self.platform.prepare_process(config, group.rank)
-        self.device = self.platform.device(group.rank)
+        self.platform.prepare_process(config, place.local_rank)
+        self.device = self.platform.device(place.local_rank)
         self.ops = resolve(self.platform.ops())
         self.torch_profile = TorchProfile(
-            TorchProfileSettings.read(), group.rank, self.platform.profiler_activities()
+            TorchProfileSettings.read(), place.rank, self.platform.profiler_activities()
         )
         self.observer = observer_of(self._observers())
         self._closing = ExitStack()
@@ -101,7 +102,7 @@ class Worker:
         self.device.synchronize()
         self.observer.warm_up_ends()
 
-    def execute(self, plan: StepPlan) -> RunningStep:
+    def execute(self, plan: StepPlan) -> StepAnswer:
         return self.runner.execute(plan)
 
     def profile(self, is_start: bool = True) -> str | None:
@@ -116,7 +117,7 @@ class Worker:
         try:
             self.torch_profile.close()
         except (OSError, RuntimeError):
-            logger.exception("The profile of rank %d is lost", self.group.rank)
+            logger.exception("The profile of rank %d is lost", self.place.rank)
         self._closing.close()
         self.observer.close()
 
@@ -126,9 +127,17 @@ class Worker:
 
     def ping(self) -> int:
         """This rank's number; the way to see that it answers."""
-        return self.group.rank
+        return self.place.rank
 
     # What functions given to `collective_rpc` find in vLLM's workers.
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def local_rank(self) -> int:
+        return self.place.local_rank
 
     @property
     def model_runner(self) -> ModelRunner:
@@ -145,12 +154,12 @@ class Worker:
     def _observers(self) -> list[StepObserver]:
         found = [
             *step_logs(Environment()),
-            *self.platform.observers(self.config, self.device, self.group.rank),
+            *self.platform.observers(self.config, self.device, self.place.rank),
         ]
         timeline = process_timeline()
         if timeline.is_on:
             # Innermost: what the others take is not the step's.
-            found.append(StepTimeline(timeline, self.group.rank))
+            found.append(StepTimeline(timeline, self.place.rank))
         return found
 
     def _measure_activations(self, specs: Mapping[str, AnySpec]) -> int:
@@ -236,6 +245,7 @@ class Worker:
                     device.torch_device,
                     config.model.logprobs_mode,
                 ),
+                begin_answer=partial(RunningStep, device) if self.place.is_driver else SilentStep,
                 observer=observer,
             )
         )

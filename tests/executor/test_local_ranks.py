@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,28 @@ import pytest
 from tests.executor import fake_worker as fake
 from tests.executor.fake_worker import FakeWorker, fake_config, fake_plan
 from tests.limits import HANG_S, is_running, wait_until
+from vllm.distributed.place import make_places
 from vllm.errors import LoadError, NotAvailable
+from vllm.executor import local_ranks
 from vllm.executor.base import ExecutorDied
-from vllm.executor.multi_process import MultiProcessExecutor
+from vllm.executor.distributed import DistributedExecutor
+from vllm.executor.local_ranks import LocalRanks
 from vllm.messages.cache import KVCacheLayout, KVGroup
 from vllm.messages.rank import RankError, failure, revive
 
 
-def make(num_ranks: int = 1, **config: Any) -> MultiProcessExecutor:
-    return MultiProcessExecutor(fake_config(**config), num_ranks, FakeWorker)
+def make(num_ranks: int = 1, **config: Any) -> DistributedExecutor:
+    places = make_places(num_ranks)
+    return DistributedExecutor(fake_config(**config), FakeWorker, LocalRanks(), places)
+
+
+def processes(executor: DistributedExecutor) -> list[SpawnProcess]:
+    assert isinstance(executor.ranks, LocalRanks)
+    return executor.ranks.processes
 
 
 @pytest.fixture(params=[1, 2], ids=["depth1", "depth2"], scope="module")
-def executor(request: pytest.FixtureRequest) -> Iterator[MultiProcessExecutor]:
+def executor(request: pytest.FixtureRequest) -> Iterator[DistributedExecutor]:
     executor = make(depth=request.param)
     executor.start()
     yield executor
@@ -33,7 +43,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[MultiProcessExecutor]:
 
 
 @pytest.fixture
-def doomed() -> Iterator[MultiProcessExecutor]:
+def doomed() -> Iterator[DistributedExecutor]:
     executor = make(depth=2)
     executor.start()
     yield executor
@@ -41,7 +51,7 @@ def doomed() -> Iterator[MultiProcessExecutor]:
 
 
 def test_ranks_report_facts_bind_the_cache_and_run_steps_in_order(
-    executor: MultiProcessExecutor,
+    executor: DistributedExecutor,
 ) -> None:
     layout = KVCacheLayout(9, (KVGroup(fake.SPEC, ("layer.0",)),))
     executor.bind_kv_cache(layout)
@@ -52,7 +62,7 @@ def test_ranks_report_facts_bind_the_cache_and_run_steps_in_order(
 
 
 def test_calls_are_answered_after_the_steps_queued_before_them(
-    executor: MultiProcessExecutor,
+    executor: DistributedExecutor,
 ) -> None:
     handle = executor.submit(fake_plan(7))
     assert executor.call("ping") == [0]
@@ -60,7 +70,7 @@ def test_calls_are_answered_after_the_steps_queued_before_them(
 
 
 def test_an_unknown_method_and_a_function_are_refused_and_the_rank_goes_on(
-    executor: MultiProcessExecutor,
+    executor: DistributedExecutor,
 ) -> None:
     with pytest.raises(NotAvailable, match="no method '__init__'"):
         executor.call("__init__")
@@ -71,7 +81,7 @@ def test_an_unknown_method_and_a_function_are_refused_and_the_rank_goes_on(
 
 
 def test_an_error_of_a_step_keeps_its_type_and_shows_where_it_came_from(
-    executor: MultiProcessExecutor,
+    executor: DistributedExecutor,
 ) -> None:
     failing, following = (executor.submit(fake_plan(s)) for s in (fake.STEP_RAISES, 3))
     with pytest.raises(MemoryError, match="no memory for this step") as caught:
@@ -86,9 +96,9 @@ def test_an_error_of_a_step_keeps_its_type_and_shows_where_it_came_from(
     ids=["killed", "exited"],
 )
 def test_a_dead_rank_fails_every_step_and_says_why(
-    doomed: MultiProcessExecutor, step: int, reason: str
+    doomed: DistributedExecutor, step: int, reason: str
 ) -> None:
-    rank = doomed._processes[0].pid
+    rank = processes(doomed)[0].pid
     assert rank is not None
     os.kill(rank, signal.SIGSTOP)  # or it may be gone before the second step is sent
     try:
@@ -104,21 +114,65 @@ def test_a_dead_rank_fails_every_step_and_says_why(
 
 
 def test_a_step_sent_to_a_rank_that_died_is_refused_with_the_reason(
-    doomed: MultiProcessExecutor,
+    doomed: DistributedExecutor,
 ) -> None:
     doomed.submit(fake_plan(fake.STEP_KILLED))
-    doomed._processes[0].join(HANG_S)
+    processes(doomed)[0].join(HANG_S)
     for _ in range(2):
         with pytest.raises(ExecutorDied, match="SIGKILL"):
             doomed.submit(fake_plan(1))
 
 
-def test_health_notices_a_rank_that_dies_while_idle(doomed: MultiProcessExecutor) -> None:
+def test_health_notices_a_rank_that_dies_while_idle(doomed: DistributedExecutor) -> None:
     doomed.check_health()
-    os.kill(doomed._processes[0].pid or 0, signal.SIGKILL)
-    doomed._processes[0].join(HANG_S)
+    os.kill(processes(doomed)[0].pid or 0, signal.SIGKILL)
+    processes(doomed)[0].join(HANG_S)
     with pytest.raises(ExecutorDied, match="SIGKILL"):
         doomed.check_health()
+
+
+class ForkingWorker(FakeWorker):
+    """Leaves a process behind that holds the rank's pipes open."""
+
+    def load(self) -> None:
+        if os.fork() == 0:
+            time.sleep(1.5)
+            os._exit(0)
+
+
+def test_health_notices_the_death_of_a_rank_whose_pipes_stay_open() -> None:
+    executor = DistributedExecutor(fake_config(), ForkingWorker, LocalRanks(), make_places(1))
+    executor.start()
+    processes(executor)[0].kill()
+    processes(executor)[0].join(HANG_S)
+    with pytest.raises(ExecutorDied, match="SIGKILL"):
+        executor.check_health()
+    executor.stop()
+
+
+def test_a_rank_that_does_not_end_is_terminated_and_then_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_ranks, "_GRACE_S", 0.1)
+    executor = make()
+    executor.start()
+    pid = processes(executor)[0].pid or 0
+    os.kill(pid, signal.SIGSTOP)  # SIGTERM waits for what never comes, SIGKILL does not
+    executor.stop()
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize("is_idle", [False, True], ids=["in-a-step", "idle"])
+def test_the_death_of_a_rank_that_is_not_the_driver_is_noticed(is_idle: bool) -> None:
+    executor = make(num_ranks=2, depth=2)
+    executor.start()
+    handle = executor.submit(fake_plan(fake.STEP_KILLED_ON_RANK_1))
+    processes(executor)[1].join(HANG_S)
+    with pytest.raises(ExecutorDied, match=r"rank 1 \(process \d+\) was killed by SIGKILL"):
+        if is_idle:
+            wait_until(executor.check_health, "the news of the death")
+        handle.result()
+    executor.stop()
 
 
 def test_several_ranks_get_every_plan_and_answer_by_rank() -> None:
@@ -137,7 +191,7 @@ def test_the_death_of_one_rank_is_noticed_while_another_never_answers() -> None:
     handle = executor.submit(fake_plan(fake.STEP_HANGS_ON_RANK_0))
     with pytest.raises(ExecutorDied, match="rank 1"):
         handle.result()
-    executor._processes[0].kill()
+    processes(executor)[0].kill()
     executor.stop()
 
 
@@ -169,7 +223,7 @@ def test_stop_ends_ranks_returns_descriptors_and_may_be_repeated() -> None:
     executor = make(num_ranks=2, depth=2)
     executor.start()
     executor.submit(fake_plan(1))
-    pids = [process.pid or 0 for process in executor._processes]
+    pids = [process.pid or 0 for process in processes(executor)]
     executor.stop()
     executor.stop()
     assert not any(map(is_running, pids))
@@ -182,7 +236,7 @@ def test_stop_ends_ranks_returns_descriptors_and_may_be_repeated() -> None:
 def run_engine(pids: Any, step: int) -> None:
     executor = make()
     executor.start()
-    pids.put(executor._processes[0].pid)
+    pids.put(processes(executor)[0].pid)
     executor.submit(fake_plan(step)).result()
     time.sleep(HANG_S)
 

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from vllm.distributed.groups import SINGLE, Group
+from vllm.distributed.place import ALONE, Place, make_places
+
+
+def test_places_of_tensor_parallel_ranks_share_one_group_and_have_one_driver() -> None:
+    places = make_places(4)
+    assert [(p.rank, p.local_rank, p.world_size) for p in places] == [(i, i, 4) for i in range(4)]
+    assert [p.tp for p in places] == [Group(i, 4) for i in range(4)]
+    assert all(group == SINGLE for p in places for group in (p.pp, p.dp, p.ep))
+    assert [p.is_driver for p in places] == [True, False, False, False]
+
+
+def test_the_only_rank_stands_alone_and_is_the_driver() -> None:
+    assert make_places(1) == [ALONE] and ALONE.is_driver
+
+
+def test_the_driver_of_a_pipeline_is_in_its_last_stage() -> None:
+    stages = [Place(rank, 2, rank, pp=Group(rank, 2)) for rank in range(2)]
+    assert [place.is_driver for place in stages] == [False, True]
+
+
+def test_a_place_survives_the_way_to_another_process() -> None:
+    place = Place(1, 2, 0, tp=Group(1, 2), rendezvous="10.0.0.1:29550")
+    assert pickle.loads(pickle.dumps(place)) == place
+
+
+def test_a_place_outside_its_world_is_refused() -> None:
+    for wrong in (lambda: Group(2, 2), lambda: Place(2, 2, 0), lambda: Place(0, 2, 0)):
+        with pytest.raises(AssertionError):
+            wrong()

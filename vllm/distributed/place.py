@@ -1,0 +1,47 @@
+"""Where a rank stands among the others, and on which device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm.distributed.groups import SINGLE, Group
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank stands."""
+
+    rank: int  # among the ranks of one executor
+    world_size: int
+    local_rank: int  # index of its device on its machine
+    tp: Group = SINGLE
+    pp: Group = SINGLE
+    dp: Group = SINGLE
+    ep: Group = SINGLE
+    rendezvous: str = ""  # host:port at which ranks meet; "" where they need not
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)
+        assert self.local_rank >= 0, self.local_rank
+        assert self.tp.size * self.pp.size == self.world_size, (self.tp, self.pp, self.world_size)
+
+    @property
+    def is_driver(self) -> bool:
+        """Whether this rank answers steps with values: one rank of the last stage has them all."""
+        return self.tp.rank == 0 and self.pp.rank == self.pp.size - 1
+
+
+ALONE = Place(rank=0, world_size=1, local_rank=0)
+
+
+def make_places(tensor_parallel_size: int) -> list[Place]:
+    """The places of all ranks of an executor, by rank, on one machine."""
+    return [
+        Place(
+            rank=rank,
+            world_size=tensor_parallel_size,
+            local_rank=rank,
+            tp=Group(rank, tensor_parallel_size),
+        )
+        for rank in range(tensor_parallel_size)
+    ]

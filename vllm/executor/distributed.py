@@ -1,0 +1,160 @@
+"""The executor whose ranks run elsewhere: encodes requests, matches replies, revives errors."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vllm.distributed.place import Place
+from vllm.errors import NotAvailable
+from vllm.executor.base import ExecutorDied, StepHandle
+from vllm.executor.control import Method, WorkerType
+from vllm.executor.rank import rank_main
+from vllm.executor.ranks import Ranks
+from vllm.messages import functions
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.codec import decoder, encoder
+from vllm.messages.facts import WorkerFacts
+from vllm.messages.rank import (
+    BindKVCache,
+    Failed,
+    FromRank,
+    Invoke,
+    Loaded,
+    Returned,
+    RunStep,
+    StepDone,
+    ToRank,
+    revive,
+)
+from vllm.messages.step import StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
+
+
+class DistributedExecutor:
+    """Sends every request to all ranks, each of which replies once. Used by one thread.
+
+    A rank replies in the order of the requests, so that replies need no numbers; different ranks
+    may be at different requests.
+    """
+
+    def __init__(
+        self, config: VllmConfig, worker_type: WorkerType, ranks: Ranks, places: Sequence[Place]
+    ) -> None:
+        assert [place.rank for place in places] == list(range(len(places))), places
+        self.ranks = ranks
+        self._places = places
+        self._main = functools.partial(rank_main, worker_type, config)
+        (self._driver,) = (place.rank for place in places if place.is_driver)
+        self._unanswered: list[deque[_Pending]] = [deque() for _ in places]  # by rank
+        self._dead: ExecutorDied | None = None
+        self._encode: Callable[[ToRank], bytes] = encoder().encode
+        self._decoder: msgspec.msgpack.Decoder[FromRank] = decoder(FromRank)
+
+    def start(self) -> list[WorkerFacts]:
+        self.ranks.start(self._main, self._places)
+        loaded = self._expect().wait()
+        return [reply.facts for reply in loaded if isinstance(reply, Loaded)]
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None:
+        self._send(BindKVCache(layout)).wait()
+
+    def submit(self, plan: StepPlan) -> StepHandle:
+        return _SentStep(self._send(RunStep(plan)), self._driver)
+
+    def call(self, method: Method, *args: Any) -> list[Any]:
+        if any(map(callable, (method, *args))) and not functions.may_travel():
+            raise NotAvailable(
+                f"{method} with a function needs the model in this process; the ranks are others. "
+                f"Use --distributed-executor-backend uni, or set {functions.LEAVE}=1, with which "
+                "functions travel as pickles."
+            )
+        replies = self._send(Invoke(method, list(args))).wait()
+        return [reply.value for reply in replies if isinstance(reply, Returned)]
+
+    def check_health(self) -> None:
+        self.receive(timeout_s=0)
+        if self._dead is not None:
+            raise self._dead
+
+    def stop(self) -> None:
+        """End the ranks; may be called again. Steps still in flight are given up."""
+        self._dead = self._dead or ExecutorDied("the executor was stopped")
+        self.ranks.stop()
+
+    def receive(self, timeout_s: float | None = None) -> None:
+        """Take the replies that have come; waits up to `timeout_s` for the first of them.
+
+        Raises ExecutorDied if a rank was gone before; one found gone now only after what came with
+        the news was used, which may tell more.
+        """
+        if self._dead is not None:
+            raise self._dead
+        try:
+            for rank, reply in self.ranks.ready(timeout_s):
+                self._unanswered[rank].popleft().add(rank, self._decoder.decode(reply))
+        except ExecutorDied as died:
+            self._dead = died
+
+    def _send(self, request: ToRank) -> _Pending:
+        if self._dead is not None:
+            raise self._dead
+        message = self._encode(request)
+        try:
+            self.ranks.put(message)
+        except ExecutorDied as died:
+            self._dead = died
+            raise
+        return self._expect()
+
+    def _expect(self) -> _Pending:
+        pending = _Pending(self, len(self._places))
+        for queue in self._unanswered:
+            queue.append(pending)
+        return pending
+
+
+class _Pending:
+    """The replies to one request."""
+
+    def __init__(self, executor: DistributedExecutor, num_ranks: int) -> None:
+        self._executor = executor
+        self._num_ranks = num_ranks
+        self._replies: dict[int, FromRank] = {}  # by rank
+        self._has_failed = False
+
+    def add(self, rank: int, reply: FromRank) -> None:
+        self._replies[rank] = reply
+        self._has_failed |= isinstance(reply, Failed)
+
+    def wait(self) -> list[FromRank]:
+        """The replies of all ranks, by rank.
+
+        Raises ExecutorDied if a rank is gone, and a rank's own error as soon as that is known:
+        where one has failed, the others may wait for it without end.
+        """
+        while len(self._replies) < self._num_ranks and not self._has_failed:
+            self._executor.receive()
+        for rank, reply in sorted(self._replies.items()):
+            if isinstance(reply, Failed):
+                raise revive(reply, rank)
+        return [self._replies[rank] for rank in range(self._num_ranks)]
+
+
+class _SentStep:
+    """A step sent to the ranks. The driver's reply has the values, the others' are empty."""
+
+    def __init__(self, pending: _Pending, driver: int) -> None:
+        self._pending = pending
+        self._driver = driver
+
+    def result(self) -> StepResult:
+        reply = self._pending.wait()[self._driver]
+        assert isinstance(reply, StepDone) and reply.result is not None, reply
+        return reply.result

@@ -1,0 +1,58 @@
+"""How an executor reaches its ranks, wherever these run: bytes out to all, bytes back from each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from vllm.distributed.place import Place
+
+
+class ChannelClosed(Exception):
+    """The other end is gone."""
+
+
+class Channel(Protocol):
+    """A rank's connection to its executor. `get` and `put` may be used by one thread each.
+
+    Its maker closes it when the rank has returned; the end of the rank's process does the same.
+    """
+
+    def get(self) -> bytes:
+        """Wait for the next request.
+
+        Raises ChannelClosed if the executor has closed its end and every request was read.
+        """
+        ...
+
+    def put(self, reply: bytes) -> None:
+        """Raises ChannelClosed if the executor is gone."""
+        ...
+
+
+RankMain = Callable[[Place, Channel], None]  # serves until the executor closes its end
+
+
+class Ranks(Protocol):
+    """The ranks of one executor, seen from the executor. Used by one thread."""
+
+    def start(self, main: RankMain, places: Sequence[Place]) -> None:
+        """Start to run main(place, channel) for each place, by rank. `main` can be pickled."""
+        ...
+
+    def put(self, request: bytes) -> None:
+        """Send `request` to every rank. Raises ExecutorDied if a rank is gone."""
+        ...
+
+    def ready(self, timeout_s: float | None) -> Iterator[tuple[int, bytes]]:
+        """Replies that have come, as (rank, reply); those of one rank in the order it sent them.
+
+        Waits up to `timeout_s` (None: without a limit) for the first of them. Raises ExecutorDied,
+        which names the rank and the reason, as soon as any rank is gone and the replies that came
+        before are taken.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End all ranks, by force where needed. May be called again, and before `start`."""
+        ...
