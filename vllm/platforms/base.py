@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm.device.collectives import Alone, Collectives
 from vllm.device.device import Device
+from vllm.distributed.groups import Group
+from vllm.errors import ConfigError
 from vllm.platforms.facts import PlatformFacts
 
 if TYPE_CHECKING:
@@ -62,6 +65,15 @@ class Platform(PlatformFacts):
         from vllm.layers.reference_methods import reference_methods
 
         return reference_methods(ops)
+
+    def collectives(self, group: Group) -> Collectives:
+        """What the ranks of `group` compute together. Raises ConfigError if they cannot."""
+        if group.size == 1:
+            return Alone()
+        raise ConfigError(
+            f"{group.size} ranks cannot share a model on this platform. Use "
+            "--tensor-parallel-size 1."
+        )
 
     def profiler_activities(self) -> Sequence[torch.profiler.ProfilerActivity]:
         """What the torch profiler is to record, of the host and of the device."""

@@ -61,10 +61,15 @@ class Worker:
         self._closing = ExitStack()
 
     def load(self) -> None:
-        """Build the model and read its weights. Raises LoadError."""
+        """Build the model and read its weights. Raises ConfigError and LoadError."""
         started = time.monotonic()
         with self.device.needing("the weights"):
-            self.model: Model = load_model(self.config, self.platform, self.device.torch_device)
+            self.model: Model = load_model(
+                self.config,
+                self.platform,
+                self.device.torch_device,
+                self.platform.collectives(self.place.tp),
+            )
         self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started
 
