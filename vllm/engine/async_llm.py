@@ -15,7 +15,6 @@ from typing_extensions import Self
 
 from vllm.beam_search import beam_search_async, request_output, rounds
 from vllm.config.vllm import VllmConfig
-from vllm.device.observer import ShapeUsage
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.engine.client import EngineClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, raise_rejection, value_of
@@ -26,6 +25,7 @@ from vllm.errors import BadRequest, EngineDeadError, NotAvailable
 from vllm.inputs import ParsedPrompt, parse_prompt
 from vllm.logger import init_logger
 from vllm.messages.engine import CallResult, FromEngine, StepUpdates
+from vllm.messages.shapes import ShapeUsage
 from vllm.metrics.stats import StatLogger
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind, SamplingParams

@@ -11,7 +11,7 @@ import torch
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.attention import AttentionBackend
-from vllm.device.observer import ShapeUsage, StepObserver, observer_of
+from vllm.device.observer import StepObserver, observer_of
 from vllm.device.placement import PlacedCache
 from vllm.distributed.groups import Group
 from vllm.envs import Environment
@@ -20,6 +20,7 @@ from vllm.loader import load_model
 from vllm.logger import init_logger
 from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
 from vllm.messages.facts import WorkerFacts
+from vllm.messages.shapes import ShapeUsage
 from vllm.messages.step import StepPlan
 from vllm.models.interfaces import Model
 from vllm.ops.registry import resolve

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from vllm.config.model import ModelConfig
     from vllm.config.vllm import VllmConfig
-    from vllm.device.observer import ShapeUsage
+    from vllm.messages.shapes import ShapeUsage
 
 logger = init_logger(__name__)
 # Texts below this are encoded on the event loop: handing them to a thread costs more.
