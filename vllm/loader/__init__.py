@@ -16,12 +16,12 @@ from vllm.errors import ConfigError
 from vllm.layers.context import ModelContext
 from vllm.layers.weights import Loadable
 from vllm.loader import dummy
+from vllm.loader.architecture import resolve_model
 from vllm.loader.mapping import Filler
 from vllm.loader.stream import checkpoint_files, stream
 from vllm.loader.ties import broken_ties
 from vllm.logger import init_logger
 from vllm.models.interfaces import Model
-from vllm.models.registry import resolve_model
 from vllm.ops.registry import resolve
 from vllm.platforms.base import Platform
 
