@@ -15,7 +15,7 @@ from vllm.config.option import Setting, settings_of
 from vllm.config.unavailable import UNAVAILABLE
 from vllm.config.unavailable_variables import UNAVAILABLE_VARIABLES
 from vllm.config.vllm import GROUPS
-from vllm.entrypoints.openai.cli_args import server_settings
+from vllm.entrypoints.openai.server_options import server_settings
 from vllm.envs import VARIABLES
 from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
 from vllm.hpu_variables import HPU_VARIABLES
