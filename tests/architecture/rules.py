@@ -31,7 +31,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("messages", "transformers_utils", "parsers"),
     ("device",),
     ("config", "ops", "attention"),
-    ("layers", "sample", "structured_output", "metrics", "beam_search", "spec_decode", "lora"),
+    ("layers", "sample", "structured_output", "metrics", "beam_search", "lora"),
     ("models", "platforms"),
     ("loader", "core"),
     ("worker",),
@@ -98,12 +98,13 @@ def too_long_functions(source: Source, exceptions: Mapping[str, str]) -> Iterato
 def wrong_imports(source: Source) -> Iterator[str]:
     """Imports against the direction of LEVELS; those of annotations and within functions too."""
     for target in sorted(set(imports(source))):
-        reason = _import_problem(source.module, target)
+        reason = import_problem(source.module, target)
         if reason:
             yield f"{source.path} imports {target}: {reason}"
 
 
-def _import_problem(importer: str, target: str) -> str:
+def import_problem(importer: str, target: str) -> str:
+    """What is wrong with a module's import of another one; empty if nothing is."""
     mine, theirs = package_of(importer), package_of(target)
     if not mine or not theirs:  # vllm itself: public names, imported lazily
         return ""
