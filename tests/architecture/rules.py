@@ -124,7 +124,7 @@ def import_problem(importer: str, target: str) -> str:
 def _is_device(module: str) -> bool:
     """Whether it belongs to the implementation of one device: vllm.platforms.<device> and below."""
     parts = module.split(".")[:3]
-    return parts[:2] == ["vllm", "platforms"] and ROOT.joinpath(*parts).is_dir() and len(parts) == 3
+    return len(parts) == 3 and parts[1] == "platforms" and ROOT.joinpath(*parts).is_dir()
 
 
 def circles(some: Iterable[Source]) -> Iterator[str]:
