@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,38 +18,28 @@ MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 80
 MAX_RUNNER_LINES = 500
 
+# A level of its own, within which imports go in any direction but round.
 FOUNDATION = (
     "errors version logger envs utils sampling_params pooling_params outputs inputs distributed "
     "logprobs sequence structured_params variable hpu_variables "
     "hpu_kernel_variables profiling profiling_variables"
 ).split()
-# Packages from low to high: a module imports its own level and what is below.
+# Packages from low to high: a module imports its own package and those of lower levels. Packages
+# of one level do not know each other.
 LEVELS: tuple[tuple[str, ...], ...] = (
     tuple(FOUNDATION),
-    ("messages", "transformers_utils", "config", "parsers"),
-    ("device", "attention", "ops"),
-    ("layers",),
-    ("models", "sample", "spec_decode", "lora", "structured_output", "platforms"),
-    ("loader",),
+    ("messages", "transformers_utils", "parsers"),
+    ("device",),
+    ("config", "ops", "attention"),
+    ("layers", "sample", "structured_output", "metrics", "beam_search", "lora"),
+    ("models", "platforms"),
+    ("loader", "core"),
     ("worker",),
     ("executor",),
-    ("core",),
-    ("metrics", "engine", "beam_search"),
-    ("benchmarks", "entrypoints", "v1"),
+    ("engine",),
+    ("entrypoints",),
+    ("benchmarks", "v1"),
 )
-# Interfaces that levels talk in, importable from all of them.
-CONTRACTS = frozenset(
-    {
-        "vllm.metrics.stats",
-        "vllm.platforms.base",
-        "vllm.sample.interface",
-    }
-)
-# (importer, imported): why.
-IMPORT_EXCEPTIONS: Mapping[tuple[str, str], str] = {
-    ("vllm.config.resolve", "vllm.platforms"): "the platform has its say in the configuration",
-    ("vllm.config.document", "vllm.entrypoints.openai.cli_args"): "a program that documents all",
-}
 # Below `layers`, models see only these.
 MODELS_MAY_IMPORT = frozenset({"layers", "ops", "device", "models", *FOUNDATION})
 
@@ -96,66 +87,83 @@ def too_long_functions(source: Source, exceptions: Mapping[str, str]) -> Iterato
 
 
 def wrong_imports(source: Source) -> Iterator[str]:
-    importer = source.module
-    for target in sorted(set(_imports(source.tree()))):
-        reason = _import_problem(importer, target)
-        if reason and (importer, target) not in IMPORT_EXCEPTIONS:
+    """Imports against the direction of LEVELS; those of annotations and within functions too."""
+    for target in sorted(set(imports(source))):
+        reason = import_problem(source.module, target)
+        if reason:
             yield f"{source.path} imports {target}: {reason}"
 
 
-def _import_problem(importer: str, target: str) -> str:
-    mine, theirs = _package(importer), _package(target)
+def import_problem(importer: str, target: str) -> str:
+    """What is wrong with a module's import of another one; empty if nothing is."""
+    mine, theirs = package_of(importer), package_of(target)
     if not mine or not theirs:  # vllm itself: public names, imported lazily
         return ""
-    is_device = theirs == "platforms" and target.count(".") >= 2 and target not in CONTRACTS
-    if is_device and mine != "platforms":
+    if _is_device(target) and mine != "platforms":
         return "a device's implementation is imported only by vllm.platforms"
-    if target in CONTRACTS or mine == theirs:
+    if mine == theirs:
         return ""
     if mine == "models" and theirs not in MODELS_MAY_IMPORT:
         return "models import layers, ops and device only"
-    if _level(theirs) > _level(mine):
+    if level_of(theirs) > level_of(mine):
         return f"{mine} is below {theirs}"
+    if level_of(theirs) == level_of(mine) > 0:
+        return f"{mine} is beside {theirs}"
     return ""
 
 
-def _package(module: str) -> str:
+def _is_device(module: str) -> bool:
+    """Whether it belongs to the implementation of one device: vllm.platforms.<device> and below."""
+    parts = module.split(".")[:3]
+    return len(parts) == 3 and parts[1] == "platforms" and ROOT.joinpath(*parts).is_dir()
+
+
+def circles(some: Iterable[Source]) -> Iterator[str]:
+    """Modules that import each other, be it for an annotation: at least one line per circle."""
+    arrows = {source.module: _arrows_of(source) for source in some if source.module != "vllm"}
+    while True:
+        try:
+            TopologicalSorter(arrows).prepare()
+        except CycleError as error:
+            # Each module is imported by the next one.
+            circle: list[str] = error.args[1][::-1]
+            yield " -> ".join(circle)
+            arrows[circle[0]].remove(circle[1])
+        else:
+            return
+
+
+def _arrows_of(source: Source) -> list[str]:
+    return sorted(set(imports(source)) - {"vllm", source.module})
+
+
+def package_of(module: str) -> str:
+    """The part behind vllm; empty for vllm itself."""
     return module.split(".")[1] if "." in module else ""
 
 
-def _level(package: str) -> int:
+def level_of(package: str) -> int:
     for level, packages in enumerate(LEVELS):
         if package in packages:
             return level
     raise AssertionError(f"package vllm.{package} has no place in LEVELS of {__file__}")
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """Modules of ours that are imported when the code runs, also inside functions."""
-    for node in _run_nodes(tree):
+def imports(source: Source) -> Iterator[str]:
+    """Modules of ours that it imports anywhere, for annotations too; repeated as they are."""
+    for node in ast.walk(source.tree()):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "vllm")
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
             assert node.module is not None
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if _is_module(inner) else node.module
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from dict.fromkeys(name if _is_module(name) else node.module for name in inner)
 
 
+@cache
 def _is_module(name: str) -> bool:
     path = ROOT.joinpath(*name.split("."))
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
-
-
-def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            for other in child.orelse:
-                yield other
-                yield from _run_nodes(other)
-            continue
-        yield child
-        yield from _run_nodes(child)
 
 
 def device_words(source: Source) -> Iterator[str]:

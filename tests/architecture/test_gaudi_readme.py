@@ -9,8 +9,8 @@ from functools import cache
 import pytest
 
 from tests.architecture import rules
+from tools.document_settings import HPU_TABLES, with_tables
 from vllm import envs
-from vllm.config.document import HPU_TABLES, with_tables
 from vllm.platforms.hpu.bucketing.axes import Limits, default_axes
 from vllm.platforms.hpu.bucketing.ranges import exponential_range, linear_range, padded_range
 from vllm.platforms.hpu.bucketing.table import BucketTable, decode_buckets, prompt_buckets
@@ -40,7 +40,7 @@ def numbers(text: str) -> list[int]:
 
 
 def test_the_tables_of_variables_are_current() -> None:
-    assert with_tables(TEXT) == TEXT, "run: python -m vllm.config.document README_GAUDI.md"
+    assert with_tables(TEXT) == TEXT, "run: python -m tools.document_settings README_GAUDI.md"
 
 
 def test_every_variable_that_is_about_hpu_has_a_table() -> None:

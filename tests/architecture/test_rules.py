@@ -12,6 +12,13 @@ from tests.architecture.rules import Source
 PLANTED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
     (rules.wrong_imports, "vllm/core/scheduler.py", "from vllm.engine.core import EngineCore"),
     (rules.wrong_imports, "vllm/core/scheduler.py", "def f():\n    import vllm.entrypoints.llm"),
+    (
+        rules.wrong_imports,
+        "vllm/core/scheduler.py",
+        "if TYPE_CHECKING:\n    from vllm.engine.core import EngineCore",
+    ),
+    (rules.wrong_imports, "vllm/config/a.py", "from vllm.platforms.base import Platform"),
+    (rules.wrong_imports, "vllm/core/scheduler.py", "from vllm.loader import load_model"),
     (rules.wrong_imports, "vllm/models/llama.py", "from vllm.config.vllm import VllmConfig"),
     (rules.wrong_imports, "vllm/worker/worker.py", "from vllm.platforms.cpu import CpuPlatform"),
     (rules.wrong_imports, "vllm/envs.py", "from vllm.config import CacheConfig"),
@@ -38,11 +45,8 @@ PLANTED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
 ALLOWED: list[tuple[Callable[[Source], Iterator[str]], str, str]] = [
     (rules.wrong_imports, "vllm/core/scheduler.py", "from vllm.messages.step import StepPlan"),
     (rules.wrong_imports, "vllm/worker/worker.py", "from vllm.messages.step import StepPlan"),
-    (
-        rules.wrong_imports,
-        "vllm/core/scheduler.py",
-        "if TYPE_CHECKING:\n    from vllm.engine.core import EngineCore",
-    ),
+    (rules.wrong_imports, "vllm/worker/worker.py", "from vllm.platforms.base import Platform"),
+    (rules.wrong_imports, "vllm/platforms/__init__.py", "from vllm.platforms.cpu import platform"),
     (rules.device_words, "vllm/platforms/hpu/device.py", "torch.hpu.synchronize()"),
     (rules.environment_reads, "vllm/envs.py", "import os\nx = os.environ"),
     (rules.unsafe_statements, "vllm/a.py", "self.value = 1\nname = getattr(self, name)"),
@@ -64,6 +68,18 @@ def test_what_is_allowed_is_not_reported(
     rule: Callable[[Source], Iterator[str]], path: str, text: str
 ) -> None:
     assert list(rule(Source(path, text))) == []
+
+
+def test_circles_are_found_be_they_of_annotations_or_within_functions() -> None:
+    planted = [
+        Source("vllm/core/a.py", "import vllm.core.b"),
+        Source("vllm/core/b.py", "if TYPE_CHECKING:\n    import vllm.core.c"),
+        Source("vllm/core/c.py", "def f():\n    import vllm.core.b"),
+        Source("vllm/core/d.py", "import vllm.core.a\nimport vllm.core.d"),
+    ]
+
+    assert list(rules.circles(planted)) == ["vllm.core.b -> vllm.core.c -> vllm.core.b"]
+    assert list(rules.circles(planted[:2])) == []
 
 
 def test_long_files_and_functions_are_found() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vllm.config.resolve import resolve
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.resolve import resolve
 from vllm.envs import Environment
 from vllm.platforms.base import Platform
 
@@ -54,6 +54,6 @@ def settle(directory: Callable[..., Path]) -> Callable[..., VllmConfig]:
     ) -> VllmConfig:
         if "model" not in arguments:
             arguments["model"] = str(directory())
-        return resolve(EngineArgs(**arguments), Environment(env or {}), platform)
+        return resolve(EngineArgs(**arguments).values(), Environment(env or {}), platform)
 
     return get

@@ -13,9 +13,9 @@ from vllm.device.capabilities import Capabilities
 from vllm.device.device import Device
 from vllm.device.graphs import GraphRunner
 from vllm.device.planner import Planner
+from vllm.device.warmup import WarmUpRunner
 from vllm.messages.facts import WorkerFacts
 from vllm.platforms.base import Platform
-from vllm.worker.model_runner import ModelRunner
 
 
 class FactsOnly(Platform):
@@ -48,7 +48,7 @@ class FactsOnly(Platform):
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
         raise NotImplementedError
 
-    def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
         raise NotImplementedError
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:

@@ -14,7 +14,7 @@ from vllm.config.legacy import LEGACY
 from vllm.config.unavailable import UNAVAILABLE
 from vllm.config.vllm import VllmConfig, all_settings
 from vllm.engine.arg_utils import EngineArgs
-from vllm.entrypoints.openai.cli_args import server_settings
+from vllm.entrypoints.openai.server_options import server_settings
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 

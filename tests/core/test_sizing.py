@@ -7,8 +7,8 @@ import pytest
 
 from vllm.core.kv_cache.sizing import group_layers, plan_kv_cache
 from vllm.errors import ConfigError
-from vllm.executor.base import WorkerFacts
 from vllm.messages.cache import AnySpec, FullAttention, SlidingWindow
+from vllm.messages.facts import WorkerFacts
 
 MIB = 1 << 20
 FULL = FullAttention(block_size=16, num_kv_heads=2, head_dim=32, value_dim=32, dtype_bytes=4)

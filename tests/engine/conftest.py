@@ -9,8 +9,8 @@ import pytest
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.tokenizer import model_tokenizer
 from vllm.transformers_utils.detokenizer import TextDecoder
-from vllm.transformers_utils.tokenizer import model_tokenizer
 
 TINY_STORY = Path(__file__).parents[2] / "examples" / "models" / "tiny-story"
 

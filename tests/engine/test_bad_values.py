@@ -11,13 +11,13 @@ import pytest
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.processor import Processor
+from vllm.engine.tokenizer import model_tokenizer
 from vllm.entrypoints.llm import LLM
 from vllm.errors import BadRequest
 from vllm.inputs import parse_prompt
 from vllm.messages.codec import encoder
 from vllm.messages.engine import EngineRequest
 from vllm.sampling_params import SamplingParams
-from vllm.transformers_utils.tokenizer import model_tokenizer
 
 LONE = "a\ud83d"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vllm.engine.core_process import Addresses, CoreLink
+from vllm.engine.addresses import Addresses
+from vllm.engine.core_process import CoreLink
 from vllm.engine.front_link import FrontLink
 from vllm.engine.routes import STATS_S, ManyFrontEnds
 from vllm.messages.codec import encoder

@@ -10,10 +10,10 @@ import pytest
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.processor import Processor
+from vllm.engine.tokenizer import model_tokenizer
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs import parse_prompts
 from vllm.sampling_params import SamplingParams
-from vllm.transformers_utils.tokenizer import model_tokenizer
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm.device.observer import ShapeUsage
+from vllm.messages.shapes import ShapeUsage
 from vllm.metrics.prometheus import PrometheusStats
 from vllm.metrics.reader import Counter, Gauge, read_metrics
 

@@ -5,9 +5,10 @@ from tests.models.harness import config_for
 from tools.tiny_models import random_checkpoint
 from vllm.errors import ConfigError
 from vllm.loader import load_model
+from vllm.loader.architecture import resolve_model
 from vllm.models import registry
 from vllm.models.llama import Llama
-from vllm.models.registry import ModelRegistry, resolve_model
+from vllm.models.registry import ModelRegistry
 from vllm.models.transformers_fallback import TransformersModel
 from vllm.platforms.cpu import CpuPlatform
 

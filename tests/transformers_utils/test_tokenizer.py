@@ -11,8 +11,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.tokenizer import model_tokenizer
 from vllm.errors import ConfigError, LoadError
-from vllm.transformers_utils.tokenizer import get_tokenizer, load_tokenizer, model_tokenizer
+from vllm.transformers_utils.tokenizer import get_tokenizer, load_tokenizer
 
 
 def test_the_same_settings_give_the_same_fast_tokenizer(tiny_story: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.benchmarks.backends import Backend
-from vllm.benchmarks.http_client import Server, ServerError
+from vllm.utils.http_client import Server, ServerError
 
 
 @dataclass(slots=True)

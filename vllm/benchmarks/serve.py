@@ -21,7 +21,6 @@ from vllm.benchmarks.backends import BACKENDS
 from vllm.benchmarks.datasets import DatasetOptions, Sample, load_samples
 from vllm.benchmarks.datasets.codec import Codec, ordinary_tokens, text_of_length
 from vllm.benchmarks.figures import figures, parse_goals, parse_metrics, parse_percentiles
-from vllm.benchmarks.http_client import Server, ServerError
 from vllm.benchmarks.load import Answer, Request, Sender
 from vllm.benchmarks.serve_options import ResultOptions, SamplingOptions, TargetOptions
 from vllm.benchmarks.target import Target
@@ -29,6 +28,7 @@ from vllm.config.flags import add_settings, from_flags
 from vllm.config.option import settings_of
 from vllm.entrypoints.openai.transport.listener import allow_many_connections
 from vllm.errors import ConfigError
+from vllm.utils.http_client import Server, ServerError
 
 GROUPS: dict[str, type] = {
     "server": TargetOptions,

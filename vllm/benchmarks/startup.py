@@ -20,13 +20,13 @@ from typing import Any
 from tqdm import tqdm
 
 from vllm.benchmarks import report
-from vllm.benchmarks.http_client import Server, ServerError
 from vllm.benchmarks.offline import add_engine_flags
 from vllm.config.flags import add_settings, from_flags
 from vllm.config.option import option, settings_of
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError
 from vllm.transformers_utils.hub import no_model
+from vllm.utils.http_client import Server, ServerError
 
 # What a server logs at the end of each phase. A phase that it does not log counts for the next.
 PHASES = {

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 
 from vllm.benchmarks.datasets.codec import Codec, LocalCodec, ServerCodec
-from vllm.benchmarks.http_client import Server, ServerError
 from vllm.benchmarks.serve_options import TargetOptions
 from vllm.errors import ConfigError
+from vllm.utils.http_client import Server, ServerError
 
 POLL_S = 0.25
 # Of statuses, as ServerError tells them.

@@ -22,8 +22,6 @@ from vllm.utils.text import did_you_mean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from vllm.platforms.base import Platform
-
 logger = init_logger(__name__)
 
 DTYPES: Final = {
@@ -79,16 +77,16 @@ def resolve_model(draft: Draft) -> ModelConfig:
     )
 
 
-def named_dtype(flag: str, asked: Any, platform: Platform) -> torch.dtype:
+def _named_dtype(asked: Any, draft: Draft) -> torch.dtype:
     """The torch dtype of a name. Raises ConfigError if there is none or the device lacks it."""
     dtype = asked if isinstance(asked, torch.dtype) else DTYPES.get(str(asked).lower())
-    names = [str(known).removeprefix("torch.") for known in platform.capabilities.dtypes]
+    names = [str(known).removeprefix("torch.") for known in draft.capabilities.dtypes]
     if dtype is None:
         hint = did_you_mean(asked, DTYPE_NAMES)
-        raise ConfigError(f"{flag} {asked}: not one of {', '.join(DTYPE_NAMES)}.{hint}")
-    if dtype not in platform.capabilities.dtypes:
+        raise ConfigError(f"--dtype {asked}: not one of {', '.join(DTYPE_NAMES)}.{hint}")
+    if dtype not in draft.capabilities.dtypes:
         raise ConfigError(
-            f"{flag} {asked}: device {platform.name} does not compute in it. Choose "
+            f"--dtype {asked}: device {draft.values['device']} does not compute in it. Choose "
             f"{', '.join(names)}."
         )
     return dtype
@@ -126,15 +124,15 @@ def _checkpoint(draft: Draft, path: Path) -> Checkpoint:
 def _dtype(draft: Draft, checkpoint: Checkpoint) -> torch.dtype:
     asked = draft.values["dtype"]
     if asked != "auto":
-        return named_dtype("--dtype", asked, draft.platform)
+        return _named_dtype(asked, draft)
     found = checkpoints.checkpoint_dtype(checkpoint)
-    capabilities = draft.platform.capabilities
+    capabilities = draft.capabilities
     if found in capabilities.dtypes:
         return found
     logger.info(
         "The checkpoint is in %s, which device %s does not compute in: using %s",
         found,
-        draft.platform.name,
+        draft.values["device"],
         capabilities.default_dtype,
     )
     return capabilities.default_dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from vllm.device.capabilities import Capabilities
 from vllm.device.launch import Launch
 from vllm.messages.cache import KVCacheSpec
 from vllm.messages.step import Int32Array
-
-if TYPE_CHECKING:
-    from vllm.config.vllm import VllmConfig
 
 Upload = Callable[[np.ndarray], Tensor]  # Device.upload
 # A NamedTuple of tensors and constants per kind of attention, such as PagedMeta: graph
@@ -77,8 +74,8 @@ class AttentionBackend(ABC):
     name: ClassVar[str]
 
     @classmethod
-    def create(cls, config: VllmConfig) -> AttentionBackend:
-        """The one instance that all layers of a model share."""
+    def create(cls, config: Any) -> AttentionBackend:
+        """The one instance that all layers of a model share. `config` is the VllmConfig."""
         return cls()
 
     @classmethod

@@ -75,9 +75,9 @@ class _Arguments:
         """Resolve. Raises ConfigError or LoadError. Nobody collects usage."""
         if headless:
             raise ConfigError("headless=True: an engine on several machines is not available yet.")
-        from vllm.config.resolve import resolve
+        from vllm.engine.resolve import resolve
 
-        return resolve(self)  # type: ignore[arg-type]  # the one subclass there is
+        return resolve(self.values())
 
 
 def _fields_of(arguments: type[_Arguments]) -> dict[str, dataclasses.Field[Any]]:

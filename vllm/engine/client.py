@@ -16,7 +16,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Final, NamedTuple, Protocol
 
 from vllm.config.vllm import VllmConfig
-from vllm.engine.core_process import Addresses, core_main, make_engine_core
+from vllm.engine.addresses import Addresses
+from vllm.engine.core_process import CoreMaker, core_main, make_engine_core
 from vllm.engine.early_core import CORE_NAME, take
 from vllm.engine.front_link import FrontLink
 from vllm.engine.heartbeat import OwnPulse, ProcessPulse, Pulse, make_file
@@ -29,7 +30,6 @@ from vllm.messages.engine import (
     EngineReady,
     FromEngine,
     Shutdown,
-    StepUpdates,
     ToEngine,
 )
 from vllm.utils.open_files import need_open_files
@@ -41,22 +41,6 @@ PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, 
 START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
 IMPORTED_EXIT: Final = 75  # exit code of a core whose program starts an engine on import
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
-
-
-class Core(Protocol):
-    """What is called of an EngineCore."""
-
-    ready: EngineReady
-
-    @property
-    def has_work(self) -> bool: ...
-    def handle(self, message: ToEngine) -> CallResult | None: ...
-    def step(self) -> StepUpdates | None: ...
-    def check_health(self) -> None: ...
-    def stop(self) -> None: ...
-
-
-CoreMaker = Callable[[VllmConfig], Core]
 
 
 class EngineClient(Protocol):

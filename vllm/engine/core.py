@@ -10,6 +10,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.sizing import plan_kv_cache
 from vllm.core.scheduler import Committed, Scheduler
 from vllm.engine.core_watch import make_watch
+from vllm.engine.tokenizer import model_tokenizer
 from vllm.errors import BadRequest
 from vllm.executor import make_executor
 from vllm.executor.base import StepHandle
@@ -27,7 +28,7 @@ from vllm.messages.engine import (
 from vllm.messages.step import StepPlan
 from vllm.profiling.timeline import process_timeline
 from vllm.structured_output.compiler import GrammarCompiler
-from vllm.transformers_utils.tokenizer import full_tokenizer, model_tokenizer
+from vllm.transformers_utils.tokenizer import full_tokenizer
 
 logger = init_logger(__name__)
 

@@ -10,13 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, Protocol
 
 import msgspec
 import zmq
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine import scratch
+from vllm.engine.addresses import Addresses
 from vllm.engine.heartbeat import start_heart
 from vllm.engine.routes import make_routes, refusal_of
 from vllm.errors import ConfigError, LoadError, NotAvailable
@@ -25,6 +26,7 @@ from vllm.messages.codec import decoder, encoder
 from vllm.messages.engine import (
     CallResult,
     EngineDead,
+    EngineReady,
     EngineStats,
     FromEngine,
     Shutdown,
@@ -33,20 +35,25 @@ from vllm.messages.engine import (
 )
 from vllm.utils.spawning import begin_process
 
-if TYPE_CHECKING:
-    from vllm.engine.client import Core
-
 logger = init_logger(__name__)
 
 IDLE_MS: Final = 1000  # between looks at the ranks while there is no work
 
 
-class Addresses(NamedTuple):
-    """What comes to the core has one address; what leaves it has one per front end."""
+class Core(Protocol):
+    """What is called of an EngineCore."""
 
-    directory: str  # they are in, and other files that processes share
-    to_core: str  # bound by the core
-    from_core: tuple[str, ...]  # each bound by its front end
+    ready: EngineReady
+
+    @property
+    def has_work(self) -> bool: ...
+    def handle(self, message: ToEngine) -> CallResult | None: ...
+    def step(self) -> StepUpdates | None: ...
+    def check_health(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+CoreMaker = Callable[[VllmConfig], Core]
 
 
 def make_engine_core(config: VllmConfig) -> Core:
@@ -56,9 +63,7 @@ def make_engine_core(config: VllmConfig) -> Core:
     return EngineCore(config)
 
 
-def core_main(
-    make_core: Callable[[VllmConfig], Core], config: VllmConfig, addresses: Addresses
-) -> None:
+def core_main(make_core: CoreMaker, config: VllmConfig, addresses: Addresses) -> None:
     """Run an engine core until told to shut down, or until the front end is gone."""
     # Ctrl-C reaches the whole terminal; the front end decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,7 +86,7 @@ def core_main(
         link.close()
 
 
-def _serve(make_core: Callable[[VllmConfig], Core], config: VllmConfig, link: CoreLink) -> None:
+def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
     core = make_core(config)
     # A full collection that walks through all modules stops everything for a third of a second.
     gc.collect()

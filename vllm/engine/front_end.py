@@ -11,6 +11,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.engine.client import EngineClient
 from vllm.engine.output_processor import OpenRequest, OutputProcessor
 from vllm.engine.processor import ProcessedRequest, Processor
+from vllm.engine.tokenizer import model_tokenizer
 from vllm.errors import BadRequest, NotAvailable
 from vllm.logger import init_logger
 from vllm.messages import functions
@@ -27,7 +28,6 @@ from vllm.metrics.stats import IterationStats, StatLogger
 from vllm.metrics.tracing import RequestTracer, TracedRequest
 from vllm.outputs import RequestOutput
 from vllm.transformers_utils.detokenizer import text_decoder
-from vllm.transformers_utils.tokenizer import model_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

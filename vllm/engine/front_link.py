@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 import zmq
 
-from vllm.engine.core_process import Addresses
+from vllm.engine.addresses import Addresses
 from vllm.messages.codec import decoder, encoder
 from vllm.messages.engine import FromEngine, ToEngine
 

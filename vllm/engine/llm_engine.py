@@ -11,7 +11,6 @@ from typing_extensions import Self
 
 from vllm import envs
 from vllm.config.vllm import VllmConfig
-from vllm.device.observer import ShapeUsage
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.client import EngineClient, InProcessClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, value_of
@@ -19,6 +18,7 @@ from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.processor import ProcessedRequest, Processor
 from vllm.errors import EngineDeadError, NotAvailable
 from vllm.messages.engine import CallResult, StepUpdates
+from vllm.messages.shapes import ShapeUsage
 from vllm.metrics.prometheus import PrometheusStats
 from vllm.metrics.reader import Metric, read_metrics
 from vllm.metrics.stats import StatLogger

@@ -244,7 +244,7 @@ class OutputProcessor:
         self.stream_interval = stream_interval
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
-        self._seats = Seats()
+        self._seats: Seats[OutputSequence] = Seats()
         self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
         self._calls: list[FinishedCall] = []  # likewise
         self.on_finished: Callable[[OpenRequest], None] = _ignore
@@ -452,7 +452,7 @@ class OutputProcessor:
         )
 
 
-def _seated(seats: Seats, slot: int) -> OutputSequence:
+def _seated(seats: Seats[OutputSequence], slot: int) -> OutputSequence:
     sequence = seats.sequences[slot]
     assert sequence is not None, slot
     return sequence

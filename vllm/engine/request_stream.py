@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from typing_extensions import Self
 
 from vllm.engine.front_end import raise_rejection
+from vllm.engine.output_stream import OutputStream
 from vllm.outputs import RequestOutput
-
-if TYPE_CHECKING:
-    from vllm.engine.async_llm import OutputStream
 
 
 class RequestStream:

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from vllm.engine.output_processor import OutputSequence
 
 QUIET_TOKENS: Final = 128  # kept of one sequence before it has to take them
 
 
-class Seats:
+class Seated(Protocol):
+    """What sits on a seat."""
+
+    slot: int  # 0: none yet
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is told of it before its end."""
+        ...
+
+
+T = TypeVar("T", bound=Seated)
+
+
+class Seats(Generic[T]):
     """By slot. Tokens of quiet sequences, of which nothing is told before they end, gather here:
     a step adds to all of them at once."""
 
     def __init__(self) -> None:
-        self.sequences: list[OutputSequence | None] = []
+        self.sequences: list[T | None] = []
         self.is_taken = np.zeros(0, np.bool_)
         self.is_quiet = np.zeros(0, np.bool_)
         self.last_token_s = np.zeros(0)
         self._tokens = np.zeros((0, QUIET_TOKENS), np.int32)
         self._num_tokens = np.zeros(0, np.int32)
 
-    def put(self, slot: int, sequence: OutputSequence | None, now_s: float) -> None:
+    def put(self, slot: int, sequence: T | None, now_s: float) -> None:
         """Who has the slot from now on. Who had it must have taken its tokens."""
         if slot >= len(self.sequences):
             self._grow(slot)

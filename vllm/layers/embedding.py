@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from vllm.layers.context import ModelContext
-from vllm.layers.methods import TableMethod
 from vllm.layers.plain import Plain
 from vllm.layers.shapes import Piece, VocabularyShare
-from vllm.layers.weights import Weighted
+from vllm.layers.weighted import TableMethod, Weighted
 
 
 class Positions(Weighted):

@@ -11,7 +11,8 @@ from torch import Tensor
 from vllm.layers.activation import gated, gated_name
 from vllm.layers.context import ModelContext
 from vllm.layers.shapes import LinearShape, Part, Piece, Shard
-from vllm.layers.weights import ELSEWHERE, Destination, Weighted
+from vllm.layers.weighted import Weighted
+from vllm.layers.weights import ELSEWHERE, Destination
 
 WIDTH: Final = "intermediate columns"  # of a feed-forward block, in errors
 

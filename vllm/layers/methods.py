@@ -8,64 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import Destination, Target, Weighted, parameter
+from vllm.layers.weighted import TableMethod
+from vllm.layers.weights import Destination
 
 if TYPE_CHECKING:
     from vllm.layers.quantization.encoding import Encoding
-
-
-class WeightMethod(ABC):
-    """How the weight of a projection is stored and multiplied.
-
-    A method has no state of any layer; one object serves all layers of a kind.
-    """
-
-    @abstractmethod
-    def allocate(self, layer: Weighted, device: torch.device) -> None:
-        """Give `layer` its tensors, uninitialised."""
-
-    @abstractmethod
-    def destinations(self, layer: Weighted) -> Iterator[Destination]:
-        """Where the checkpoint tensors of `layer` go, but for its bias."""
-
-    def new_bias(self, layer: Weighted, device: torch.device) -> nn.Parameter:
-        """Memory of what `apply` and `apply_gated` add, uninitialised."""
-        return parameter((layer.num_outputs,), layer.dtype, device)
-
-    def bias_target(self, layer: Weighted, first: int, count: int) -> Target:
-        """What takes the bias of outputs [first, first + count)."""
-        assert layer.bias is not None
-        return layer.bias.data[first : first + count]
-
-    def finish(self, layer: Weighted) -> None:
-        """Bring what was filled into its layout; called each time all of it is filled."""
-
-    @abstractmethod
-    def apply(self, layer: Weighted, x: Tensor) -> Tensor:
-        """x [T, num_inputs] -> [T, num_outputs], of x's dtype."""
-
-    @abstractmethod
-    def apply_gated(self, layer: Weighted, x: Tensor) -> Tensor:
-        """x [T, num_inputs] -> act(gate) * up [T, num_outputs / 2]."""
-
-
-class TableMethod(WeightMethod):
-    """A method that also serves embeddings and heads."""
-
-    @abstractmethod
-    def look_up(self, layer: Weighted, ids: Tensor) -> Tensor:
-        """Rows `ids` [T] of the weight -> [T, num_inputs]."""
-
-    def scores(self, layer: Weighted, x: Tensor) -> Tensor:
-        """As `apply`, in float32."""
-        return self.apply(layer, x).float()
-
-    def greatest(self, layer: Weighted, x: Tensor) -> Tensor | None:
-        """What `ops.greatest` says of the scores, [T] int32; None: it takes the scores."""
-        return None
 
 
 class ExpertWeights(Protocol):

@@ -11,7 +11,8 @@ from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
 from vllm.layers.methods import ExpertsMethod
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import Destination, Loadable, Weighted
+from vllm.layers.weighted import Weighted
+from vllm.layers.weights import Destination, Loadable
 from vllm.ops.moe import Routing
 
 

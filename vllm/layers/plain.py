@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vllm.layers.methods import ExpertsMethod, ExpertWeights, TableMethod
+from vllm.layers.methods import ExpertsMethod, ExpertWeights
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import ELSEWHERE, Destination, Target, Weighted, parameter
+from vllm.layers.weighted import TableMethod, Weighted
+from vllm.layers.weights import ELSEWHERE, Destination, Target, parameter
 
 
 def destination(piece: Piece, open_target: Callable[[], Target]) -> Destination:

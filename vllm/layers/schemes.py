@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from vllm.layers.methods import DeviceMethods, ExpertsMethod, WeightMethod
+from vllm.layers.methods import DeviceMethods, ExpertsMethod
 from vllm.layers.moe import Experts
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import Weighted
+from vllm.layers.weighted import Weighted, WeightMethod
 
 # Names under which a checkpoint may hold a piece of the layer at a path, without ".weight".
 Names = Callable[[str, Piece], Sequence[str]]

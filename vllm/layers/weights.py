@@ -10,15 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
-
-from vllm.layers.shapes import Piece
-
-if TYPE_CHECKING:
-    from vllm.layers.methods import WeightMethod
 
 # Others are quantized values, which mean something only together with their scales.
 PLAIN_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -133,47 +128,6 @@ class Loadable(nn.Module):
     def _data(self, name: str) -> Tensor:
         data: Tensor = self.get_parameter(name).data
         return data
-
-
-class Weighted(Loadable):
-    """A layer whose weight [num_outputs, num_inputs] a WeightMethod stores and multiplies."""
-
-    is_gated = False  # outputs are gates, then as many that they gate
-    is_linear = True  # multiplies; formats of quantization leave tables alone
-    method: WeightMethod  # chosen by the loader, see vllm.layers.schemes
-    # A method that this layer needs for plain values, whatever the device's is.
-    own_method: WeightMethod | None = None
-    weight: Tensor
-    scales: Tensor  # of methods that quantize
-    bias: Tensor | None
-    # Of gated layers: the name of the activation, and [T, 2 * I] -> [T, I].
-    act: str
-    activate: Callable[[Tensor], Tensor]
-
-    def __init__(self, num_outputs: int, num_inputs: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.num_outputs, self.num_inputs, self.dtype = num_outputs, num_inputs, dtype
-        self.has_bias = False  # whether this rank adds one
-        self.register_parameter("bias", None)
-
-    def pieces(self) -> Iterator[Piece]:
-        """The matrices of the checkpoint that the weight consists of."""
-        yield Piece((self.num_outputs, self.num_inputs), 0, self.num_outputs)
-
-    def allocate(self, device: torch.device) -> None:
-        super().allocate(device)
-        self.method.allocate(self, device)
-        if sum(piece.count for piece in self.pieces()) < self.num_outputs:
-            self.weight.data.zero_()  # rows of padding, which nothing fills
-        if self.has_bias:
-            self.bias = self.method.new_bias(self, device)
-
-    def destinations(self) -> Iterator[Destination]:
-        yield from self.method.destinations(self)
-        yield from super().destinations()
-
-    def finish(self) -> None:
-        self.method.finish(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from vllm.device.collectives import Alone, Collectives
 from vllm.errors import LoadError
 from vllm.layers.context import ModelContext
 from vllm.loader import dummy
+from vllm.loader.architecture import resolve_model
 from vllm.loader.build import allocate, choose
 from vllm.loader.filler import Filler
 from vllm.loader.rules import RuleTable
@@ -23,7 +24,6 @@ from vllm.loader.stream import checkpoint_files, stream
 from vllm.loader.ties import broken_ties
 from vllm.logger import init_logger
 from vllm.models.interfaces import Model
-from vllm.models.registry import resolve_model
 from vllm.ops.registry import resolve
 from vllm.platforms.base import Platform
 

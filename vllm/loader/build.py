@@ -7,7 +7,7 @@ from torch import nn
 
 from vllm.layers.moe import Experts
 from vllm.layers.schemes import Scheme
-from vllm.layers.weights import Weighted
+from vllm.layers.weighted import Weighted
 from vllm.loader.filler import loadable_layers
 
 

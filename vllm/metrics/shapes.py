@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from vllm.device.observer import ShapeUsage
+from vllm.messages.shapes import ShapeUsage
 
 # name, help, field of ShapeUsage
 COUNTERS: Final = (

@@ -6,11 +6,9 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from vllm.errors import ConfigError
 from vllm.logger import init_logger
 
 if TYPE_CHECKING:
-    from vllm.config.model import ModelConfig
     from vllm.models.interfaces import Model
 
 logger = init_logger(__name__)
@@ -85,23 +83,7 @@ class ModelRegistry:
         found = _CLASSES.get(architecture)
         return _import(found) if isinstance(found, str) else found
 
-
-def resolve_model(config: ModelConfig) -> type[Model]:
-    """The class to run, as `--model-impl` asks.
-
-    Raises ConfigError if it asks for ours and there is none.
-    """
-    architecture = config.architecture
-    if config.model_impl == "transformers":
+    @staticmethod
+    def fallback() -> type[Model]:
+        """The class that runs any architecture that transformers has."""
         return _import(FALLBACK)
-    found = ModelRegistry.native(architecture)
-    if found is not None:
-        return found
-    if config.model_impl == "vllm":
-        raise ConfigError(
-            f"--model-impl vllm: there is no own implementation of {architecture!r}. Available: "
-            f"{', '.join(ModelRegistry.get_supported_archs())}. Use --model-impl auto to run it "
-            "through transformers."
-        )
-    logger.info("%s has no implementation of ours: running it through transformers", architecture)
-    return _import(FALLBACK)

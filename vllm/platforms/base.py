@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from vllm.device.graphs import GraphRunner
     from vllm.device.observer import StepObserver
     from vllm.device.planner import Planner
+    from vllm.device.warmup import WarmUpRunner
     from vllm.layers.methods import DeviceMethods
     from vllm.messages.facts import WorkerFacts
     from vllm.ops.registry import Ops
-    from vllm.worker.model_runner import ModelRunner
 
 
 class Platform(PlatformFacts):
@@ -45,7 +45,7 @@ class Platform(PlatformFacts):
     def graph_runner(self, config: VllmConfig) -> GraphRunner: ...
 
     @abstractmethod
-    def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
         """Have the runner rehearse whatever must not happen first in a request."""
 
     @abstractmethod

@@ -53,7 +53,7 @@ class SampleRows:
 
 
 class LogprobTensors(NamedTuple):
-    """Device twin of core.plan.LogprobArrays."""
+    """Device twin of messages.step.LogprobArrays."""
 
     token_ids: Tensor  # [L, 1 + k] int32
     logprobs: Tensor  # [L, 1 + k] float32

@@ -1,8 +1,7 @@
-"""The tokenizer of a model, one object per process."""
+"""Reading tokenizers."""
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,36 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-    from vllm.config.model import ModelConfig
-
 logger = init_logger(__name__)
-
-_lock = threading.Lock()
-_loaded: dict[tuple[Any, ...], PreTrainedTokenizerBase] = {}
-
-
-def model_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The configured tokenizer: always the same object for the same settings.
-
-    May be used by several threads at once for plain encoding and decoding; truncation and padding
-    options passed to a call are state of a fast tokenizer, so callers truncate themselves.
-    Raises ConfigError with --skip-tokenizer-init, LoadError if there is none or it is broken.
-    """
-    if config.skip_tokenizer_init:
-        raise ConfigError(
-            "--skip-tokenizer-init: there is no tokenizer. Give prompts as token ids, read the "
-            "output as token ids, or leave the flag out."
-        )
-    key = (
-        config.tokenizer_path,
-        config.tokenizer_mode,
-        config.trust_remote_code,
-        config.tokenizer_revision,
-    )
-    with _lock:
-        if key not in _loaded:
-            _loaded[key] = load_tokenizer(*key)
-        return _loaded[key]
 
 
 def get_tokenizer(

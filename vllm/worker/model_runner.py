@@ -105,6 +105,10 @@ class ModelRunner:
             self.device.step_boundary()
         self.observer.rehearsal_ends(launch, captures)
 
+    def rehearse_puts(self, num_rows: int) -> None:
+        """Write this many rows of what admissions write, to the dummy slot; for warm-up."""
+        self.slots.rehearse_puts(num_rows)
+
     def _prepare(self, launch: Launch) -> tuple[ForwardInputs, AttentionMetas]:
         metas = [
             backend.plan(launch, tables, self.slots.device.upload)

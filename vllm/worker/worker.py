@@ -13,7 +13,7 @@ import torch
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.attention import AttentionBackend
-from vllm.device.observer import ShapeUsage, StepObserver, observer_of
+from vllm.device.observer import StepObserver, observer_of
 from vllm.device.placement import PlacedCache
 from vllm.distributed.place import Place
 from vllm.envs import Environment
@@ -22,6 +22,7 @@ from vllm.loader import load_model, reload_weights
 from vllm.logger import init_logger
 from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
 from vllm.messages.facts import WorkerFacts
+from vllm.messages.shapes import ShapeUsage
 from vllm.messages.step import StepPlan
 from vllm.models.interfaces import Model
 from vllm.ops.registry import resolve

@@ -8,7 +8,8 @@ import pytest
 
 from tests.limits import HANG_S
 from vllm.entrypoints.cli.main import COMMANDS, main
-from vllm.entrypoints.openai.cli_args import add_server_flags, server_options, server_settings
+from vllm.entrypoints.openai.cli_args import add_server_flags, server_options
+from vllm.entrypoints.openai.server_options import server_settings
 from vllm.errors import ConfigError
 from vllm.utils.argparse import FlexibleArgumentParser
 from vllm.version import __version__

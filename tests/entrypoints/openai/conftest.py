@@ -11,7 +11,7 @@ import pytest_asyncio
 from tests.entrypoints.openai.fakes import FakeEngine, byte_tokenizer
 from tests.entrypoints.openai.real_server import NAME, RealServer, serving
 from vllm.entrypoints.openai.app import build_app
-from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.prometheus import PrometheusStats

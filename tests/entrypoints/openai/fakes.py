@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from vllm.device.observer import ShapeUsage
 from vllm.errors import EngineDeadError, NotAvailable
 from vllm.inputs import TokensPrompt
+from vllm.messages.shapes import ShapeUsage
 from vllm.outputs import CompletionOutput, Logprob, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 

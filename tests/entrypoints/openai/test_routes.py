@@ -5,8 +5,8 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.sse import events_of
-from vllm.device.observer import ShapeUsage
 from vllm.entrypoints.openai import app as app_module
+from vllm.messages.shapes import ShapeUsage
 
 pytestmark = pytest.mark.asyncio
 HELLO = [{"role": "user", "content": "Hello"}]

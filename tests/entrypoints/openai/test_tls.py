@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from tests.entrypoints.openai.listening import Authority, listening
-from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.transport.tls import tls_of
 from vllm.errors import ConfigError
 

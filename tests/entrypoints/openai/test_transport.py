@@ -11,7 +11,7 @@ import pytest
 
 from tests.entrypoints.openai.listening import listening
 from tests.limits import HANG_S, until
-from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.transport.listener import Listener
 from vllm.errors import ConfigError
 

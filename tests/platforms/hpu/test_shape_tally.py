@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import LogLines
 from vllm.device.device import Device, MemoryInfo
 from vllm.device.launch import Launch, Phase, ShapeKey
-from vllm.device.observer import ShapeUsage
+from vllm.messages.shapes import ShapeUsage
 from vllm.messages.step import Int32Array
 from vllm.platforms.hpu import shape_tally
 from vllm.platforms.hpu.planner import padded_launch

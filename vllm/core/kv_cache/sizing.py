@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.manager import rule_of
 from vllm.errors import ConfigError
-from vllm.executor.base import WorkerFacts
 from vllm.logger import init_logger
 from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
+from vllm.messages.facts import WorkerFacts
 from vllm.platforms import platform_of
 
 logger = init_logger(__name__)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm import envs
-from vllm.benchmarks.http_client import Server, ServerError
 from vllm.config.kinds import FLOAT, INT
 from vllm.config.option import option
 from vllm.errors import ConfigError
+from vllm.utils.http_client import Server, ServerError
 
 DIM, PLAIN = "\033[2m", "\033[0m"
 STDIN = "-"

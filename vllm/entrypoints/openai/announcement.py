@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.transport.listener import Listener
 
 BOLD, DIM, GREEN, PLAIN = "\033[1m", "\033[2m", "\033[32m", "\033[0m"

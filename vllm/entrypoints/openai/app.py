@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from vllm import envs
 from vllm.engine.front_end import CallFailed
 from vllm.entrypoints.openai.admission import Stopping
-from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.documented import HEALTH, Exposition
 from vllm.entrypoints.openai.errors import (
     DOCUMENTED_ERRORS,
@@ -33,6 +32,7 @@ from vllm.entrypoints.openai.routes import (
     tokenizer,
     ui,
 )
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.serving.context import ServingContext

@@ -11,7 +11,7 @@ from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.chat_utils import load_chat_template
 from vllm.entrypoints.openai.admission import Admission, Tallies
 from vllm.entrypoints.openai.app import build_app
-from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats, NoLogging

@@ -20,7 +20,7 @@ from vllm.engine.core_process import end_with_parent
 from vllm.entrypoints.openai.admission import SharedTally, Tallies
 from vllm.entrypoints.openai.announcement import announce
 from vllm.entrypoints.openai.application import make_app
-from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.transport.listener import Listener, allow_many_connections
 from vllm.entrypoints.openai.transport.logs import configure_logs
 from vllm.entrypoints.openai.transport.server import HttpServer, run_in_loop

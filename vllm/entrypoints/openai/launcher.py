@@ -10,7 +10,8 @@ from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
 from vllm.entrypoints.openai.announcement import announce
-from vllm.entrypoints.openai.cli_args import ServerOptions, check_options, server_options
+from vllm.entrypoints.openai.cli_args import check_options, server_options
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.transport.listener import Listener, allow_many_connections
 from vllm.entrypoints.openai.transport.logs import configure_logs
 from vllm.entrypoints.openai.transport.server import HttpServer, run_in_loop

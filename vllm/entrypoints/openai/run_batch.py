@@ -20,7 +20,8 @@ from vllm.entrypoints.openai.application import make_app
 from vllm.entrypoints.openai.batch.files import Answers, check_distinct, output, read_lines
 from vllm.entrypoints.openai.batch.options import BatchOptions
 from vllm.entrypoints.openai.batch.runner import BatchRunner
-from vllm.entrypoints.openai.cli_args import ServerOptions, server_options
+from vllm.entrypoints.openai.cli_args import server_options
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.errors import ConfigError
 
 

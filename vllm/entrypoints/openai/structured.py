@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vllm.entrypoints.openai.protocol.common import GenerationRequest, ResponseFormat
 from vllm.errors import BadRequest
 from vllm.structured_params import StructuredOutputsParams
-
-if TYPE_CHECKING:
-    from vllm.entrypoints.openai.protocol.common import GenerationRequest, ResponseFormat
 
 # Fields of older releases, by the field of StructuredOutputsParams.
 GUIDED = {

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from vllm.errors import ConfigError, LoadError
-from vllm.layers.methods import DeviceMethods, ExpertsMethod, WeightMethod
+from vllm.layers.methods import DeviceMethods, ExpertsMethod
 from vllm.layers.moe import Experts
 from vllm.layers.plain import Plain
 from vllm.layers.quantization.encoding import EncodedTensor, Encoding, QuantizedPiece
 from vllm.layers.quantization.reference import Decoding
 from vllm.layers.schemes import Names, Scheme, Unquantized
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import PLAIN_DTYPES, WHOLE, Weighted, random_weights
+from vllm.layers.weighted import Weighted, WeightMethod
+from vllm.layers.weights import PLAIN_DTYPES, WHOLE, random_weights
 
 SUPPORTED: Final = (
     "8-bit weights with one scale per channel and activations that are not quantized: "

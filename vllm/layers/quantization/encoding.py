@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vllm.layers.methods import ExpertWeights
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import ELSEWHERE, Destination, Random, Target, Weighted
+from vllm.layers.weights import Random
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,56 +60,3 @@ class Encoding(ABC):
     @abstractmethod
     def decode(self, loaded: Mapping[str, Tensor], piece: Piece) -> QuantizedPiece:
         """This rank's share of `piece` from its tensors by name. Raises LoadError."""
-
-
-class EncodedLoading:
-    """The loading of layers whose pieces come in an encoding, whatever stores them."""
-
-    def __init__(self, encoding: Encoding) -> None:
-        self.encoding = encoding
-
-    def destinations(self, layer: Weighted | ExpertWeights) -> Iterator[Destination]:
-        """A place on the host for each tensor of each piece."""
-        for piece in layer.pieces():
-            for tensor in self.encoding.tensors(piece):
-                yield Destination(
-                    piece.prefix + tensor.name,
-                    _Staged(layer, (piece.prefix, piece.part, piece.expert, tensor.name), tensor)
-                    if piece.count
-                    else ELSEWHERE,
-                    tensor.shape,
-                    piece.part,
-                    piece.expert,
-                    tensor.dim,
-                    tensor.start,
-                    tensor.length,
-                    tensor.dtypes,
-                    tensor.stack_dim,
-                    tensor.random,
-                )
-
-    def decoded(self, layer: Weighted | ExpertWeights) -> Iterator[tuple[Piece, QuantizedPiece]]:
-        """What was filled, piece by piece; gives up the memory of each."""
-        for piece in layer.pieces():
-            if not piece.count:
-                continue
-            loaded = {
-                tensor.name: layer.unstage((piece.prefix, piece.part, piece.expert, tensor.name))
-                for tensor in self.encoding.tensors(piece)
-            }
-            yield piece, self.encoding.decode(loaded, piece)
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    """Opens the staging memory of one tensor, in the dtype that comes."""
-
-    layer: Weighted | ExpertWeights
-    key: tuple[str, str, int, str]
-    tensor: EncodedTensor
-
-    def __call__(self) -> Target:
-        return self
-
-    def copy_(self, source: Tensor, /) -> None:
-        self.layer.stage(self.key, self.tensor.local_shape, source.dtype).copy_(source)

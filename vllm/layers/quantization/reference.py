@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vllm.layers.methods import ExpertsMethod, ExpertWeights, TableMethod, WeightMethod
+from vllm.layers.methods import ExpertsMethod, ExpertWeights
 from vllm.layers.plain import Plain
-from vllm.layers.quantization.encoding import EncodedLoading, Encoding, QuantizedPiece
-from vllm.layers.weights import Destination, Weighted, parameter
+from vllm.layers.quantization.encoding import Encoding, QuantizedPiece
+from vllm.layers.quantization.loading import EncodedLoading
+from vllm.layers.weighted import TableMethod, Weighted, WeightMethod
+from vllm.layers.weights import Destination, parameter
 
 
 class Dequantizing(TableMethod):

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
     from vllm.device.graphs import GraphRunner
     from vllm.device.planner import Planner
+    from vllm.device.warmup import WarmUpRunner
     from vllm.layers.methods import DeviceMethods
     from vllm.messages.facts import WorkerFacts
     from vllm.ops.registry import Ops
-    from vllm.worker.model_runner import ModelRunner
 
 logger = init_logger(__name__)
 
@@ -81,7 +81,7 @@ class CpuPlatform(Platform):
         captures = native.is_available() and config.parallel.world_size == 1
         return CpuGraphRunner() if captures and not config.device.enforce_eager else EagerRunner()
 
-    def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
         from vllm.platforms.cpu.warmup import warm_up
 
         warm_up(

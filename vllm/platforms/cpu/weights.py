@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vllm.layers.methods import ExpertsMethod, ExpertWeights
 from vllm.layers.plain import Plain, destination
 from vllm.layers.shapes import Piece
-from vllm.layers.weights import Destination, Target, Weighted
+from vllm.layers.weighted import Weighted
+from vllm.layers.weights import Destination, Target
 
 _PIECE_BYTES = 8 << 20  # converted at a time
 _WHOLE, _GATE, _UP = -1, 0, 1  # what of a weight, as pack_rows counts

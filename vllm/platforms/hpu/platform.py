@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from vllm.device.graphs import GraphRunner
     from vllm.device.observer import StepObserver
     from vllm.device.planner import Planner
+    from vllm.device.warmup import WarmUpRunner
     from vllm.messages.facts import WorkerFacts
-    from vllm.worker.model_runner import ModelRunner
 
 logger = init_logger(__name__)
 
@@ -87,7 +87,7 @@ class HpuPlatform(Platform):
 
         return make_runner(settings_of(config))
 
-    def warm_up(self, config: VllmConfig, runner: ModelRunner) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
         from vllm.platforms.hpu.warmup import WarmUp
 
         WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization).run()

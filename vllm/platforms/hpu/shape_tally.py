@@ -8,8 +8,9 @@ from typing import Final
 
 from vllm.device.device import Device
 from vllm.device.launch import Launch, Phase, ShapeKey
-from vllm.device.observer import ShapeUsage, StepObserver
+from vllm.device.observer import StepObserver
 from vllm.logger import init_logger
+from vllm.messages.shapes import ShapeUsage
 
 logger = init_logger(__name__)
 

@@ -21,7 +21,7 @@ from vllm.platforms.hpu.planner import PhasedPlanner
 from vllm.platforms.hpu.settings import GraphSettings, HpuSettings
 
 if TYPE_CHECKING:
-    from vllm.worker.model_runner import ModelRunner
+    from vllm.device.warmup import WarmUpRunner
 
 logger = init_logger(__name__)
 
@@ -47,7 +47,7 @@ class CaptureReport:
 class WarmUp:
     """One engine's warm-up; `run` does all of it."""
 
-    def __init__(self, runner: ModelRunner, settings: HpuSettings, utilization: float) -> None:
+    def __init__(self, runner: WarmUpRunner, settings: HpuSettings, utilization: float) -> None:
         assert isinstance(runner.planner, PhasedPlanner), runner.planner
         assert isinstance(runner.graphs, HpuRunner), runner.graphs
         self._runner = runner
@@ -203,7 +203,7 @@ class WarmUp:
         self._runner.device.step_boundary()
         size = LEAST_PUT
         while size <= MOST_PUT:
-            self._runner.slots.rehearse_puts(size)
+            self._runner.rehearse_puts(size)
             size *= 2
 
     def _free_bytes(self) -> int:

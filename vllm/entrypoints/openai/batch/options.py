@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vllm.config.flags import add_settings
 from vllm.config.option import option, settings_of
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.openai.cli_args import server_settings
+from vllm.entrypoints.openai.server_options import server_settings
 from vllm.entrypoints.openai.transport.options import TransportOptions
 
 # What these do is of no use to answers that are never streamed, or to a page that nobody opens.

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vllm.entrypoints.openai.structured import structured_outputs_of
 from vllm.errors import BadRequest, NotAvailable
 from vllm.inputs.text import check_encodable
 from vllm.logger import init_logger
@@ -203,7 +202,8 @@ class GenerationRequest(SharedRequest):
                 raise NotAvailable(f"{name} is not available on this server; {remedy}", name)
 
     def sampling_params(self, defaults: Mapping[str, Any], **values: Any) -> SamplingParams:
-        """`values` and the request's own fields, over `defaults`, the model's own.
+        """`values`, the form of the output among them, and the request's own fields, over
+        `defaults`, the model's own.
 
         `max_tokens` of the defaults is a limit, not only what counts where a request says nothing.
         """
@@ -214,7 +214,6 @@ class GenerationRequest(SharedRequest):
                 merged[name] = value
         limits = [values.get("max_tokens"), defaults.get("max_tokens")]
         values["max_tokens"] = min((n for n in limits if n is not None), default=None)
-        values.setdefault("structured_outputs", structured_outputs_of(self))
         if self.use_beam_search:
             self._check_beams(values)
             # A search draws nothing: neither a seed nor the sampling temperature matters to it.

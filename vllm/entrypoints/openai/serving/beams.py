@@ -9,7 +9,6 @@ from vllm.beam_search import BeamFailed, beam_search_async, request_output, roun
 from vllm.engine.processor import truncated
 from vllm.entrypoints.openai.errors import GenerationFailed
 from vllm.entrypoints.openai.protocol.common import GenerationRequest
-from vllm.entrypoints.openai.trace_context import trace_headers
 from vllm.errors import BadRequest
 from vllm.inputs import ParsedPrompt, TokensPrompt
 from vllm.outputs import BeamSearchOutput, RequestOutput
@@ -17,15 +16,18 @@ from vllm.sampling_params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
     from vllm.config.model import ModelConfig
-    from vllm.entrypoints.openai.serving.context import ServingContext
+
+# Outputs of one request to the engine.
+Generate = Callable[[TokensPrompt, SamplingParams], AsyncGenerator[RequestOutput, None]]
 
 
 async def search_beams(
-    context: ServingContext,
     prompts: Sequence[TokensPrompt],
     params: SamplingParams,
     request: GenerationRequest,
-    next_id: Callable[[], str],
+    model: ModelConfig,
+    generate: Generate,
+    decode: Callable[[list[int]], str],
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """One finished output per prompt, with the `n` best beams, best first.
 
@@ -38,26 +40,14 @@ async def search_beams(
             "use_beam_search",
         )
 
-    def generate(prompt: TokensPrompt, step: SamplingParams) -> AsyncGenerator[RequestOutput, None]:
-        return context.engine.generate(
-            prompt,
-            step,
-            next_id(),
-            trace_headers=trace_headers(),
-            priority=request.priority or 0,
-        )
-
-    def decode(token_ids: list[int]) -> str:
-        return context.decode(token_ids, params.skip_special_tokens)
-
     for index, prompt in enumerate(prompts):
-        token_ids = truncated(prompt["prompt_token_ids"], params, context.model.max_model_len)
+        token_ids = truncated(prompt["prompt_token_ids"], params, model.max_model_len)
         parsed = ParsedPrompt(prompt.get("prompt"), token_ids, prompt.get("cache_salt"))
         search = rounds(
             [parsed],
-            _beam_params(request, params, context.model, len(token_ids)),
-            context.model,
-            _num_logprobs(params, context.model),
+            _beam_params(request, params, model, len(token_ids)),
+            model,
+            _num_logprobs(params, model),
         )
         try:
             (found,) = await beam_search_async(search, generate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from vllm.entrypoints.openai.cli_args import ServerOptions
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.serving.tool_choice import ToolChoice
 from vllm.errors import BadRequest, ConfigError
 from vllm.parsers.deltas import Delta, MessageParser, ReasoningDelta

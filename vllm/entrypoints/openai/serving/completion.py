@@ -22,6 +22,7 @@ from vllm.entrypoints.openai.protocol.completion import (
 from vllm.entrypoints.openai.serving.context import ServingContext, text_prompt
 from vllm.entrypoints.openai.serving.echo import EchoedPrompt, echoed_prompt
 from vllm.entrypoints.openai.streaming import Chunk, EventTemplate, events
+from vllm.entrypoints.openai.structured import structured_outputs_of
 from vllm.errors import BadRequest
 from vllm.inputs import EMPTY_PROMPT, TokensPrompt
 from vllm.outputs import CompletionOutput, PromptLogprobs, RequestOutput
@@ -74,6 +75,7 @@ class ServingCompletion:
             max_tokens=1 if prompt_only else max_tokens,
             logprobs=request.logprobs,
             prompt_logprobs=logprobs,
+            structured_outputs=structured_outputs_of(request),
         )
 
     async def _prompts(self, request: CompletionRequest) -> list[TokensPrompt]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm.entrypoints.chat_utils import is_literal, render_chat
 from vllm.entrypoints.openai.admission import Admission
-from vllm.entrypoints.openai.cli_args import ServerOptions
 from vllm.entrypoints.openai.errors import GenerationFailed, UnknownModel
 from vllm.entrypoints.openai.protocol.chat import ChatRenderRequest
 from vllm.entrypoints.openai.protocol.common import GenerationRequest, random_id
+from vllm.entrypoints.openai.server_options import ServerOptions
 from vllm.entrypoints.openai.serving.beams import search_beams
 from vllm.entrypoints.openai.serving.output_log import logged
 from vllm.entrypoints.openai.streaming import UsageMeter, merged
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from vllm.config.model import ModelConfig
     from vllm.config.vllm import VllmConfig
-    from vllm.device.observer import ShapeUsage
+    from vllm.messages.shapes import ShapeUsage
 
 logger = init_logger(__name__)
 # Texts below this are encoded on the event loop: handing them to a thread costs more.
@@ -290,21 +290,21 @@ class ServingContext:
         response_id: str,
         request: GenerationRequest,
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        def next_id() -> str:
+        headers, priority = trace_headers(), request.priority or 0
+
+        def generate(
+            prompt: TokensPrompt, wanted: SamplingParams
+        ) -> AsyncGenerator[RequestOutput, None]:
             # Clients may repeat their ids; the engine's are unique.
-            return f"{response_id}-{next(self.serial)}"
+            engine_id = f"{response_id}-{next(self.serial)}"
+            return self.engine.generate(
+                prompt, wanted, engine_id, trace_headers=headers, priority=priority
+            )
 
         if request.use_beam_search:
-            return search_beams(self, prompts, params, request, next_id)
-        headers, priority = trace_headers(), request.priority or 0
-        return merged(
-            [
-                self.engine.generate(
-                    prompt, params, next_id(), trace_headers=headers, priority=priority
-                )
-                for prompt in prompts
-            ]
-        )
+            decode = functools.partial(self.decode, skip_special_tokens=params.skip_special_tokens)
+            return search_beams(prompts, params, request, self.model, generate, decode)
+        return merged([generate(prompt, params) for prompt in prompts])
 
     def _log(self, response_id: str, prompt: TokensPrompt, params: SamplingParams) -> None:
         limit = self.options.max_log_len

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md: `python -m vllm.config.document > docs/configuration.md`.
+"""Writes docs/configuration.md: `python -m tools.document_settings > docs/configuration.md`.
 
 With a page as argument, writes that page's tables of HPU variables: those between its marks.
 """
@@ -15,7 +15,7 @@ from vllm.config.option import Setting, settings_of
 from vllm.config.unavailable import UNAVAILABLE
 from vllm.config.unavailable_variables import UNAVAILABLE_VARIABLES
 from vllm.config.vllm import GROUPS
-from vllm.entrypoints.openai.cli_args import server_settings
+from vllm.entrypoints.openai.server_options import server_settings
 from vllm.envs import VARIABLES
 from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
 from vllm.hpu_variables import HPU_VARIABLES
@@ -25,7 +25,7 @@ from vllm.variable import Variable
 _INTRODUCTION = """\
 # Configuration
 
-Generated from the declarations by `python -m vllm.config.document > docs/configuration.md`:
+Generated from the declarations by `python -m tools.document_settings > docs/configuration.md`:
 do not edit.
 
 Every flag is also a keyword of `LLM(...)`, `EngineArgs(...)` and `AsyncEngineArgs(...)`, with
@@ -43,7 +43,7 @@ a message that names flag, value and remedy.
 """
 
 
-_BEGIN = "<!-- by `python -m vllm.config.document README_GAUDI.md` -->\n"
+_BEGIN = "<!-- by `python -m tools.document_settings README_GAUDI.md` -->\n"
 _END = "<!-- end -->\n"
 HPU_TABLES: tuple[tuple[str, Sequence[Variable]], ...] = (
     ("Execution, warm-up and graphs", HPU_VARIABLES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm.config import legacy, unavailable, unavailable_variables
@@ -20,13 +21,11 @@ from vllm.config.vllm import VllmConfig, all_settings
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
+from vllm.platforms import Platform, keep_recipes, platform_of
 from vllm.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     import torch
-
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.platforms.base import Platform
 
 logger = init_logger(__name__)
 
@@ -36,13 +35,23 @@ DEFAULT_BATCHED_TOKENS: Final = 2048
 
 
 def resolve(
-    args: EngineArgs, env: Environment | None = None, platform: Platform | None = None
+    arguments: Mapping[str, Any], env: Environment | None = None, platform: Platform | None = None
 ) -> VllmConfig:
     """Defaults, model facts, platform, cross checks; in this order, once.
 
+    `arguments` are the fields of EngineArgs. `platform`: by default the one that they ask for.
     Raises ConfigError naming flag, value and remedy, or LoadError if the checkpoint is broken.
     """
-    draft = _draft(args, env or Environment(), platform)
+    env = env or Environment()
+    values = _checked(arguments, env)
+    if values["recipe_cache"]:
+        keep_recipes(values["recipe_cache"])
+    if platform is None:
+        asked = values["device"]
+        platform = platform_of(env.VLLM_TARGET_DEVICE if asked == "auto" else asked)
+    values["device"] = platform.name
+    legacy.fold(values, arguments, env, platform.name)
+    draft = Draft(values, arguments, env, platform.capabilities)
     parallel = _parallel(draft)
     model = resolve_model(draft)
     config = VllmConfig(
@@ -55,31 +64,21 @@ def resolve(
         structured_outputs=StructuredOutputsConfig(**draft.of(StructuredOutputsConfig)),
         observability=ObservabilityConfig(**draft.of(ObservabilityConfig)),
     )
-    config = draft.platform.resolve(config)
+    config = platform.resolve(config)
     cross_check(config)
     return config
 
 
-def _draft(args: EngineArgs, env: Environment, platform: Platform | None) -> Draft:
-    """Everything the user said, checked one by one, and the platform it is for."""
-    from vllm.platforms import keep_recipes, platform_of
-
+def _checked(arguments: Mapping[str, Any], env: Environment) -> dict[str, Any]:
+    """The settings by their names, each checked by itself."""
     env.check()
     unavailable_variables.check_all(env)
     for name in sorted(set(env.unknown()) - unavailable_variables.NAMES):
         hint = did_you_mean(name, env.known())
         logger.warning_once("%s has no effect: there is no such variable.%s", name, hint)
-    arguments = args.values()
     values = {s.name: s.check(arguments[s.name]) for s in all_settings()}
     unavailable.check_all(arguments)
-    if values["recipe_cache"]:
-        keep_recipes(values["recipe_cache"])
-    if platform is None:
-        asked = values["device"]
-        platform = platform_of(env.VLLM_TARGET_DEVICE if asked == "auto" else asked)
-    values["device"] = platform.name
-    legacy.fold(values, arguments, env, platform.name)
-    return Draft(values, arguments, env, platform)
+    return values
 
 
 def _parallel(draft: Draft) -> ParallelConfig:
@@ -91,9 +90,9 @@ def _parallel(draft: Draft) -> ParallelConfig:
 def _cache(draft: Draft, model: ModelConfig) -> CacheConfig:
     fields = draft.of(CacheConfig)
     if fields["block_size"] is None:
-        fields["block_size"] = draft.platform.capabilities.default_block_size
+        fields["block_size"] = draft.capabilities.default_block_size
     if fields["gpu_memory_utilization"] is None:
-        fields["gpu_memory_utilization"] = draft.platform.capabilities.default_memory_utilization
+        fields["gpu_memory_utilization"] = draft.capabilities.default_memory_utilization
     fields["cache_dtype"] = _cache_dtype(fields["cache_dtype"], model)
     return CacheConfig(**fields)
 
@@ -117,7 +116,7 @@ def _scheduler(draft: Draft, model: ModelConfig, parallel: ParallelConfig) -> Sc
         parallel.pipeline_parallel_size,
         draft.arguments,
         draft.env,
-        default=draft.platform.capabilities.default_depth,
+        default=draft.capabilities.default_depth,
     )
     return SchedulerConfig(**fields)
 

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from vllm.benchmarks.http_client import Server, ServerError
+from vllm.utils.http_client import Server, ServerError
 
 pytestmark = pytest.mark.asyncio
 

@@ -1,0 +1,31 @@
+"""Warm-up: what a device asks of the model runner before requests come."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vllm.device.device import Device
+from vllm.device.graphs import GraphRunner
+from vllm.device.launch import Launch
+from vllm.device.planner import Planner
+
+
+class WarmUpRunner(Protocol):
+    """The model runner, as far as warm-up uses it."""
+
+    device: Device
+    planner: Planner
+    graphs: GraphRunner
+
+    def rehearse(
+        self, launch: Launch, draws_all_ways: bool = False, captures: bool = False
+    ) -> None:
+        """Run a launch of dummy rows and draw from it, in one way or all usual ones.
+
+        `captures`: capture it first.
+        """
+        ...
+
+    def rehearse_puts(self, num_rows: int) -> None:
+        """Write this many rows of what admissions write, to the dummy slot."""
+        ...
