@@ -54,7 +54,7 @@ class FactsOnly(Platform):
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
         raise NotImplementedError
 
-    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
+    def attention_backends(self, config: VllmConfig) -> Sequence[AttentionBackend]:
         return ()
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:

@@ -32,7 +32,7 @@ def make_context():
             dtype=dtype,
             ops=ops,
             capabilities=platform.capabilities,
-            attention_backends=platform.attention_backends(),
+            attention_backends=platform.attention_backends(config),
             tp=Apart(rank, size),
         )
 

@@ -10,6 +10,7 @@ import pytest
 from tests.models.harness import config_for
 from tests.models.test_parity import assert_same_text_and_logits, loaded
 from tests.ops.overrides import isas
+from vllm.config.vllm import VllmConfig
 from vllm.device.attention import AttentionBackend
 from vllm.layers.methods import DeviceMethods
 from vllm.ops.registry import Ops
@@ -34,8 +35,9 @@ class Without(CpuPlatform):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return {name: op for name, op in super().ops().items() if name != self.left_out}
 
-    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
-        return (TorchAttention,) if self.left_out == "attention" else super().attention_backends()
+    def attention_backends(self, config: VllmConfig) -> Sequence[AttentionBackend]:
+        found = super().attention_backends(config)
+        return (TorchAttention(),) if self.left_out == "attention" else found
 
     def weight_methods(self, ops: Ops) -> DeviceMethods:
         plain = self.left_out == "packed weights"

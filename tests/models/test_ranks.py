@@ -15,6 +15,7 @@ from tests.models.ranks import InThread, on_ranks
 from tests.models.test_parity import assert_same_text_and_logits
 from tests.ops.overrides import isas
 from tools.tiny_models import random_checkpoint
+from vllm.config.vllm import VllmConfig
 from vllm.device.attention import AttentionBackend
 from vllm.errors import ConfigError
 from vllm.layers.methods import DeviceMethods
@@ -34,8 +35,8 @@ class References(CpuPlatform):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return {}
 
-    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
-        return (TorchAttention,)
+    def attention_backends(self, config: VllmConfig) -> Sequence[AttentionBackend]:
+        return (TorchAttention(),)
 
     def weight_methods(self, ops: Ops) -> DeviceMethods:
         return Platform.weight_methods(self, ops)

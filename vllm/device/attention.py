@@ -69,14 +69,12 @@ class GroupTables(NamedTuple):
 
 
 class AttentionBackend(ABC):
-    """One device's attention. Stateless apart from what its constructor resolved."""
+    """One device's attention, shared by all layers of a model.
+
+    Stateless apart from what its constructor resolved.
+    """
 
     name: ClassVar[str]
-
-    @classmethod
-    def create(cls, config: Any) -> AttentionBackend:
-        """The one instance that all layers of a model share. `config` is the VllmConfig."""
-        return cls()
 
     @classmethod
     @abstractmethod

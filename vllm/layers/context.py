@@ -32,9 +32,8 @@ class ModelContext:
     dtype: torch.dtype
     ops: Ops
     capabilities: Capabilities  # of the device
-    attention_backends: Sequence[type[AttentionBackend]]  # in order of preference
+    attention_backends: Sequence[AttentionBackend]  # in order of preference
     tp: Collectives = field(default_factory=Alone)  # the ranks that share every layer
-    _backends: dict[type[AttentionBackend], AttentionBackend] = field(default_factory=dict)
     _logged: set[str] = field(default_factory=set)
 
     @property
@@ -60,14 +59,12 @@ class ModelContext:
 
     def attention_backend(self, spec: AttentionSpec) -> AttentionBackend:
         reasons: list[str] = []
-        for kind in self.attention_backends:
-            reason = kind.rejects(spec, self.capabilities)
+        for backend in self.attention_backends:
+            reason = backend.rejects(spec, self.capabilities)
             if reason is None:
-                self._log_choice(kind.name, reasons)
-                if kind not in self._backends:
-                    self._backends[kind] = kind.create(self.config)
-                return self._backends[kind]
-            reasons.append(f"{kind.name}: {reason}")
+                self._log_choice(backend.name, reasons)
+                return backend
+            reasons.append(f"{backend.name}: {reason}")
         raise ConfigError(
             f"no attention backend of device {self.config.device.device!r} can run this model "
             f"({'; '.join(reasons)}). Choose another --dtype or --device."

@@ -89,7 +89,7 @@ def _declared(
         dtype=config.model.dtype,
         ops=resolve(platform.ops()),
         capabilities=platform.capabilities,
-        attention_backends=platform.attention_backends(),
+        attention_backends=platform.attention_backends(config),
         tp=tp or Alone(),
     )
     return resolve_model(config.model)(context)

@@ -53,8 +53,8 @@ class Platform(PlatformFacts):
         """Bytes of a rank's memory that --gpu-memory-utilization leaves for its KV cache."""
 
     @abstractmethod
-    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
-        """In order of preference."""
+    def attention_backends(self, config: VllmConfig) -> Sequence[AttentionBackend]:
+        """In order of preference; they need not be able to run here (`rejects`)."""
 
     @abstractmethod
     def ops(self) -> Mapping[str, Callable[..., Any]]:

@@ -28,7 +28,7 @@ class NativeAttention(PagedAttention):
     name = "native"
 
     def __init__(self) -> None:
-        super().__init__(native.native_ops())
+        super().__init__({**REFERENCES, **native.native_ops()})  # without kernels it rejects all
 
     @classmethod
     def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:

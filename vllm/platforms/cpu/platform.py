@@ -108,8 +108,8 @@ class CpuPlatform(Platform):
         )
         return budget
 
-    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
-        return NativeAttention, TorchAttention
+    def attention_backends(self, config: VllmConfig) -> Sequence[AttentionBackend]:
+        return NativeAttention(), TorchAttention()
 
     def weight_methods(self, ops: Ops) -> DeviceMethods:
         from vllm.platforms.cpu.weights import PackedExperts, PackedLinear

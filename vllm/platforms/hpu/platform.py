@@ -17,6 +17,7 @@ from vllm.logger import init_logger
 from vllm.platforms.base import Platform
 from vllm.platforms.hpu import bridge
 from vllm.platforms.hpu.attention import HpuAttention
+from vllm.platforms.hpu.attention.settings import attention_settings
 from vllm.platforms.hpu.bucketing import make_demand, make_table
 from vllm.platforms.hpu.defragmentation import ContiguousPlacement
 from vllm.platforms.hpu.device import HpuDevice
@@ -98,8 +99,8 @@ class HpuPlatform(Platform):
         log_split(config, settings, parts)
         return parts.cache
 
-    def attention_backends(self) -> Sequence[type[AttentionBackend]]:
-        return (HpuAttention,)
+    def attention_backends(self, config: VllmConfig) -> Sequence[AttentionBackend]:
+        return (HpuAttention(attention_settings(config)),)
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return hpu_ops()

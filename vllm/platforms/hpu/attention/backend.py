@@ -28,13 +28,12 @@ from vllm.platforms.hpu.attention.prompt import (
     NaiveAttention,
     PromptAttention,
 )
-from vllm.platforms.hpu.attention.settings import AttentionSettings, attention_settings
+from vllm.platforms.hpu.attention.settings import AttentionSettings
 from vllm.platforms.hpu.attention.sliced import SlicedAttention
 from vllm.platforms.hpu.attention.softmax import block_softmax
 from vllm.platforms.hpu.kernels import Kernels, installed
 
 if TYPE_CHECKING:
-    from vllm.config.vllm import VllmConfig
     from vllm.device.capabilities import Capabilities
     from vllm.device.launch import Launch
 
@@ -62,10 +61,6 @@ class HpuAttention(AttentionBackend):
         # The kernels want the mask in the dtype of queries.
         is_naive = isinstance(self.prompt, NaiveAttention)
         self.mask_dtype = settings.softmax_dtype if is_naive else settings.dtype
-
-    @classmethod
-    def create(cls, config: VllmConfig) -> HpuAttention:
-        return cls(attention_settings(config))
 
     @classmethod
     def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
