@@ -195,8 +195,10 @@ class LLM:
     ) -> list[Any]:
         """Run a method of the Worker on every rank; returns what each returned.
 
-        Or a function, called with the Worker and `args` and `kwargs`. Without the model in this
-        process that needs VLLM_ALLOW_INSECURE_SERIALIZATION=1.
+        "reload_weights" reads the weights again, from the checkpoint that args[0] names or by
+        default the first one; call `reset_prefix_cache` afterwards. `method` may also be a
+        function, called with the Worker and `args` and `kwargs`. Without the model in this process
+        that needs VLLM_ALLOW_INSECURE_SERIALIZATION=1.
         """
         return self.llm_engine.collective_rpc(method, timeout, args, kwargs)
 

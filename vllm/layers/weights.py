@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 # Others are quantized values, which mean something only together with their scales.
 PLAIN_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
 _STD = 0.02
 # (shape, generator) -> what might lie in a checkpoint; for --load-format dummy.
 Random = Callable[[tuple[int, ...], torch.Generator], Tensor]

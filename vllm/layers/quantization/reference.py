@@ -26,6 +26,7 @@ class Dequantizing(TableMethod):
         outputs, inputs = layer.num_outputs, layer.num_inputs
         layer.weight = parameter((outputs, inputs), self.loading.encoding.values_dtype, device)
         layer.scales = parameter((outputs, 1), layer.dtype, device)
+        layer.scales.data.zero_()  # those of padding stay as they are
 
     def destinations(self, layer: Weighted) -> Iterator[Destination]:
         return self.loading.destinations(layer)
