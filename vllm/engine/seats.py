@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Seated)
 
 
 class Seats(Generic[T]):
-    """Sequences by slot. Tokens of quiet ones gather here, so that a step adds to all of them at once.
+    """Sequences by slot. Tokens of quiet ones gather here: a step adds to all of them at once.
 
     Users of quiet sequences get nothing before the end.
     """
