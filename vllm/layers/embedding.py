@@ -86,13 +86,10 @@ class TiedHead(nn.Module):
 
     def __init__(self, embedding: Embedding) -> None:
         super().__init__()
-        # In a tuple, so that the embedding is not registered (and loaded) a second time.
-        self._embedding = (embedding,)
         embedding.own_method = None  # it is multiplied as well
+        # Methods, so that the embedding is not registered (and loaded) a second time.
+        self.scores = embedding.scores
+        self.greatest = embedding.greatest  # see Vocabulary
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self._embedding[0].scores(hidden)
-
-    def greatest(self, hidden: Tensor) -> Tensor | None:
-        """See Vocabulary."""
-        return self._embedding[0].greatest(hidden)
+        return self.scores(hidden)

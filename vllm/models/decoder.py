@@ -125,6 +125,9 @@ class Decoder(Model):
         self.norm = self.make_norm()
         self.head = self.make_head()
         self.transform = self.logits_transform()
+        # Kept as what they are: finding a submodule takes as long as calling it.
+        self._greatest = self.head.greatest
+        self._scores_are_logits = self.transform.is_nothing
 
     def layer(self, i: int) -> nn.Module:
         """Layer i: called as DecoderLayer is."""
@@ -208,4 +211,4 @@ class Decoder(Model):
 
     def greatest(self, hidden: Tensor) -> Tensor | None:
         # A transform that rounds can make two scores equal, of which the first is then meant.
-        return self.head.greatest(hidden) if self.transform.is_nothing else None
+        return self._greatest(hidden) if self._scores_are_logits else None
