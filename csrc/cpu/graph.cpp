@@ -18,12 +18,8 @@ bool is_same(const at::Tensor& a, const at::Tensor& b) {
 // Whether sizes of the results follow from values, as those of nonzero: what the captured code does
 // with such sizes is not seen.
 bool has_sizes_of_values(const c10::OperatorHandle& op, c10::ArrayRef<const c10::IValue> inputs) {
-  const std::string& name = op.schema().name();
-  // These call nonzero, of which only they are seen.
-  if (name == "aten::argwhere" || name == "aten::nonzero_numpy") return true;
-  if (name == "aten::where" && inputs.size() == 1) return true;
   if (!op.hasTag(at::Tag::dynamic_output_shape)) return false;
-  if (name != "aten::index") return true;
+  if (op.schema().name() != "aten::index") return true;
   // An index of numbers has its size; a mask does not.
   for (const c10::IValue& index : inputs[1].toListRef()) {
     if (!index.isTensor() || !index.toTensor().defined()) continue;
@@ -63,19 +59,21 @@ void Graph::refuse(const std::string& reason) {
 
 std::unique_ptr<at::ObserverContext> Graph::on_start(const at::RecordFunction& function) {
   Graph& self = *capturing;
-  // What ops call in turn, a replay of them calls again; names that profiles show are no ops.
-  if (!function.operator_name() || self.depth_++ > 0 || !self.reason_.empty()) return nullptr;
+  if (!function.operator_name()) return nullptr;  // names that profiles show are no ops
+  const bool is_inner = self.depth_++ > 0;
+  if (!self.reason_.empty()) return nullptr;
   const auto op = c10::Dispatcher::singleton().findSchema(*function.operator_name());
   if (!op) {
-    self.refuse("no such op: " + std::string(function.name()));
+    if (!is_inner) self.refuse("no such op: " + std::string(function.name()));
     return nullptr;
-  }
-  // What torch.tensor() calls with memory that no op filled.
-  if (function.operator_name()->name == "aten::lift_fresh") {
-    self.refuse("values of Python become a tensor");
   }
   if (has_sizes_of_values(*op, function.inputs())) {
     self.refuse(std::string(function.name()) + " gives a tensor whose size depends on values");
+  }
+  if (is_inner) return nullptr;  // what ops call in turn, a replay of them calls again
+  // What torch.tensor() calls with memory that no op filled.
+  if (function.operator_name()->name == "aten::lift_fresh") {
+    self.refuse("values of Python become a tensor");
   }
   Call call{*op, {}, {}, {}};
   for (const c10::IValue& value : function.inputs()) {

@@ -28,8 +28,10 @@ def outputs_of(llm: LLM) -> list[tuple[list[int], str]]:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize(("arch", "size"), [("llama", 2), ("gemma2", 2), ("mixtral", 4)])
-def test_tokens_are_those_of_one_rank(arch, size, depth, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arch", "size", "blocks"), [("llama", 2, 8), ("gemma2", 2, 14), ("mixtral", 4, 8)]
+)
+def test_tokens_are_those_of_one_rank(arch, size, blocks, depth, tmp_path, monkeypatch):
     path = random_checkpoint.make(arch, tmp_path / arch)
     # Few blocks, so that requests are preempted, and chunks of prompts.
     options = {
@@ -37,7 +39,7 @@ def test_tokens_are_those_of_one_rank(arch, size, depth, tmp_path, monkeypatch):
         "max_model_len": 96,
         "max_num_seqs": 3,
         "max_num_batched_tokens": 32,
-        "num_gpu_blocks_override": 16,
+        "num_gpu_blocks_override": blocks,
         "pipeline_depth": depth,
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
@@ -57,6 +59,7 @@ def test_tokens_are_those_of_one_rank(arch, size, depth, tmp_path, monkeypatch):
     llm = LLM(str(path), **options)
     try:
         assert outputs_of(llm) == expected
+        assert llm.llm_engine.client.core.scheduler.snapshot().num_preemptions > 0
         llm.llm_engine.client.core.check_integrity()
     finally:
         llm.llm_engine.shutdown()

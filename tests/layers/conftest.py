@@ -5,7 +5,7 @@ import torch
 
 from vllm.device.collectives import Alone
 from vllm.layers.context import ModelContext
-from vllm.layers.schemes import Unquantized
+from vllm.layers.schemes import Scheme
 from vllm.loader.build import allocate, choose
 from vllm.ops import resolve
 from vllm.platforms.cpu import CpuPlatform
@@ -42,6 +42,6 @@ def make_context():
 def allocated(layer):
     """`layer` with memory, in the CPU's methods."""
     platform = CpuPlatform()
-    choose(layer, Unquantized(platform.weight_methods(resolve({}))))
+    choose(layer, Scheme(platform.weight_methods(resolve({}))))
     allocate(layer, torch.device("cpu"))
     return layer

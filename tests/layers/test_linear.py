@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from tests.layers.conftest import allocated
 from vllm.layers.linear import GatedLinear, Linear
-from vllm.layers.shapes import LinearShape, Part, Shard, ShardInfo, single
+from vllm.layers.shapes import LinearShape, Part, Shard, ShardInfo, unfused
 from vllm.layers.weights import Rule
 from vllm.loader.filler import Filler
 from vllm.loader.rules import RuleTable
@@ -54,7 +54,7 @@ def test_row_shards_sum_to_the_whole_projection(make_context):
     weight, x = torch.randn(5, 8), torch.randn(3, 8)
     total = torch.zeros(3, 5)
     for rank in range(2):
-        layer = Linear(single(8, 5, Shard.ROW), make_context(rank, 2))
+        layer = Linear(unfused(8, 5, Shard.ROW), make_context(rank, 2))
         fill(layer, {"weight": weight}, (Rule("{w}", "{w}"),))
         total += layer(x[:, rank * 4 : rank * 4 + 4])
     torch.testing.assert_close(total, x @ weight.T)

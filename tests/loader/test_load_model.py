@@ -154,6 +154,18 @@ def test_safetensors_win_over_pickles_and_over_a_second_layout(copied, llama, lo
     assert_same(load(copied), load(llama))
 
 
+def test_a_tensor_in_two_files_is_that_of_the_file_the_index_names(copied, llama, load):
+    shard(copied)
+    index = json.loads((copied / f"{FILE}.index.json").read_text())["weight_map"]
+    name = next(name for name, file in index.items() if file == "b.safetensors")
+    other = next(name for name, file in index.items() if file == "a.safetensors")
+    for file, extra in (("a", name), ("b", other)):
+        tensors = load_file(copied / f"{file}.safetensors")
+        tensors[extra] = torch.zeros_like(load_file(llama / FILE)[extra])
+        save_file(tensors, copied / f"{file}.safetensors")
+    assert_same(load(copied), load(llama))
+
+
 def test_dummy_weights_need_no_files_and_follow_the_seed(copied, load):
     (copied / FILE).unlink()
     first = load(copied, load_format="dummy", seed=1)

@@ -16,7 +16,7 @@ from vllm import LLM, SamplingParams
 from vllm.errors import ConfigError, LoadError
 from vllm.layers.quantization.compressed_tensors import ChannelFloat8, PackedChannelInt8
 from vllm.layers.quantization.encoding import QuantizedPiece
-from vllm.layers.shapes import Piece
+from vllm.layers.shapes import EVERYTHING, Piece, Share
 from vllm.layers.weights import Loadable
 
 HERE = Path(__file__).parent
@@ -140,23 +140,20 @@ def test_ranks_decode_their_shares(dim):
             stored["weight"] = values
         for rank in range(2):
             length = weight.shape[dim] // 2
-            start, length = (0, 0) if dim < 0 else (rank * length, length)
-            piece = Piece((8, 16), 0, 8, dim=dim, start=start, length=length)
+            share = EVERYTHING if dim < 0 else Share(dim, rank * length, length)
+            piece = Piece((8, 16), 0, 8, share=share)
             loaded = {}
             for tensor in encoding.tensors(piece):
-                value = stored[tensor.name]
-                if tensor.dim >= 0:
-                    value = value.narrow(tensor.dim, tensor.start, tensor.length)
-                assert tuple(value.shape) == tensor.local_shape
-                loaded[tensor.name] = value
+                value = tensor.share.of(stored[tensor.name])
+                assert tuple(value.shape) == tensor.share.shape(tensor.shape)
+                loaded[tensor.name] = value.contiguous()
             found = encoding.decode(loaded, piece).dequantized(torch.float32)
-            expected = whole if dim < 0 else whole.narrow(dim, start, length)
-            assert torch.equal(found, expected)
+            assert torch.equal(found, share.of(whole))
 
 
 def test_four_inputs_that_two_ranks_would_share_are_an_error():
     with pytest.raises(ConfigError, match=r"packed in fours.*--tensor-parallel-size"):
-        PackedChannelInt8().tensors(Piece((8, 12), 0, 8, dim=1, start=6, length=6))
+        PackedChannelInt8().tensors(Piece((8, 12), 0, 8, share=Share(1, 6, 6)))
 
 
 def change(path: Path, edit) -> None:
@@ -179,7 +176,7 @@ def group(facts):
         (lambda q: group(q)["weights"].update(actorder="group"), r"weights.actorder 'group'"),
         (lambda q: group(q).update(input_activations={"num_bits": 8}), r"input_activations"),
         (lambda q: q.update(kv_cache_scheme={"num_bits": 8}), r"kv_cache_scheme"),
-        (lambda q: q.update(format="marlin-24"), r"format, type \('marlin-24', 'int'\)"),
+        (lambda q: q.update(format="marlin-24"), r"\(format, type\) \('marlin-24', 'int'\)"),
         (lambda q: q.update(quant_method="awq"), r"quant_method 'awq'.*compressed-tensors"),
     ],
 )
@@ -195,6 +192,82 @@ def test_parts_of_one_projection_need_one_encoding(tmp_path, load):
     change(path, lambda q: q["ignore"].append("re:.*q_proj$"))
     with pytest.raises(ConfigError, match=r"some parts of layers.0.attention.qkv and others not"):
         load(path)
+
+
+@pytest.mark.parametrize("arch", ["mixtral", "deepseek_v3"])
+def test_routers_may_be_quantized_or_not(arch, tmp_path, load):
+    """Tools differ on whether they are linear layers, and `ignore` need not name them."""
+    path = random_checkpoint.make(arch, tmp_path / "plain")
+    routers = tuple(
+        name.removesuffix(".weight")
+        for name in load_file(path / FILE)
+        if name.endswith(".gate.weight")
+    )
+    assert routers
+    made = quantized(path, tmp_path / "q", "int", ignore=("lm_head", *routers))
+    change(made, lambda q: q.update(ignore=["lm_head"]))
+    given = tokens_of(made)
+    assert given == tokens_of(rounded(path, tmp_path / "r", "int", ("lm_head", *routers)))
+
+
+def test_an_exact_name_beats_a_pattern_which_beats_a_class(tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "float")
+    name = "model.layers.1.mlp.down_proj"
+    encoding = PackedChannelInt8()
+    tensors = load_file(path / FILE)
+    weight = tensors.pop(f"{name}.weight").float() * tensors.pop(f"{name}.weight_scale")
+    values, scale = encoded(weight, "int")
+    tensors[f"{name}.weight_packed"], tensors[f"{name}.weight_scale"] = packed(values), scale
+    tensors[f"{name}.weight_shape"] = torch.tensor(weight.shape)
+    save_file(tensors, path / FILE)
+
+    def regroup(facts, *targets):
+        ints = {"num_bits": 8, "type": "int", "strategy": "channel"}
+        facts["config_groups"]["group_1"] = {
+            "targets": list(targets),
+            "weights": ints,
+            "format": "pack-quantized",
+        }
+
+    for targets in ([name], [r"re:.*layers\.1\..*down_proj"]):
+        change(path, lambda q, targets=targets: regroup(q, *targets))
+        model = load(path)
+        down = [layer.mlp.down.method.loading.encoding for layer in model.layers]
+        assert down[1] == encoding
+        assert all(one == ChannelFloat8() for i, one in enumerate(down) if i != 1)
+
+
+def test_groups_of_one_format_may_share_a_projection(tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "int")
+    change(
+        path,
+        lambda q: q["config_groups"].update(
+            group_0={**group(q), "targets": ["Linear"]},
+            group_1={**group(q), "targets": ["re:.*q_proj"]},
+        ),
+    )
+    load(path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda q: q.pop("config_groups"), r"config_groups None; an object"),
+        (lambda q: group(q).pop("targets"), r"targets \[\]; known are 'Linear'"),
+        (lambda q: group(q).update(targets=["Conv2d"]), r"targets \['Conv2d'\]"),
+    ],
+)
+def test_configs_that_say_nothing_are_refused(edit, message, tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "int")
+    change(path, edit)
+    with pytest.raises(ConfigError, match=message):
+        load(path)
+
+
+def test_dense_is_no_sparsity(tmp_path, load):
+    path = quantized(random_checkpoint.make("llama", tmp_path / "plain"), tmp_path / "q", "int")
+    change(path, lambda q: q.update(sparsity_config={"format": "dense"}))
+    load(path)
 
 
 def test_a_scale_that_is_missing_is_named(tmp_path, load):

@@ -124,6 +124,29 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert tokens_of(llm) == before
 
 
+def test_what_does_not_fit_in_its_last_tensor_changes_nothing(tmp_path):
+    path = random_checkpoint.make("llama", tmp_path / "first")
+    llm = engine(path)
+    before = tokens_of(llm)
+    other = random_checkpoint.make("llama", tmp_path / "other", seed=2)
+    tensors = load_file(other / FILE)
+    last = max(tensors)
+    tensors[last] = tensors[last][:-1].contiguous()
+    save_file(tensors, other / FILE)
+    with pytest.raises(CallFailed, match=r"LoadError: .*has shape"):
+        reload(llm, other)
+    assert tokens_of(llm) == before
+
+
+def test_random_weights_are_followed_by_real_ones(tmp_path):
+    path = random_checkpoint.make("llama", tmp_path / "real")
+    llm = engine(path, load_format="dummy")
+    with pytest.raises(CallFailed, match=r"random .*give the path"):
+        llm.collective_rpc("reload_weights")
+    reload(llm, path)
+    assert tokens_of(llm) == tokens_of(engine(path))
+
+
 def test_a_head_that_the_model_ties_away_is_refused(tmp_path):
     path = random_checkpoint.make("gemma2", tmp_path / "tied")
     llm = engine(path)

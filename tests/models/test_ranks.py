@@ -83,10 +83,17 @@ def test_quantized_weights_are_shared_too(arch, kind, tmp_path):
 
 def test_a_vocabulary_that_does_not_divide_is_padded(tmp_path):
     """Four ranks have 64 rows each of 150: the third a few, the last none."""
-    path = random_checkpoint.make("llama", tmp_path / "odd", vocab_size=150)
-    tied = random_checkpoint.make("gemma2", tmp_path / "tied", vocab_size=150)
-    for checkpoint in (path, tied):
-        assert_ranks_agree(4, generate(checkpoint, (5, 17)), References())
+    for i, (arch, rows) in enumerate((("llama", 150), ("gemma2", 150), ("llama", 64))):
+        path = random_checkpoint.make(arch, tmp_path / str(i), vocab_size=rows)
+        assert_ranks_agree(4, generate(path, (5, 17)), References())
+
+
+def test_ranks_without_a_row_of_a_quantized_head(tmp_path):
+    path = random_checkpoint.make("llama", tmp_path / "plain", vocab_size=100)
+    expected = generate(rounded(path, tmp_path / "rounded", "int", ()), (5, 17))
+    made = quantized(path, tmp_path / "quantized", "int", ())
+    given = Reference(made, expected.prompts, expected.tokens, expected.logits)
+    assert_ranks_agree(4, given, References())
 
 
 def test_biases_are_added_once(tmp_path):

@@ -87,11 +87,25 @@ def test_intermediate_results_are_freed():
         (lambda x: x.masked_select(x > 0), "size depends on values"),
         (lambda x: torch.where(x > 0)[0] + 1, "size depends on values"),
         (lambda x: torch.argwhere(x > 0) + 1, "size depends on values"),
+        (
+            lambda x: torch.repeat_interleave(x, torch.ones_like(x, dtype=torch.long)) + 1,
+            "size depends on values",
+        ),
+        (lambda x: torch.combinations(x)[0], "size depends on values"),
         (lambda x: torch.bincount(x.int(), minlength=3), "size depends on values"),
     ],
     ids=[
         *("values", "new constant", "undeclared constant", "numpy"),
-        *("nonzero", "mask", "masked select", "where", "argwhere", "bincount"),
+        *(
+            "nonzero",
+            "mask",
+            "masked select",
+            "where",
+            "argwhere",
+            "repeat interleave",
+            "combinations",
+            "bincount",
+        ),
     ],
 )
 def test_what_a_replay_would_not_see_is_refused(call, reason):

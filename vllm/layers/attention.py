@@ -12,7 +12,7 @@ from vllm.layers.context import ModelContext
 from vllm.layers.linear import Linear
 from vllm.layers.norm import RMSNorm
 from vllm.layers.rope.table import NoRope, Rope, Rotary
-from vllm.layers.shapes import LinearShape, Part, Shard, single
+from vllm.layers.shapes import LinearShape, Part, Shard, unfused
 
 HEADS: Final = "attention heads"  # in errors
 KV_HEADS: Final = "key-value heads"
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         kv = (Part(name, widths[1], unit, KV_HEADS, repeats=True) for name in "kv")
         parts = (Part("q", widths[0], unit, HEADS), *kv)
         self.qkv = Linear(LinearShape(shape.hidden, parts, Shard.COLUMN, shape.qkv_bias), context)
-        self.out = Linear(single(widths[0], shape.hidden, Shard.ROW, shape.out_bias), context)
+        self.out = Linear(unfused(widths[0], shape.hidden, Shard.ROW, shape.out_bias), context)
         self.attend = context.attention(shape.spec(context))
         self.head_dim = shape.head_dim
         self.rotate = rotary.apply

@@ -15,7 +15,7 @@ from vllm.layers.weighted import TableMethod, Weighted
 class Positions(Weighted):
     """Learned embeddings of positions, a table that every rank has: [T] -> [T, H]."""
 
-    is_linear = False
+    may_be_quantized = False
     method: TableMethod
 
     def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
@@ -35,7 +35,7 @@ class Vocabulary(Weighted):
         share = VocabularyShare.of(rows, context.shard)
         super().__init__(share.length, hidden, context.dtype)
         self.share = share
-        self.is_whole = share.length == rows
+        self.is_whole = context.shard.size == 1
         self.tp = context.tp
 
     def pieces(self) -> Iterator[Piece]:
@@ -63,7 +63,7 @@ class Vocabulary(Weighted):
 class Embedding(Vocabulary):
     """ids [T] -> [T, H]"""
 
-    is_linear = False
+    may_be_quantized = False
 
     def __init__(self, rows: int, hidden: int, context: ModelContext) -> None:
         super().__init__(rows, hidden, context)

@@ -12,9 +12,9 @@ from vllm.layers.context import ModelContext
 from vllm.layers.latent_cache import LatentAttention, LatentShape
 from vllm.layers.linear import Linear
 from vllm.layers.norm import RMSNorm
-from vllm.layers.plain import PassedOn
+from vllm.layers.plain import GivenToOwner
 from vllm.layers.rope.table import Rope, Rotary
-from vllm.layers.shapes import LinearShape, Part, Shard, single
+from vllm.layers.shapes import LinearShape, Part, Shard, unfused
 
 NORM_EPS = 1e-6  # of the norms within attention, whatever rms_norm_eps says
 
@@ -49,7 +49,7 @@ class LatentSelfAttention(nn.Module):
         kv = LinearShape(shape.latent, (Part("", heads * expanded, expanded, HEADS),), Shard.COLUMN)
         self.kv_expand = Linear(kv, context)
         self.out = Linear(
-            single(heads * shape.value, hidden, Shard.ROW, hf.attention_bias), context
+            unfused(heads * shape.value, hidden, Shard.ROW, hf.attention_bias), context
         )
         spec = AttentionSpec(
             num_heads=context.shard.span(heads, what=HEADS)[1],
@@ -62,7 +62,7 @@ class LatentSelfAttention(nn.Module):
             rope_dim=shape.rope,
         )
         self.attend = LatentAttention(shape, context.attention(spec))
-        self.kv_expand.own_method = PassedOn(self.attend.absorb)
+        self.kv_expand.own_method = GivenToOwner(self.attend.absorb)
         self.rotate = rotary.apply
 
     def forward(self, x: Tensor, rope: Rope, metas: AttentionMetas) -> Tensor:

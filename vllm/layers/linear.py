@@ -46,9 +46,7 @@ class Linear(Weighted):
                 target if self.has_bias else ELSEWHERE,
                 piece.shape[:1],
                 piece.part,
-                dim=0 if piece.dim == 0 else -1,
-                start=piece.start,
-                length=piece.length,
+                share=piece.share.along(0),
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vllm.layers.activation import plain
 from vllm.layers.context import ModelContext
 from vllm.layers.linear import GatedLinear, Linear
-from vllm.layers.shapes import Shard, single
+from vllm.layers.shapes import Shard, unfused
 
 
 class GatedMLP(nn.Module):
@@ -25,7 +25,7 @@ class GatedMLP(nn.Module):
         """With `partial` the outputs are this rank's share of a sum (see LinearShape)."""
         super().__init__()
         self.gate_up = GatedLinear(hidden, intermediate, act, context, bias)
-        self.down = Linear(single(intermediate, hidden, Shard.ROW, bias, partial), context)
+        self.down = Linear(unfused(intermediate, hidden, Shard.ROW, bias, partial), context)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.gate_up(x))
@@ -38,8 +38,8 @@ class MLP(nn.Module):
         self, hidden: int, intermediate: int, act: str, context: ModelContext, bias: bool = False
     ) -> None:
         super().__init__()
-        self.up = Linear(single(hidden, intermediate, Shard.COLUMN, bias), context)
-        self.down = Linear(single(intermediate, hidden, Shard.ROW, bias), context)
+        self.up = Linear(unfused(hidden, intermediate, Shard.COLUMN, bias), context)
+        self.down = Linear(unfused(intermediate, hidden, Shard.ROW, bias), context)
         self.act = plain(act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
 from vllm.layers.methods import ExpertsMethod
-from vllm.layers.shapes import Piece
+from vllm.layers.shapes import Piece, Share
 from vllm.layers.weighted import Weighted
 from vllm.layers.weights import Destination, Loadable
 from vllm.ops.moe import Routing
@@ -19,6 +19,7 @@ from vllm.ops.moe import Routing
 class Router(Weighted):
     """x [T, H] -> weights [T, k] float32 and expert ids [T, k] of the chosen experts."""
 
+    may_stay_plain = True
     correction: Tensor | None
 
     def __init__(self, routing: Routing, hidden: int, context: ModelContext) -> None:
@@ -60,12 +61,13 @@ class Experts(Loadable):
 
     def pieces(self) -> Iterator[Piece]:
         """Gate, up and down of every expert."""
-        wide, start, width = (self.intermediate, self.hidden), self.start, self.width
-        tall = wide[::-1]
+        wide, tall = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
+        width, of_wide = self.width, Share(0, self.start, self.width)
+        of_tall = Share(1, self.start, self.width)
         for expert in range(self.num_experts):
-            yield Piece(wide, 0, width, "gate", expert, "w13.", 0, start, width)
-            yield Piece(wide, width, width, "up", expert, "w13.", 0, start, width)
-            yield Piece(tall, 0, self.hidden, "", expert, "w2.", 1, start, width)
+            yield Piece(wide, 0, width, "gate", expert, "w13.", of_wide)
+            yield Piece(wide, width, width, "up", expert, "w13.", of_wide)
+            yield Piece(tall, 0, self.hidden, "", expert, "w2.", of_tall)
 
     def allocate(self, device: torch.device) -> None:
         super().allocate(device)

@@ -23,9 +23,7 @@ def destination(piece: Piece, open_target: Callable[[], Target]) -> Destination:
         piece.shape,
         piece.part,
         piece.expert,
-        piece.dim,
-        piece.start,
-        piece.length,
+        share=piece.share,
     )
 
 
@@ -34,6 +32,8 @@ class Plain(TableMethod):
 
     def allocate(self, layer: Weighted, device: torch.device) -> None:
         layer.weight = parameter((layer.num_outputs, layer.num_inputs), layer.dtype, device)
+        if layer.has_padding:
+            layer.weight.data.zero_()
 
     def target(self, layer: Weighted, piece: Piece) -> Target:
         """What takes `piece`, [count, num_inputs] of any plain dtype."""
@@ -53,7 +53,7 @@ class Plain(TableMethod):
         return F.embedding(ids, layer.weight)
 
 
-class PassedOn(Plain):
+class GivenToOwner(Plain):
     """Holds nothing: what was loaded is given to `take`, [num_outputs, num_inputs], and dropped.
 
     For layers whose owner keeps their weight in another form. They cannot be applied.

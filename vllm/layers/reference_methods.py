@@ -6,7 +6,7 @@ from functools import partial
 
 from vllm.layers.methods import DeviceMethods
 from vllm.layers.plain import Plain, PlainExperts
-from vllm.layers.quantization.reference import Dequantizing, DequantizingExperts
+from vllm.layers.quantization.reference import DequantizedAtUse, ExpertsDequantizedAtUse
 from vllm.ops.registry import Ops
 
 
@@ -15,6 +15,6 @@ def reference_methods(ops: Ops) -> DeviceMethods:
     return DeviceMethods(
         plain=Plain(),
         plain_experts=PlainExperts(ops.moe),
-        quantized=Dequantizing,
-        quantized_experts=partial(DequantizingExperts, moe=ops.moe),
+        quantized=DequantizedAtUse,
+        quantized_experts=partial(ExpertsDequantizedAtUse, moe=ops.moe),
     )

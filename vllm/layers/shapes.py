@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from torch import Tensor
+
 from vllm.errors import ConfigError
 
-ROWS_TOGETHER: Final = 64  # of a vocabulary: what kernels take at a time
+ROWS_TOGETHER: Final = 64  # rows of a vocabulary that kernels take at a time
+MOST_RANKS: Final = 64  # that an error names
 
 
 class Shard(Enum):
@@ -38,7 +41,7 @@ class ShardInfo:
         units = width // unit
         divides = units % self.size == 0 or (repeats and self.size % units == 0)
         if not divides:
-            sizes = [str(size) for size in range(1, units + 1) if units % size == 0]
+            sizes = [str(n) for n in range(1, MOST_RANKS + 1) if units % n == 0]
             raise ConfigError(
                 f"--tensor-parallel-size {self.size} does not divide the {units} {what} of this "
                 f"model. Choose one of {', '.join(sizes)}."
@@ -61,11 +64,37 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What a rank keeps of a tensor: [start, start + length) along `dim`, or all if that is -1."""
+
+    dim: int = -1
+    start: int = 0
+    length: int = 0
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A view of the share."""
+        return tensor if self.dim < 0 else tensor.narrow(self.dim, self.start, self.length)
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the share of a tensor of shape `whole`."""
+        if self.dim < 0:
+            return whole
+        return (*whole[: self.dim], self.length, *whole[self.dim + 1 :])
+
+    def along(self, dim: int) -> Share:
+        """The same share of a tensor that has dimension `dim` only; all of it if that is whole."""
+        return self if self.dim == dim else EVERYTHING
+
+
+EVERYTHING: Final = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One matrix of the checkpoint within a stored weight.
 
-    `shape` is [outputs, inputs] in the checkpoint. A rank keeps [start, start + length) of it along
-    `dim` (-1: all of it), as the outputs [first, first + count) of what it stores.
+    `shape` is [outputs, inputs] in the checkpoint. A rank keeps a `share` of it, as the outputs
+    [first, first + count) of what it stores.
     """
 
     shape: tuple[int, int]
@@ -74,17 +103,12 @@ class Piece:
     part: str = ""
     expert: int = -1
     prefix: str = ""  # of the names of the parameters: "w13."
-    dim: int = -1
-    start: int = 0
-    length: int = 0
+    share: Share = EVERYTHING
 
     @property
-    def local_shape(self) -> tuple[int, int]:
-        """[outputs, inputs] of this rank."""
-        outputs, inputs = self.shape
-        if self.dim == 0:
-            return self.length, inputs
-        return (outputs, self.length) if self.dim == 1 else self.shape
+    def num_inputs(self) -> int:
+        """Inputs that this rank keeps."""
+        return self.share.shape(self.shape)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +139,16 @@ class LinearShape:
         """The parts, in order, as a rank stores them."""
         first = 0
         for part, width in zip(self.parts, self.widths(info), strict=True):
-            dim, start, length = -1, 0, 0
+            share = EVERYTHING
             if info.size > 1 and self.shard is Shard.COLUMN:
-                dim, (start, length) = 0, info.span(part.out, part.unit, part.what, part.repeats)
+                share = Share(0, *info.span(part.out, part.unit, part.what, part.repeats))
             elif info.size > 1 and self.shard is Shard.ROW:
-                dim, (start, length) = 1, info.span(self.inputs)
-            shape = (part.out, self.inputs)
-            yield Piece(shape, first, width, part.name, dim=dim, start=start, length=length)
+                share = Share(1, *info.span(self.inputs))
+            yield Piece((part.out, self.inputs), first, width, part.name, share=share)
             first += width
 
 
-def single(
+def unfused(
     inputs: int, out: int, shard: Shard = Shard.NONE, bias: bool = False, partial: bool = False
 ) -> LinearShape:
     """A projection that is not fused: its one part has no name."""
@@ -150,12 +173,8 @@ class VocabularyShare:
 
     def pieces(self, hidden: int) -> Iterator[Piece]:
         """The rows of this rank in the checkpoint's table [rows, hidden]; none if it has none."""
-        if self.present == self.rows:
-            yield Piece((self.rows, hidden), 0, self.rows)
-        else:
-            yield Piece(
-                (self.rows, hidden), 0, self.present, dim=0, start=self.first, length=self.present
-            )
+        share = Share(0, self.first, self.present)
+        yield Piece((self.rows, hidden), 0, self.present, share=share)
 
 
 def _ceil_to(value: int, multiple: int) -> int:

@@ -15,15 +15,16 @@ from vllm.layers.weights import Destination, Loadable, Target, parameter
 class Weighted(Loadable):
     """A layer whose weight [num_outputs, num_inputs] a WeightMethod stores and multiplies."""
 
-    is_gated = False  # outputs are gates, then as many that they gate
-    is_linear = True  # multiplies; formats of quantization leave tables alone
+    is_gated = False  # the first half of the outputs are gates of the second half
+    may_be_quantized = True  # False for tables that are looked up in
+    may_stay_plain = False  # writers of quantized checkpoints differ on whether this is quantized
     method: WeightMethod  # chosen by the loader, see vllm.layers.schemes
     # A method that this layer needs for plain values, whatever the device's is.
     own_method: WeightMethod | None = None
     weight: Tensor
-    scales: Tensor  # of methods that quantize
+    scales: Tensor  # what methods that quantize have
     bias: Tensor | None
-    # Of gated layers: the name of the activation, and [T, 2 * I] -> [T, I].
+    # What gated layers have: the name of the activation, and [T, 2 * I] -> [T, I].
     act: str
     activate: Callable[[Tensor], Tensor]
 
@@ -33,6 +34,11 @@ class Weighted(Loadable):
         self.has_bias = False  # whether this rank adds one
         self.register_parameter("bias", None)
 
+    @property
+    def has_padding(self) -> bool:
+        """Whether there are outputs that nothing fills; methods allocate them as zero."""
+        return sum(piece.count for piece in self.pieces()) < self.num_outputs
+
     def pieces(self) -> Iterator[Piece]:
         """The matrices of the checkpoint that the weight consists of."""
         yield Piece((self.num_outputs, self.num_inputs), 0, self.num_outputs)
@@ -40,8 +46,6 @@ class Weighted(Loadable):
     def allocate(self, device: torch.device) -> None:
         super().allocate(device)
         self.method.allocate(self, device)
-        if sum(piece.count for piece in self.pieces()) < self.num_outputs:
-            self.weight.data.zero_()  # rows of padding, which nothing fills
         if self.has_bias:
             self.bias = self.method.new_bias(self, device)
 
@@ -61,7 +65,7 @@ class WeightMethod(ABC):
 
     @abstractmethod
     def allocate(self, layer: Weighted, device: torch.device) -> None:
-        """Give `layer` its tensors, uninitialised."""
+        """Give `layer` its tensors: uninitialised, but for padding, which is zero."""
 
     @abstractmethod
     def destinations(self, layer: Weighted) -> Iterator[Destination]:

@@ -15,6 +15,8 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from vllm.layers.shapes import EVERYTHING, Share
+
 # Others are quantized values, which mean something only together with their scales.
 PLAIN_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _STD = 0.02
@@ -38,8 +40,8 @@ class Target(Protocol):
 class Destination:
     """One checkpoint tensor's place in a layer.
 
-    Of a tensor of `shape` this rank keeps [start, start + length) along `dim`; dim -1 means all of
-    it. `open` gives what to fill, and may take memory for it; None if all of it is other ranks'.
+    The tensor has `shape`, of which this rank keeps a `share`. `open` gives what to fill, and may
+    take memory for it; it is ELSEWHERE if other ranks keep all of the tensor.
     """
 
     parameter: str  # name within the layer
@@ -47,9 +49,7 @@ class Destination:
     shape: tuple[int, ...]
     part: str = ""
     expert: int = -1
-    dim: int = -1
-    start: int = 0
-    length: int = 0
+    share: Share = EVERYTHING
     dtypes: tuple[torch.dtype, ...] = PLAIN_DTYPES
     stack_dim: int = 0  # along which the checkpoint may hold several parts in one tensor, or WHOLE
     random: Random = random_weights
@@ -57,13 +57,7 @@ class Destination:
     def fill(self, source: Tensor) -> None:
         """Take this rank's share of `source`, which has `shape`."""
         assert self.open is not None, self.parameter
-        self.open().copy_(self.local(source))
-
-    def local(self, source: Tensor) -> Tensor:
-        """The share of `source` that this rank keeps."""
-        if self.dim < 0:
-            return source
-        return source.narrow(self.dim, self.start, self.length)
+        self.open().copy_(self.share.of(source))
 
 
 WHOLE: Final = -1  # `Destination.stack_dim` of a tensor that means all the parts it comes with
@@ -78,7 +72,7 @@ def parameter(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 class Loadable(nn.Module):
     """A layer with weights of its own. By default each declared tensor is one of the checkpoint."""
 
-    device: torch.device  # of the weights, once there is memory
+    device: torch.device  # where the weights are, once there is memory
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +108,10 @@ class Loadable(nn.Module):
         if key not in self._staged:
             self._staged[key] = torch.empty(shape, dtype=dtype, device=device)
         return self._staged[key]
+
+    def unstage_all(self) -> None:
+        """Give up what was staged by a loading that failed."""
+        self._staged.clear()
 
     def unstage(self, key: Hashable) -> Tensor:
         """What was staged under `key`; its memory is the caller's from now on."""

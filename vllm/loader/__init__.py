@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,14 @@ from vllm.config.vllm import VllmConfig
 from vllm.device.collectives import Alone, Collectives
 from vllm.errors import LoadError
 from vllm.layers.context import ModelContext
+from vllm.layers.schemes import Checkpoint
 from vllm.loader import dummy
 from vllm.loader.architecture import resolve_model
 from vllm.loader.build import allocate, choose
-from vllm.loader.filler import Filler
+from vllm.loader.filler import Filler, loadable_layers
 from vllm.loader.rules import RuleTable
 from vllm.loader.schemes import refuse_unknown_formats, scheme_of
-from vllm.loader.stream import checkpoint_files, stream
+from vllm.loader.stream import checkpoint_files, stream, tensor_names
 from vllm.loader.ties import broken_ties
 from vllm.logger import init_logger
 from vllm.models.interfaces import Model
@@ -45,14 +47,13 @@ def load_model(
     with torch.no_grad():
         if config.load.load_format == "dummy":
             model = _declared(config, platform, device, tp)
-            _take_memory(model, config, platform, device)
+            _take_memory(model, config, platform, device, ())
             dummy.fill(model, config.model.seed)
         else:
             files = _files(config)
             model = _fitting(config, files, lambda wanted: _declared(wanted, platform, device, tp))
-            _take_memory(model, config, platform, device)
+            _take_memory(model, config, platform, device, files)
             _fill(model, config, files)
-    model.requires_grad_(False).eval()
     num_bytes = sum(p.nbytes for p in model.parameters())
     logger.info(
         "Loaded %s: %.2f GiB of weights in %.1f s",
@@ -66,8 +67,9 @@ def load_model(
 def reload_weights(model: Model, config: VllmConfig, path: Path | None = None) -> None:
     """Fill a loaded `model` again, in place, from the checkpoint at `path`, by default its own.
 
-    The checkpoint must have the shapes and the encoding of the first one. Raises LoadError; then
-    the model holds a mixture of both and must be filled again before it is used.
+    The checkpoint must have the shapes and the encoding of the first one. Raises LoadError: before
+    anything is changed if it has not; if files cannot be read, the model holds a mixture of both
+    and must be filled again before it is used.
     """
     files = _files(config, path)
     if broken := broken_ties(model.tied_weights(), files, config.model.dtype):
@@ -76,7 +78,13 @@ def reload_weights(model: Model, config: VllmConfig, path: Path | None = None) -
             "another one. Start a new engine for it."
         )
     with torch.no_grad():
-        _fill(model, config, files)
+        check = Filler(model, _rules(model), config.model.dtype, fills=False)
+        check.run(stream(files, progress=False))
+        try:
+            _fill(model, config, files)
+        finally:
+            for _, layer in loadable_layers(model):
+                layer.unstage_all()
 
 
 def _declared(
@@ -92,14 +100,22 @@ def _declared(
         attention_backends=platform.attention_backends(config),
         tp=tp or Alone(),
     )
-    return resolve_model(config.model)(context)
+    model = resolve_model(config.model)(context)
+    model.requires_grad_(False).eval()
+    return model
 
 
 def _take_memory(
-    model: Model, config: VllmConfig, platform: Platform, device: torch.device
+    model: Model,
+    config: VllmConfig,
+    platform: Platform,
+    device: torch.device,
+    files: Sequence[Path],
 ) -> None:
     methods = platform.weight_methods(resolve(platform.ops()))
-    choose(model, scheme_of(config, methods, _rules(model).module_names))
+    names = functools.cache(lambda: tensor_names(files))
+    checkpoint = Checkpoint(_rules(model).module_names, lambda name: name in names())
+    choose(model, scheme_of(config, methods, checkpoint))
     allocate(model, device)
 
 
@@ -109,14 +125,17 @@ def _rules(model: Model) -> RuleTable:
 
 def _files(config: VllmConfig, path: Path | None = None) -> list[Path]:
     load = config.load
-    return checkpoint_files(path or config.model.path, load.load_format, load.ignore_patterns)
+    if path is None and load.load_format == "dummy":
+        raise LoadError(
+            "the first weights were random (--load-format dummy): give the path of a checkpoint"
+        )
+    load_format = "auto" if load.load_format == "dummy" else load.load_format
+    return checkpoint_files(path or config.model.path, load_format, load.ignore_patterns)
 
 
 def _fill(model: Model, config: VllmConfig, files: Sequence[Path]) -> None:
     filler = Filler(model, _rules(model), config.model.dtype)
-    for name, tensor in stream(files, progress=config.load.use_tqdm_on_load):
-        filler.add(name, tensor)
-    filler.finish()
+    filler.run(stream(files, progress=config.load.use_tqdm_on_load))
 
 
 def _fitting(

@@ -12,7 +12,7 @@ from vllm.layers.weights import ELSEWHERE, PLAIN_DTYPES, WHOLE, Destination, Loa
 from vllm.loader.rules import Route, RuleTable
 
 MAX_NAMES = 6  # listed in an error
-Place = tuple[str, str, int]  # parameter, part, expert
+Key = tuple[str, str, int]  # parameter, part, expert
 
 
 class Filler:
@@ -23,13 +23,21 @@ class Filler:
     """
 
     def __init__(
-        self, model: nn.Module, rules: RuleTable, dtype: torch.dtype = torch.float32
+        self,
+        model: nn.Module,
+        rules: RuleTable,
+        dtype: torch.dtype = torch.float32,
+        fills: bool = True,
     ) -> None:
-        """`dtype` is the one that plain weights are converted to."""
+        """`dtype` is the one that plain weights are converted to.
+
+        Without `fills` it only checks whether the tensors fit.
+        """
         self._dtype = dtype
+        self._fills = fills
         self._rules = rules
-        self._destinations: dict[Place, Destination] = {}
-        self._owners: dict[Place, Loadable] = {}  # of what is not filled yet
+        self._destinations: dict[Key, Destination] = {}
+        self._owners: dict[Key, Loadable] = {}  # of what is not filled yet
         self._missing: dict[Loadable, int] = {}  # tensors, by layer
         for path, layer in loadable_layers(model):
             self._register(path, layer)
@@ -40,16 +48,22 @@ class Filler:
         self._missing[layer] = 0
         for destination in layer.destinations():
             parameter = f"{path}.{destination.parameter}" if path else destination.parameter
-            place = (parameter, destination.part, destination.expert)
-            self._destinations[place] = destination
+            key = (parameter, destination.part, destination.expert)
+            self._destinations[key] = destination
             if destination.open is not ELSEWHERE:
-                self._owners[place] = layer
+                self._owners[key] = layer
                 self._missing[layer] += 1
+
+    def run(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Add all `tensors` and finish. Raises LoadError."""
+        for name, tensor in tensors:
+            self.add(name, tensor)
+        self.finish()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Copy `tensor` to where it belongs. Raises LoadError if its shape does not fit.
 
-        Of tensors that come twice the first counts.
+        If a name comes twice, the first tensor counts.
         """
         if self._rules.ignores(name):
             return
@@ -57,15 +71,15 @@ class Filler:
         if route is None:
             self._unknown.append(name)
             return
-        places = list(self._targets(route))
-        if any(place not in self._destinations for place in places):
+        keys = list(self._targets(route))
+        if any(key not in self._destinations for key in keys):
             self._unknown.append(name)
             return
-        self._check(name, tensor, route, places)
-        for place, piece in zip(places, self._pieces(route, places, tensor), strict=True):
-            layer = self._owners.pop(place, None)
-            if layer is not None:
-                self._destinations[place].fill(piece)
+        self._check(name, tensor, route, keys)
+        for key, piece in zip(keys, self._pieces(route, keys, tensor), strict=True):
+            layer = self._owners.pop(key, None)
+            if layer is not None and self._fills:
+                self._destinations[key].fill(piece)
                 self._missing[layer] -= 1
                 if not self._missing[layer]:
                     layer.finish()
@@ -84,15 +98,15 @@ class Filler:
                 "try --model-impl transformers."
             )
 
-    def _check(self, name: str, tensor: Tensor, route: Route, places: Sequence[Place]) -> None:
-        wanted = self._source_shape(route, places)
+    def _check(self, name: str, tensor: Tensor, route: Route, keys: Sequence[Key]) -> None:
+        wanted = self._source_shape(route, keys)
         if tuple(tensor.shape) != wanted:
             raise LoadError(
                 f"tensor {name!r} has shape {list(tensor.shape)} in the checkpoint, but by "
                 f"config.json it has {list(wanted)}. The checkpoint and its config do not belong "
                 "together, or --hf-overrides changes a size."
             )
-        dtypes = self._destinations[places[0]].dtypes
+        dtypes = self._destinations[keys[0]].dtypes
         if tensor.dtype not in dtypes:
             raise LoadError(_wrong_dtype(name, tensor.dtype, dtypes))
         # Only this one has a range that values of the others can leave.
@@ -109,21 +123,21 @@ class Filler:
                 "which they would be infinite. Use --dtype bfloat16 or float32."
             )
 
-    def _targets(self, route: Route) -> Iterator[Place]:
+    def _targets(self, route: Route) -> Iterator[Key]:
         experts = range(self._num_experts) if route.all_experts else (route.expert,)
         for expert in experts:
             for part in route.parts:
                 yield route.parameter, part, expert
 
-    def _source_shape(self, route: Route, places: Sequence[Place]) -> tuple[int, ...]:
-        pieces = [self._destinations[place] for place in places[: len(route.parts)]]
+    def _source_shape(self, route: Route, keys: Sequence[Key]) -> tuple[int, ...]:
+        pieces = [self._destinations[key] for key in keys[: len(route.parts)]]
         shape, dim = list(pieces[0].shape), pieces[0].stack_dim
         if shape and dim != WHOLE:
             shape[dim] = sum(piece.shape[dim] for piece in pieces)
         return (self._num_experts, *shape) if route.all_experts else tuple(shape)
 
-    def _pieces(self, route: Route, places: Sequence[Place], tensor: Tensor) -> Iterator[Tensor]:
-        pieces = [self._destinations[place] for place in places[: len(route.parts)]]
+    def _pieces(self, route: Route, keys: Sequence[Key], tensor: Tensor) -> Iterator[Tensor]:
+        pieces = [self._destinations[key] for key in keys[: len(route.parts)]]
         for one in tensor.unbind(0) if route.all_experts else (tensor,):
             dim = pieces[0].stack_dim
             if len(pieces) == 1 or dim == WHOLE:
@@ -153,8 +167,8 @@ def _wrong_dtype(name: str, dtype: torch.dtype, accepted: Sequence[torch.dtype])
     )
 
 
-def _readable(place: Place) -> str:
-    parameter, part, expert = place
+def _readable(key: Key) -> str:
+    parameter, part, expert = key
     extras = [f"part {part}"] if part else []
     extras += [f"expert {expert}"] if expert >= 0 else []
     return parameter + (f" ({', '.join(extras)})" if extras else "")

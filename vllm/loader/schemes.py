@@ -9,19 +9,19 @@ from vllm.config.vllm import VllmConfig
 from vllm.errors import ConfigError
 from vllm.layers.methods import DeviceMethods
 from vllm.layers.quantization.compressed_tensors import CompressedTensors
-from vllm.layers.schemes import Names, Scheme, Unquantized
+from vllm.layers.schemes import Checkpoint, Scheme
 
-_Maker = Callable[[DeviceMethods, Names, Mapping[str, Any]], Scheme]
+_Maker = Callable[[DeviceMethods, Checkpoint, Mapping[str, Any]], Scheme]
 # By `quant_method` of the quantization_config in config.json.
 _SCHEMES: Final[Mapping[str, _Maker]] = {"compressed-tensors": CompressedTensors}
 
 
-def scheme_of(config: VllmConfig, methods: DeviceMethods, names: Names) -> Scheme:
+def scheme_of(config: VllmConfig, methods: DeviceMethods, checkpoint: Checkpoint) -> Scheme:
     """Raises ConfigError if the checkpoint is quantized in a way that is not supported."""
     facts = _facts(config)
     if not facts:
-        return Unquantized(methods)
-    return _SCHEMES[facts["quant_method"]](methods, names, facts)
+        return Scheme(methods)
+    return _SCHEMES[facts["quant_method"]](methods, checkpoint, facts)
 
 
 def refuse_unknown_formats(config: VllmConfig) -> None:

@@ -63,6 +63,17 @@ def _indexed(root: Path, name: str) -> list[Path]:
     return [root / name for name in names]
 
 
+def _owners(files: Sequence[Path]) -> dict[str, str]:
+    """The file of each tensor, where an index says so."""
+    for index in INDEXES.values():
+        for root in {path.parent for path in files}:
+            if (root / index).exists():
+                names: dict[str, str] = json.loads((root / index).read_text())["weight_map"]
+                if set(names.values()) <= {path.name for path in files}:
+                    return names
+    return {}
+
+
 def _listed(root: Path, name: str, ignore: Sequence[str]) -> list[Path]:
     unwanted = (*ignore, *NOT_WEIGHTS)
     files = [
@@ -90,11 +101,25 @@ def tensors_named(files: Sequence[Path], names: set[str]) -> dict[str, Tensor]:
     return found
 
 
+def tensor_names(files: Sequence[Path]) -> set[str]:
+    """The names of all tensors. Raises LoadError."""
+    names: set[str] = set()
+    for path in files:
+        if path.suffix == ".safetensors":
+            with _opened(path) as file:
+                names.update(file.keys())
+        else:
+            names.update(name for name, _ in _pickled(path))
+    return names
+
+
 def stream(files: Sequence[Path], progress: bool) -> Iterator[Named]:
     """Tensors of all `files`, on the host, valid until the next one is asked for.
 
-    Data is mapped, not read, where the format allows. Raises LoadError naming a broken file.
+    Data is mapped, not read, where the format allows. A tensor that several files hold comes from
+    the one that the index names. Raises LoadError naming a broken file.
     """
+    owners = _owners(files)
     total = sum(path.stat().st_size for path in files)
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress
@@ -104,7 +129,8 @@ def stream(files: Sequence[Path], progress: bool) -> Iterator[Named]:
             tensors = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
             done = 0
             for name, tensor in tensors:
-                yield name, tensor
+                if owners.get(name, path.name) == path.name:
+                    yield name, tensor
                 done += tensor.nbytes
                 bar.update(tensor.nbytes)
             bar.update(max(path.stat().st_size - done, 0))

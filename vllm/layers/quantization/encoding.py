@@ -5,32 +5,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vllm.layers.shapes import Piece
+from vllm.layers.shapes import EVERYTHING, Piece, Share
 from vllm.layers.weights import Random
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedTensor:
-    """One tensor of an encoded piece. Sharding and stacking are as of `Destination`."""
+    """One tensor of an encoded piece. The fields mean what they mean in `Destination`."""
 
     name: str
     shape: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...]
     random: Random
-    dim: int = -1
-    start: int = 0
-    length: int = 0
+    share: Share = EVERYTHING
     stack_dim: int = 0
-
-    @property
-    def local_shape(self) -> tuple[int, ...]:
-        if self.dim < 0:
-            return self.shape
-        return (*self.shape[: self.dim], self.length, *self.shape[self.dim + 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +37,18 @@ class QuantizedPiece:
     scales: Tensor  # [outputs, 1] of a plain dtype
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """[outputs, inputs] in `dtype`."""
-        return self.values.to(dtype) * self.scales.to(dtype)
+        """[outputs, inputs] in `dtype`, rounded once."""
+        return (self.values.float() * self.scales.float()).to(dtype)
 
 
 class Encoding(ABC):
-    """What a checkpoint holds instead of one plain matrix."""
+    """What a checkpoint holds instead of one plain matrix. Hashable: equal ones share methods."""
 
-    values_dtype: torch.dtype  # of QuantizedPiece.values
+    values_dtype: ClassVar[torch.dtype]  # of QuantizedPiece.values
 
     @abstractmethod
     def tensors(self, piece: Piece) -> tuple[EncodedTensor, ...]:
-        """The tensors that encode `piece`."""
+        """The tensors that encode `piece`. Raises ConfigError if ranks cannot share them so."""
 
     @abstractmethod
     def decode(self, loaded: Mapping[str, Tensor], piece: Piece) -> QuantizedPiece:

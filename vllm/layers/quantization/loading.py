@@ -15,7 +15,7 @@ from vllm.layers.weights import ELSEWHERE, Destination, Target
 
 
 class EncodedLoading:
-    """The loading of layers whose pieces come in an encoding, whatever stores them."""
+    """Fills layers whose pieces come in `encoding`."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
@@ -32,12 +32,10 @@ class EncodedLoading:
                     tensor.shape,
                     piece.part,
                     piece.expert,
-                    tensor.dim,
-                    tensor.start,
-                    tensor.length,
-                    tensor.dtypes,
-                    tensor.stack_dim,
-                    tensor.random,
+                    share=tensor.share,
+                    dtypes=tensor.dtypes,
+                    stack_dim=tensor.stack_dim,
+                    random=tensor.random,
                 )
 
     def decoded(self, layer: Weighted | ExpertWeights) -> Iterator[tuple[Piece, QuantizedPiece]]:
@@ -64,4 +62,5 @@ class _Staged:
         return self
 
     def copy_(self, source: Tensor, /) -> None:
-        self.layer.stage(self.key, self.tensor.local_shape, source.dtype).copy_(source)
+        shape = self.tensor.share.shape(self.tensor.shape)
+        self.layer.stage(self.key, shape, source.dtype).copy_(source)

@@ -16,7 +16,7 @@ from vllm.layers.weighted import TableMethod, Weighted, WeightMethod
 from vllm.layers.weights import Destination, parameter
 
 
-class Dequantizing(TableMethod):
+class DequantizedAtUse(TableMethod):
     """weight [num_outputs, num_inputs] of the encoding's values, scales [num_outputs, 1]."""
 
     def __init__(self, encoding: Encoding) -> None:
@@ -25,8 +25,10 @@ class Dequantizing(TableMethod):
     def allocate(self, layer: Weighted, device: torch.device) -> None:
         outputs, inputs = layer.num_outputs, layer.num_inputs
         layer.weight = parameter((outputs, inputs), self.loading.encoding.values_dtype, device)
-        layer.scales = parameter((outputs, 1), layer.dtype, device)
-        layer.scales.data.zero_()  # those of padding stay as they are
+        layer.scales = parameter((outputs, 1), torch.float32, device)
+        if layer.has_padding:
+            layer.weight.data.zero_()
+            layer.scales.data.zero_()
 
     def destinations(self, layer: Weighted) -> Iterator[Destination]:
         return self.loading.destinations(layer)
@@ -49,7 +51,7 @@ class Dequantizing(TableMethod):
         return rows.dequantized(layer.dtype)
 
 
-class Decoding(WeightMethod):
+class DequantizedAtLoad(WeightMethod):
     """Weights that are quantized in the checkpoint and plain in memory, as `own` keeps them."""
 
     def __init__(self, encoding: Encoding, own: Plain) -> None:
@@ -74,7 +76,7 @@ class Decoding(WeightMethod):
         return self.own.apply_gated(layer, x)
 
 
-class DequantizingExperts(ExpertsMethod):
+class ExpertsDequantizedAtUse(ExpertsMethod):
     """As PlainExperts, of the encoding's values, with scales [E, outputs, 1] of w13 and w2."""
 
     def __init__(self, encoding: Encoding, moe: Callable[..., Tensor]) -> None:
@@ -86,8 +88,8 @@ class DequantizingExperts(ExpertsMethod):
         count, hidden, width = layer.num_experts, layer.hidden, layer.width
         layer.w13 = parameter((count, 2 * width, hidden), values, device)
         layer.w2 = parameter((count, hidden, width), values, device)
-        layer.w13_scales = parameter((count, 2 * width, 1), layer.dtype, device)
-        layer.w2_scales = parameter((count, hidden, 1), layer.dtype, device)
+        layer.w13_scales = parameter((count, 2 * width, 1), torch.float32, device)
+        layer.w2_scales = parameter((count, hidden, 1), torch.float32, device)
 
     def destinations(self, layer: ExpertWeights) -> Iterator[Destination]:
         return self.loading.destinations(layer)

@@ -50,6 +50,8 @@ class PackedLinear(Plain):
                 layer.num_outputs, layer.num_inputs, layer.is_gated, layer.dtype
             )
         )
+        if layer.has_padding:
+            layer.weight.data.zero_()
 
     def target(self, layer: Weighted, piece: Piece) -> PackedRows:
         half, first = _WHOLE, piece.first
@@ -58,7 +60,7 @@ class PackedLinear(Plain):
         return PackedRows(layer.weight.data, half, first, (piece.count, layer.num_inputs))
 
     def new_bias(self, layer: Weighted, device: torch.device) -> nn.Parameter:
-        """Of gated layers in the order of the panels."""
+        """What panels add, in their order if the layer is gated."""
         if not layer.is_gated:
             return super().new_bias(layer, device)
         return _parameter(_packed_bias(torch.zeros(layer.num_outputs)).to(layer.dtype))
@@ -116,10 +118,11 @@ class PackedExperts(ExpertsMethod):
             yield destination(piece, partial(self._target, layer, piece))
 
     def _target(self, layer: ExpertWeights, piece: Piece) -> PackedRows:
+        shape = (piece.count, piece.num_inputs)
         if piece.prefix == "w2.":
-            return PackedRows(layer.w2.data[piece.expert], _WHOLE, 0, piece.local_shape)
+            return PackedRows(layer.w2.data[piece.expert], _WHOLE, 0, shape)
         half = _GATE if piece.part == "gate" else _UP
-        return PackedRows(layer.w13.data[piece.expert], half, 0, piece.local_shape)
+        return PackedRows(layer.w13.data[piece.expert], half, 0, shape)
 
     def apply(self, layer: ExpertWeights, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.packed_moe.default(
