@@ -16,7 +16,7 @@ class Seated(Protocol):
 
     @property
     def is_quiet(self) -> bool:
-        """Nothing is told of it before its end."""
+        """Whether its user gets nothing before its end."""
         ...
 
 
@@ -24,8 +24,10 @@ T = TypeVar("T", bound=Seated)
 
 
 class Seats(Generic[T]):
-    """By slot. Tokens of quiet sequences, of which nothing is told before they end, gather here:
-    a step adds to all of them at once."""
+    """Sequences by slot. Tokens of quiet ones gather here: a step adds to all of them at once.
+
+    Users of quiet sequences get nothing before the end.
+    """
 
     def __init__(self) -> None:
         self.sequences: list[T | None] = []

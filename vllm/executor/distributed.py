@@ -91,8 +91,8 @@ class DistributedExecutor:
     def receive(self, timeout_s: float | None = None) -> None:
         """Take the replies that have come; waits up to `timeout_s` for the first of them.
 
-        Raises ExecutorDied if a rank was gone before; one found gone now only after what came with
-        the news was used, which may tell more.
+        Raises ExecutorDied if a rank is known to be gone. A death that is found now is raised by
+        the next call, so that replies which came before it are used first.
         """
         if self._dead is not None:
             raise self._dead

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -80,7 +81,8 @@ class LocalRanks:
             try:
                 reply = self._replies[rank].get()
             except QueueClosed:
-                raise self._rank_died(rank) from None
+                gone.append(rank)
+                continue
             assert reply is not None
             yield rank, reply
         if not events:
@@ -91,12 +93,13 @@ class LocalRanks:
 
     def stop(self) -> None:
         self._closing.close()  # a rank ends when it finds its channel closed
+        for escalate in (SpawnProcess.terminate, SpawnProcess.kill):
+            until = time.monotonic() + _GRACE_S
+            for process in self.processes:
+                process.join(max(0.0, until - time.monotonic()))
+                if process.exitcode is None:
+                    escalate(process)
         for process in self.processes:
-            for escalate in (process.terminate, process.kill):
-                process.join(_GRACE_S)
-                if process.exitcode is not None:
-                    break
-                escalate()
             process.join()
             process.close()
         self.processes.clear()

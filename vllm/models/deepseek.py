@@ -74,7 +74,7 @@ class DeepSeek(Decoder):
         return LatentSelfAttention(hf, self.rope, self.scale(), self.context)
 
     def scale(self) -> float:
-        """Of the scores: YaRN with mscale_all_dim raises it on top of the usual."""
+        """Scale of the scores. YaRN with mscale_all_dim raises the usual one."""
         hf, rope = self.hf_config, self.rope_parameters()
         usual = (hf.qk_nope_head_dim + hf.qk_rope_head_dim) ** -0.5
         weight = rope.number("mscale_all_dim", 0.0)

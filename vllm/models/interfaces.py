@@ -22,7 +22,7 @@ class Model(nn.Module, ABC):
     weights: ClassVar[tuple[Rule, ...]] = ()
 
     def __init__(self, context: ModelContext) -> None:
-        """Build on `context.device`, weights uninitialised. Raises ConfigError if it cannot run."""
+        """Declare all layers. Raises ConfigError if the model cannot run as configured."""
         super().__init__()
 
     def tied_weights(self) -> Mapping[str, str]:

@@ -16,8 +16,8 @@ from vllm.worker.slots import DUMMY_SLOT
 class Draws:
     """S rows whose last hidden state is drawn from; D of them for a request.
 
-    In a padded launch S is the number of its rows, and those that draw for nobody have the dummy
-    slot; in any other S = D.
+    In a padded launch S is the number of its rows, and rows without a request have the dummy slot;
+    in any other S = D.
     """
 
     plan_rows_np: Int32Array  # [D] rows of the StepPlan, ascending
@@ -64,13 +64,13 @@ def _draws_of_all(plan: StepPlan, launch: Launch) -> Draws:
 
 
 def dummy_draws(launch: Launch) -> Draws:
-    """A draw of every row of a launch of dummy rows, for nobody."""
+    """Draws from every row of a launch of dummy rows, whose tokens go to the dummy slot."""
     num_rows = launch.num_rows
-    nobody = np.empty(0, np.int32)
+    no_rows = np.empty(0, np.int32)
     zeros = np.zeros(num_rows, np.int32)
     return Draws(
-        plan_rows_np=nobody,
-        picked_np=nobody,
+        plan_rows_np=no_rows,
+        picked_np=no_rows,
         hidden_np=launch.query_start_np[:-1],
         slots_np=np.full(num_rows, DUMMY_SLOT, np.int32),
         positions_np=zeros,
