@@ -165,6 +165,7 @@ async def test_the_death_of_a_rank_ends_the_engine_with_its_name(
         AsyncEngineArgs(model=str(tiny_story), tensor_parallel_size=2, max_model_len=1024)
     )
     try:
+        await engine.check_health()
         pids = ranks_of(engine.client._process.pid)
         assert len(pids) == 2
         if is_busy:
