@@ -3,8 +3,10 @@
 python benchmarks/pairs.py --before TREE --after TREE [--pairs 20] [--only decode,start]
 
 Both trees run in this Python environment, each with its own `vllm` (built in place). A pair is one
-measurement of each tree, the order drawn by lot; a ratio above 1 means that `after` takes more. The
-interval is that of the median ratio, of 95 % or a little more, from order statistics.
+measurement of each tree, the order drawn by lot; a ratio above 1 means that `after` takes more.
+Where a process's memory happens to lie can make a tenth of its speed, so that processes are started
+anew for every few pairs, in turns `before` or `after` first. The interval is that of the median
+ratio, of 95 % or a little more, from order statistics.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from benchmarks.compare.models import SHAPES, ensure  # noqa: E402
 WORKER = Path(__file__).with_name("pairs_worker.py")
 LARGE, SMALL = "qwen3-0.6b", "tiny"
 LIMIT_S = 600.0
+ROUNDS = 4  # pairs of processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,15 @@ class Worker:
 
 
 @contextmanager
+def worker(tree: Path, model: Path) -> Iterator[Worker]:
+    started = Worker(tree, model)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+@contextmanager
 def server(tree: Path, model: Path) -> Iterator[str]:
     """The address of a server of the tree."""
     with socket.socket() as probe:
@@ -162,7 +175,7 @@ def http_seconds(url: str, workload: Workload) -> float:
 
 
 def pairs_of(
-    measures: tuple[Callable[[], float], Callable[[], float]], count: int, name: str
+    measures: Sequence[Callable[[], float]], count: int, name: str
 ) -> list[tuple[float, float]]:
     """`count` pairs (before, after), after one of each that is not counted."""
     for measure in measures:
@@ -174,6 +187,27 @@ def pairs_of(
         taken = {which: measures[which]() for which in order}
         found.append((taken[0], taken[1]))
     return found
+
+
+def in_rounds(
+    start: Callable[[Path], AbstractContextManager[Any]],
+    measure: Callable[[Any, Workload], float],
+    loads: Mapping[str, Workload],
+    trees: Sequence[Path],
+    count: int,
+) -> None:
+    """Report `count` pairs of each load, in ROUNDS pairs of processes."""
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in loads}
+    for number in range(ROUNDS):
+        with ExitStack() as stack:
+            running: dict[int, Any] = {}
+            for which in (0, 1) if number % 2 == 0 else (1, 0):
+                running[which] = stack.enter_context(start(trees[which]))
+            for name, load in loads.items():
+                measures = [partial(measure, running[which], load) for which in (0, 1)]
+                pairs[name] += pairs_of(measures, -(-count // ROUNDS), name)
+    for name, found in pairs.items():
+        report(name, found)
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -206,9 +240,8 @@ def measure_starts(trees: list[Path], model: Path, count: int) -> None:
         order = [0, 1]
         random.shuffle(order)
         for which in order:
-            worker = Worker(trees[which], model)
-            taken[which] = (worker.start_s, worker.peak_gib())
-            worker.close()
+            with worker(trees[which], model) as started:
+                taken[which] = (started.start_s, started.peak_gib())
         if number:  # the first reads files that the second finds in memory
             for i, name in enumerate(STARTS):
                 rows[name].append((taken[0][i], taken[1][i]))
@@ -235,21 +268,13 @@ def main() -> None:
         parser.error(f"--only {', '.join(sorted(unknown))}: choose of {', '.join(names)}")
     models = {name: ensure(SHAPES[name], args.models) for name in (LARGE, SMALL)}
     for model in (LARGE, SMALL):
-        offline = {n: w for n, w in OFFLINE.items() if n in wanted and w.model == model}
-        if not offline:
-            continue
-        workers = [Worker(tree, models[model]) for tree in trees]
-        for name, load in offline.items():
-            measures = tuple(lambda w=worker, load=load: w.seconds(load) for worker in workers)
-            report(name, pairs_of(measures, args.pairs, name))  # type: ignore[arg-type]
-        for worker in workers:
-            worker.close()
-    if set(HTTP) & set(wanted):
-        with ExitStack() as stack:
-            urls = [stack.enter_context(server(tree, models[SMALL])) for tree in trees]
-            for name in (n for n in HTTP if n in wanted):
-                measures = tuple(lambda u=u, n=name: http_seconds(u, HTTP[n]) for u in urls)
-                report(name, pairs_of(measures, args.pairs, name))  # type: ignore[arg-type]
+        loads = {n: w for n, w in OFFLINE.items() if n in wanted and w.model == model}
+        if loads:
+            start = partial(worker, model=models[model])
+            in_rounds(start, Worker.seconds, loads, trees, args.pairs)
+    if loads := {n: w for n, w in HTTP.items() if n in wanted}:
+        start = partial(server, model=models[SMALL])
+        in_rounds(start, http_seconds, loads, trees, args.pairs)
     if "start" in wanted:
         measure_starts(trees, models[LARGE], args.pairs)
 

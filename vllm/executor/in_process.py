@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vllm.distributed.place import ALONE
 from vllm.executor.base import ExecutorDied, StepHandle
-from vllm.executor.control import Method, RankStep, WorkerType, invoke
+from vllm.executor.control import Method, WorkerType, invoke
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.facts import WorkerFacts
 from vllm.messages.step import StepPlan, StepResult
@@ -35,7 +35,8 @@ class InlineExecutor:
         self._worker.bind_kv_cache(layout)
 
     def submit(self, plan: StepPlan) -> StepHandle:
-        return _InlineStep(self._worker.execute(plan))
+        # The only rank is the driver, whose answer has values.
+        return cast(StepHandle, self._worker.execute(plan))
 
     def call(self, method: Method, *args: Any) -> list[Any]:
         return [invoke(self._worker, method, args)]
@@ -45,18 +46,6 @@ class InlineExecutor:
 
     def stop(self) -> None:
         self._closing.close()
-
-
-class _InlineStep:
-    """A step of the only rank, which is the driver."""
-
-    def __init__(self, step: RankStep) -> None:
-        self._step = step
-
-    def result(self) -> StepResult:
-        result = self._step.result()
-        assert result is not None, "the driver answered without values"
-        return result
 
 
 class ThreadedExecutor:
