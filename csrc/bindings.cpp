@@ -3,6 +3,7 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include "cpu/collectives.h"
 #include "cpu/graph.h"
 #include "cpu/ops.h"
 #include "cpu/select.h"
@@ -10,6 +11,10 @@
 TORCH_LIBRARY(vllm, m) {
   m.def("select_isa(str name) -> str", &vllm::cpu::select_isa);
   m.def("available_isas() -> str[]", &vllm::cpu::available_isas);
+
+  m.def("join_ranks(int fd, int rank, int size) -> int", &vllm::cpu::join_ranks);
+  m.def("sum_over_ranks(Tensor x, int ranks) -> Tensor");
+  m.def("gather_over_ranks(Tensor x, int ranks) -> Tensor");
 
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def(
@@ -60,6 +65,8 @@ TORCH_LIBRARY(vllm, m) {
 }
 
 TORCH_LIBRARY_IMPL(vllm, CPU, m) {
+  m.impl("sum_over_ranks", &vllm::cpu::sum_over_ranks);
+  m.impl("gather_over_ranks", &vllm::cpu::gather_over_ranks);
   m.impl("rms_norm", &vllm::cpu::rms_norm);
   m.impl("fused_add_rms_norm", &vllm::cpu::fused_add_rms_norm);
   m.impl("gemma_rms_norm", &vllm::cpu::gemma_rms_norm);

@@ -24,6 +24,7 @@ HOST_SOURCES = (
     "csrc/bindings.cpp",
     "csrc/cpu/attention.cpp",
     "csrc/cpu/cache.cpp",
+    "csrc/cpu/collectives.cpp",
     "csrc/cpu/elementwise.cpp",
     "csrc/cpu/gemm.cpp",
     "csrc/cpu/graph.cpp",

@@ -191,6 +191,9 @@ struct KernelTable {
   void (*normed_rotary[kNumDTypes][2])(const RotaryHead& head, const void* weight, float eps);
 
   void (*add_weighted[kNumDTypes])(const WeightedSum& sum);
+  // Elements [begin, end) of `count` arrays, added up in this order and rounded once.
+  void (*add_arrays[kNumDTypes])(const char* const* arrays, int count, int64_t begin, int64_t end,
+                                 void* out);
 
   void (*multiply[kNumDTypes])(const PanelProduct& product);
   // Rows of a weight into outputs [first, first + count) of a panel; missing ones are zero.

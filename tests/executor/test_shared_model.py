@@ -8,8 +8,7 @@ from tests.executor.thread_ranks import ThreadRanks
 from tests.models.ranks import InThread, Meeting
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
-from vllm.distributed.groups import Group
-from vllm.distributed.place import make_places
+from vllm.distributed.place import Place, make_places
 from vllm.executor.distributed import DistributedExecutor
 from vllm.platforms.cpu import CpuPlatform
 from vllm.worker.worker import Worker
@@ -49,8 +48,8 @@ def test_tokens_are_those_of_one_rank(arch, size, blocks, depth, tmp_path, monke
 
     meeting = Meeting(size)
 
-    def collectives(_: CpuPlatform, group: Group) -> InThread:
-        return InThread(group.rank, meeting)
+    def collectives(_: CpuPlatform, place: Place) -> InThread:
+        return InThread(place.tp.rank, meeting)
 
     def make_executor(config) -> DistributedExecutor:
         return DistributedExecutor(config, Worker, ThreadRanks(), make_places(size))

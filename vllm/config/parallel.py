@@ -18,7 +18,7 @@ class ParallelConfig:
     distributed_executor_backend: str = option(
         "",
         choices=("uni", "mp"),
-        auto="uni for one device",
+        auto="uni for one rank, else mp",
         help="uni: the model runs in the engine's own process; mp: in worker processes.",
     )
 

@@ -18,7 +18,7 @@ class Place:
     pp: Group = SINGLE
     dp: Group = SINGLE
     ep: Group = SINGLE
-    rendezvous: str = ""  # host:port at which ranks meet; "" where they need not
+    rendezvous: str = ""  # a path or host:port at which ranks meet; "" where they need not
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm.config import legacy, unavailable, unavailable_variables
@@ -83,8 +84,17 @@ def _checked(arguments: Mapping[str, Any], env: Environment) -> dict[str, Any]:
 
 def _parallel(draft: Draft) -> ParallelConfig:
     fields = draft.of(ParallelConfig)
-    fields["distributed_executor_backend"] = fields["distributed_executor_backend"] or "uni"
-    return ParallelConfig(**fields)
+    asked = fields["distributed_executor_backend"]
+    config = ParallelConfig(**fields)
+    if asked == "uni" and config.world_size > 1:
+        raise ConfigError(
+            f"--distributed-executor-backend uni runs one rank, and there are {config.world_size} "
+            "(--tensor-parallel-size). Use mp, or leave it out."
+        )
+    return replace(
+        config,
+        distributed_executor_backend=asked or ("mp" if config.world_size > 1 else "uni"),
+    )
 
 
 def _cache(draft: Draft, model: ModelConfig) -> CacheConfig:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
@@ -39,6 +40,10 @@ class LocalRanks:
         context = multiprocessing.get_context("spawn")
         self._requests, request_readers = broadcast_queue(len(places))
         self._closing.callback(self._requests.close)
+        # Memory without a name, in which the ranks meet: nothing is left behind, whoever dies.
+        memory = os.memfd_create("vllm-ranks")
+        self._closing.callback(os.close, memory)
+        meeting = f"/proc/{os.getpid()}/fd/{memory}"
         for place, requests in zip(places, request_readers, strict=True):
             reply_writer, (replies,) = broadcast_queue(1)
             channel = _QueueChannel(requests, reply_writer)
@@ -46,7 +51,7 @@ class LocalRanks:
                 self._closing.callback(end.close)
             process = context.Process(
                 target=_run,
-                args=(main, place, channel),
+                args=(main, replace(place, rendezvous=meeting), channel),
                 name=f"vllm-rank-{place.rank}",
                 daemon=True,
             )

@@ -10,7 +10,7 @@ import torch
 
 from vllm.device.collectives import Alone, Collectives
 from vllm.device.device import Device
-from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.errors import ConfigError
 from vllm.platforms.facts import PlatformFacts
 
@@ -66,12 +66,12 @@ class Platform(PlatformFacts):
 
         return reference_methods(ops)
 
-    def collectives(self, group: Group) -> Collectives:
-        """What the ranks of `group` compute together. Raises ConfigError if they cannot."""
-        if group.size == 1:
+    def collectives(self, place: Place) -> Collectives:
+        """What ranks that share layers compute together. Raises ConfigError if they cannot."""
+        if place.tp.size == 1:
             return Alone()
         raise ConfigError(
-            f"{group.size} ranks cannot share a model on this platform. Use "
+            f"{place.tp.size} ranks cannot share a model on this platform. Use "
             "--tensor-parallel-size 1."
         )
 

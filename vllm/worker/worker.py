@@ -69,7 +69,7 @@ class Worker:
                 self.config,
                 self.platform,
                 self.device.torch_device,
-                self.platform.collectives(self.place.tp),
+                self.platform.collectives(self.place),
             )
         self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started

@@ -67,6 +67,17 @@ void add_weighted(const WeightedSum& sum) {
   });
 }
 
+template <typename T>
+void add_arrays(const char* const* arrays, int count, int64_t begin, int64_t end, void* out) {
+  for_each_vector(end - begin, [&](int64_t i, int n) {
+    Vec total = load_n(reinterpret_cast<const T*>(arrays[0]) + begin + i, n);
+    for (int a = 1; a < count; ++a) {
+      total += load_n(reinterpret_cast<const T*>(arrays[a]) + begin + i, n);
+    }
+    store_n(static_cast<T*>(out) + i, total, n);
+  });
+}
+
 template <typename T, typename C>
 void rotary(const RotaryHead& head) {
   const T* in = static_cast<const T*>(head.in);
@@ -109,6 +120,7 @@ void add(KernelTable& table, DType dtype) {
   table.silu_and_mul[dtype] = silu_and_mul<T>;
   table.gelu_tanh_and_mul[dtype] = gelu_tanh_and_mul<T>;
   table.add_weighted[dtype] = add_weighted<T>;
+  table.add_arrays[dtype] = add_arrays<T>;
   table.rotary[dtype][0] = rotary<T, T>;
   table.rotary[dtype][1] = rotary<T, float>;
   table.normed_rotary[dtype][0] = normed_rotary<T, T>;

@@ -12,7 +12,9 @@ import torch
 from vllm import envs
 from vllm.device.attention import AttentionBackend
 from vllm.device.capabilities import Capabilities
+from vllm.device.collectives import Collectives
 from vllm.device.device import Device
+from vllm.distributed.place import Place
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.platforms.base import Platform
@@ -77,9 +79,20 @@ class CpuPlatform(Platform):
         from vllm.device.graphs import EagerRunner
         from vllm.platforms.cpu.graphs import CpuGraphRunner
 
-        # Ranks exchange partial sums by calls that no graph sees.
-        captures = native.is_available() and config.parallel.world_size == 1
-        return CpuGraphRunner() if captures and not config.device.enforce_eager else EagerRunner()
+        captures = native.is_available() and not config.device.enforce_eager
+        return CpuGraphRunner() if captures else EagerRunner()
+
+    def collectives(self, place: Place) -> Collectives:
+        from vllm.platforms.cpu.collectives import SharedMemory
+
+        if place.tp.size == 1:
+            return super().collectives(place)
+        if not native.is_available():
+            raise ConfigError(
+                f"{place.tp.size} ranks compute together in native code, which was not built. "
+                "Build it with: python csrc/build.py --inplace"
+            )
+        return SharedMemory(place.tp, place.rendezvous)
 
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
         from vllm.platforms.cpu.warmup import warm_up
@@ -93,8 +106,11 @@ class CpuPlatform(Platform):
         )
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
-        share = config.cache.gpu_memory_utilization
-        usable = int(share * (facts.free_bytes + facts.weight_bytes)) - facts.weight_bytes
+        # Ranks share the memory of the machine.
+        share = config.cache.gpu_memory_utilization / config.parallel.world_size
+        num_ranks = config.parallel.world_size
+        all_weights = facts.weight_bytes * num_ranks
+        usable = int(share * (facts.free_bytes + all_weights)) - facts.weight_bytes
         budget = max(0, usable - facts.activation_bytes)
         logger.info(
             "Memory: %.2f GiB free of %.2f; %.0f %% of what was free before loading, less %.2f GiB "
