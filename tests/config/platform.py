@@ -10,6 +10,7 @@ import torch
 from vllm.config.vllm import VllmConfig
 from vllm.device.attention import AttentionBackend
 from vllm.device.capabilities import Capabilities
+from vllm.device.collectives import Collectives
 from vllm.device.device import Device
 from vllm.device.graphs import GraphRunner
 from vllm.device.planner import Planner
@@ -48,7 +49,7 @@ class FactsOnly(Platform):
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
         raise NotImplementedError
 
-    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         raise NotImplementedError
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:

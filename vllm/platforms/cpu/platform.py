@@ -94,11 +94,12 @@ class CpuPlatform(Platform):
             )
         return SharedMemory(place.tp, place.rendezvous)
 
-    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.cpu.warmup import warm_up
 
         warm_up(
             runner.rehearse,
+            tp.agreed,
             max_rows=config.scheduler.max_num_seqs,
             max_tokens=config.scheduler.max_num_batched_tokens,
             max_row_tokens=config.model.max_model_len,

@@ -21,6 +21,7 @@ _PATIENCE_S = 0.1
 
 def warm_up(
     run: Callable[[Launch], object],
+    agreed: Callable[[float], float],
     *,
     max_rows: int,
     max_tokens: int,
@@ -28,14 +29,17 @@ def warm_up(
     block_size: int,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run a decode of one row and a short prefill; the largest of both if they are quick."""
+    """Run a decode of one row and a short prefill; the largest of both if they are quick.
+
+    `agreed` makes of this rank's seconds those that all ranks go by.
+    """
     started = clock()
     planner = UnifiedPlanner(block_size)
     with tqdm(total=4, desc="Warm-up", disable=not sys.stderr.isatty(), leave=False) as bar:
         run(planner.rehearsal_of([1]))
         bar.update()
         probe = min(_PROBE_TOKENS, max_tokens)
-        token_s = _timed(run, planner.rehearsal(probe, max_row_tokens), clock) / probe
+        token_s = agreed(_timed(run, planner.rehearsal(probe, max_row_tokens), clock)) / probe
         bar.update()
         if max_rows > 1 and max_rows * token_s < _PATIENCE_S:
             run(planner.rehearsal_of([1] * max_rows))

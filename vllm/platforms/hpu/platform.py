@@ -10,6 +10,7 @@ import torch
 
 from vllm.device.attention import AttentionBackend
 from vllm.device.capabilities import Capabilities
+from vllm.device.collectives import Collectives
 from vllm.device.device import Device
 from vllm.envs import Environment
 from vllm.errors import ConfigError
@@ -88,7 +89,7 @@ class HpuPlatform(Platform):
 
         return make_runner(settings_of(config))
 
-    def warm_up(self, config: VllmConfig, runner: WarmUpRunner) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.hpu.warmup import WarmUp
 
         WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization).run()
