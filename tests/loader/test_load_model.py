@@ -166,6 +166,12 @@ def test_a_tensor_in_two_files_is_that_of_the_file_the_index_names(copied, llama
     assert_same(load(copied), load(llama))
 
 
+def test_the_index_of_another_format_is_not_read(copied, llama, load):
+    torch.save(load_file(copied / FILE), copied / "pytorch_model.bin")
+    (copied / f"{FILE}.index.json").write_text("{ broken")
+    assert_same(load(copied, load_format="pt"), load(llama))
+
+
 def test_dummy_weights_need_no_files_and_follow_the_seed(copied, load):
     (copied / FILE).unlink()
     first = load(copied, load_format="dummy", seed=1)

@@ -64,13 +64,13 @@ def _indexed(root: Path, name: str) -> list[Path]:
 
 
 def _owners(files: Sequence[Path]) -> dict[str, str]:
-    """The file of each tensor, where an index says so."""
-    for index in INDEXES.values():
-        for root in {path.parent for path in files}:
-            if (root / index).exists():
-                names: dict[str, str] = json.loads((root / index).read_text())["weight_map"]
-                if set(names.values()) <= {path.name for path in files}:
-                    return names
+    """The file of each tensor, where an index says so; `files` are of one format."""
+    for name, suffixes in SUFFIXES.items():
+        if files and files[0].suffix in suffixes:
+            index = files[0].parent / INDEXES[name]
+            if index.exists():  # then it is what gave the files
+                owners: dict[str, str] = json.loads(index.read_text())["weight_map"]
+                return owners
     return {}
 
 
