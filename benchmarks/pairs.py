@@ -3,10 +3,10 @@
 python benchmarks/pairs.py --before TREE --after TREE [--pairs 20] [--only decode,start]
 
 Both trees run in this Python environment, each with its own `vllm` (built in place). A pair is one
-measurement of each tree, the order drawn by lot; a ratio above 1 means that `after` takes more.
-Where a process's memory happens to lie can make a tenth of its speed, so that processes are started
-anew for every few pairs, in turns `before` or `after` first. The interval is that of the median
-ratio, of 95 % or a little more, from order statistics.
+measurement of each tree, the order drawn by lot; a ratio above 1 means that `after` takes more. Of
+two processes the one that was started second may be a tenth faster, whichever tree it runs. So each
+pair is made of two: one of processes of which `before` was started first, one of the other order.
+The interval is that of the median ratio, of 95 % or a little more, from order statistics.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -196,18 +197,21 @@ def in_rounds(
     trees: Sequence[Path],
     count: int,
 ) -> None:
-    """Report `count` pairs of each load, in ROUNDS pairs of processes."""
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in loads}
+    """Report `count` pairs of each load, each the geometric mean of one in either order of start."""
+    pairs: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
     for number in range(ROUNDS):
+        is_before_first = number % 2 == 0
         with ExitStack() as stack:
             running: dict[int, Any] = {}
-            for which in (0, 1) if number % 2 == 0 else (1, 0):
+            for which in (0, 1) if is_before_first else (1, 0):
                 running[which] = stack.enter_context(start(trees[which]))
             for name, load in loads.items():
                 measures = [partial(measure, running[which], load) for which in (0, 1)]
-                pairs[name] += pairs_of(measures, -(-count // ROUNDS), name)
-    for name, found in pairs.items():
-        report(name, found)
+                found = pairs_of(measures, -(-2 * count // ROUNDS), name)
+                pairs[name, is_before_first] += found
+    for name in loads:
+        both = zip(pairs[name, True], pairs[name, False], strict=True)
+        report(name, [(math.sqrt(a[0] * b[0]), math.sqrt(a[1] * b[1])) for a, b in both])
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
