@@ -197,7 +197,7 @@ def in_rounds(
     trees: Sequence[Path],
     count: int,
 ) -> None:
-    """Report `count` pairs of each load, each the geometric mean of one in either order of start."""
+    """Report `count` pairs of each load: geometric means of one in either order of start."""
     pairs: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
     for number in range(ROUNDS):
         is_before_first = number % 2 == 0
