@@ -18,7 +18,7 @@ SLIDING = SlidingWindow(
 BLOCK_BYTES = FULL.bytes_per_block()
 
 
-def make_config(**cache: Any) -> Any:
+def make_config(num_ranks: int = 1, **cache: Any) -> Any:
     """Only what sizing reads of a VllmConfig."""
     defaults = {
         "gpu_memory_utilization": 0.5,
@@ -29,6 +29,7 @@ def make_config(**cache: Any) -> Any:
         cache=SimpleNamespace(**{**defaults, **cache}),
         model=SimpleNamespace(max_model_len=256),
         device=SimpleNamespace(device="cpu"),
+        parallel=SimpleNamespace(world_size=num_ranks),
         scheduler=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64, pipeline_depth=1),
     )
 
@@ -59,6 +60,12 @@ def test_memory_is_used_up_to_its_share_and_no_further_than_requests_can_use() -
     assert tight.num_blocks == 1 * MIB // (2 * BLOCK_BYTES)
     roomy = plan_kv_cache(make_config(), [facts()])
     assert roomy.num_blocks == 1 + 2 * 4 * (256 // 16)
+
+
+def test_ranks_of_the_cpu_share_its_memory() -> None:
+    """Before two ranks loaded 4 MiB each, 28 were free: a quarter is 7, less weights and a step's."""
+    shared = plan_kv_cache(make_config(2), [facts(free_bytes=20 * MIB)] * 2)
+    assert shared.num_blocks == 1 * MIB // (2 * BLOCK_BYTES)
 
 
 def test_the_least_endowed_rank_decides() -> None:
