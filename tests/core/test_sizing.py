@@ -63,7 +63,7 @@ def test_memory_is_used_up_to_its_share_and_no_further_than_requests_can_use() -
 
 
 def test_ranks_of_the_cpu_share_its_memory() -> None:
-    """Before two ranks loaded 4 MiB each, 28 were free: a quarter is 7, less weights and a step's."""
+    """28 MiB were free before both loaded 4: a quarter is 7, less weights and a step's."""
     shared = plan_kv_cache(make_config(2), [facts(free_bytes=20 * MIB)] * 2)
     assert shared.num_blocks == 1 * MIB // (2 * BLOCK_BYTES)
 
