@@ -37,14 +37,6 @@ constexpr int64_t kGrain = 16 * 1024;  // elements a thread should at least have
 constexpr auto kPatience = std::chrono::microseconds(100);
 constexpr int kLooksPerClock = 64;
 
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb");
-#endif
-}
-
 // One per rank, at the beginning of the shared memory, which is zero at first.
 struct alignas(64) Progress {
   std::atomic<uint32_t> arrived;   // the number of the last meeting that the rank came to

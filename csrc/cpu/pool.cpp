@@ -19,14 +19,6 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kPatience = std::chrono::microseconds(100);
 constexpr int kLooksPerClock = 64;
 
-inline void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("isb");
-#endif
-}
-
 struct Job {
   void (*body)(void*, int64_t);
   void* context;

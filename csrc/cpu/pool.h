@@ -14,6 +14,15 @@
 
 namespace vllm::cpu {
 
+// Between two looks at what another thread or process writes.
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#endif
+}
+
 // Threads that may take part, the caller included: torch's number of threads.
 int num_threads();
 

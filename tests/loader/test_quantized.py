@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.loader import running
 from tests.loader.quantizing import FILE, encoded, packed, quantized, rounded
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
@@ -22,25 +23,10 @@ from vllm.layers.weights import Loadable
 HERE = Path(__file__).parent
 # Fused and stacked projections, biases, experts, routers in float32, latent rows.
 ARCHITECTURES = ("llama", "qwen2", "gpt_bigcode", "mixtral", "qwen3_moe", "deepseek_v3")
-PROMPTS = [[7, 11, 5], [100, 3, 44, 9, 250, 17, 30], list(range(3, 40))]
 
 
 def tokens_of(path: Path, **options) -> list[list[int]]:
-    llm = LLM(
-        str(path),
-        **{
-            "dtype": "float32",
-            "max_model_len": 128,
-            "max_num_seqs": 4,
-            "num_gpu_blocks_override": 64,
-            "skip_tokenizer_init": True,
-            "use_tqdm_on_load": False,
-            **options,
-        },
-    )
-    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
-    return [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
+    return running.tokens_of(running.engine(path, **options))
 
 
 @pytest.mark.parametrize("name", ["ct-w8a16-channel", "ct-fp8-w8a16"])
@@ -92,6 +78,10 @@ def test_weights_take_a_byte_each(tmp_path, load):
     assert 3 * sizes[1] < sizes[0]
 
 
+def staged_bytes(layer) -> int:
+    return sum(tensor.nbytes for tensor in layer._staged.values())
+
+
 @pytest.mark.parametrize("arch", ["llama", "mixtral"])
 def test_no_more_than_one_layer_is_held_as_it_was_loaded(arch, tmp_path, load, monkeypatch):
     path = quantized(random_checkpoint.make(arch, tmp_path / "plain"), tmp_path / "q", "int")
@@ -100,13 +90,13 @@ def test_no_more_than_one_layer_is_held_as_it_was_loaded(arch, tmp_path, load, m
 
     def staged(layer, key, *arguments):
         made = stage(layer, key, *arguments)
-        held[id(layer)] = layer.staged_bytes
+        held[id(layer)] = staged_bytes(layer)
         most.append(sum(held.values()))
         return made
 
     def unstaged(layer, key):
         made = unstage(layer, key)
-        held[id(layer)] = layer.staged_bytes
+        held[id(layer)] = staged_bytes(layer)
         return made
 
     monkeypatch.setattr(Loadable, "stage", staged)

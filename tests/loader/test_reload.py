@@ -7,34 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.loader.quantizing import FILE, quantized
-from tests.loader.test_quantized import PROMPTS
+from tests.loader.running import engine, tokens_of
 from tools.tiny_models import random_checkpoint
-from vllm import LLM, SamplingParams
+from vllm import LLM
 from vllm.engine.front_end import CallFailed
 
 # Packed and gated, with biases, tied heads, experts, absorbed latent maps, other module trees.
 ARCHITECTURES = ("llama", "granite", "gpt_bigcode", "gemma2", "mixtral", "deepseek_v3", "olmo2")
-
-
-def engine(path, **options) -> LLM:
-    return LLM(
-        str(path),
-        **{
-            "dtype": "float32",
-            "max_model_len": 128,
-            "max_num_seqs": 4,
-            "num_gpu_blocks_override": 64,
-            "skip_tokenizer_init": True,
-            "use_tqdm_on_load": False,
-            **options,
-        },
-    )
-
-
-def tokens_of(llm: LLM) -> list[list[int]]:
-    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
-    return [list(o.outputs[0].token_ids) for o in llm.generate(prompts, params, use_tqdm=False)]
 
 
 def reload(llm: LLM, path) -> None:

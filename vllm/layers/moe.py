@@ -46,7 +46,7 @@ class Experts(Loadable):
     method: ExpertsMethod  # chosen by the loader, see vllm.layers.schemes
     w13: Tensor
     w2: Tensor
-    # Of methods that quantize.
+    # What methods that quantize have.
     w13_scales: Tensor
     w2_scales: Tensor
 

@@ -117,10 +117,6 @@ class Loadable(nn.Module):
         """What was staged under `key`; its memory is the caller's from now on."""
         return self._staged.pop(key)
 
-    @property
-    def staged_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._staged.values())
-
     def _data(self, name: str) -> Tensor:
         data: Tensor = self.get_parameter(name).data
         return data

@@ -108,8 +108,8 @@ class CpuPlatform(Platform):
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
         # Ranks share the memory of the machine.
-        share = config.cache.gpu_memory_utilization / config.parallel.world_size
         num_ranks = config.parallel.world_size
+        share = config.cache.gpu_memory_utilization / num_ranks
         all_weights = facts.weight_bytes * num_ranks
         usable = int(share * (facts.free_bytes + all_weights)) - facts.weight_bytes
         budget = max(0, usable - facts.activation_bytes)
