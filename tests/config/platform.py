@@ -15,6 +15,7 @@ from vllm.device.device import Device
 from vllm.device.graphs import GraphRunner
 from vllm.device.planner import Planner
 from vllm.device.warmup import WarmUpRunner
+from vllm.distributed.place import Place
 from vllm.messages.facts import WorkerFacts
 from vllm.platforms.base import Platform
 
@@ -40,7 +41,7 @@ class FactsOnly(Platform):
     def device(self, index: int) -> Device:
         raise NotImplementedError
 
-    def prepare_process(self, config: VllmConfig, rank: int) -> None:
+    def prepare_process(self, config: VllmConfig, place: Place) -> None:
         raise NotImplementedError
 
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:

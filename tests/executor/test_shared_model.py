@@ -11,6 +11,7 @@ from tests.models.ranks import InThread, Meeting
 from tests.ops.overrides import isas
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
+from vllm.config.vllm import VllmConfig
 from vllm.device.collectives import Collectives
 from vllm.distributed.place import Place, make_places
 from vllm.executor.distributed import DistributedExecutor
@@ -57,7 +58,7 @@ def test_tokens_are_those_of_one_rank(arch, size, blocks, depth, native, tmp_pat
 
     memory = os.memfd_create("ranks")
 
-    def collectives(_: CpuPlatform, place: Place) -> Collectives:
+    def collectives(_: CpuPlatform, config: VllmConfig, place: Place) -> Collectives:
         if native:
             return SharedMemory(place.tp, f"/proc/{os.getpid()}/fd/{memory}")
         return InThread(place.tp.rank, meeting)

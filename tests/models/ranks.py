@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class Meeting:
 
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size, timeout=HANG_S)
-        self.shown: list[Tensor] = [torch.empty(0)] * size
+        self.shown: list[Any] = [None] * size
 
 
 class InThread(Collectives):
@@ -34,7 +35,21 @@ class InThread(Collectives):
     def gather(self, x: Tensor) -> Tensor:
         return self._together(x, lambda shown: torch.cat(shown, dim=-1))
 
-    def _together(self, x: Tensor, join: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        return self.sum(x).chunk(self.size)[self.rank]
+
+    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        shown = self._together(
+            (x, sent),
+            lambda shown: [rows.split(list(counts))[self.rank].clone() for rows, counts in shown],
+        )
+        assert [len(rows) for rows in shown] == list(received)
+        return torch.cat(shown)
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        return self._together(x, lambda shown: shown[source].clone())
+
+    def _together(self, x: Any, join: Callable[[list[Any]], Any]) -> Any:
         self._meeting.shown[self.rank] = x
         self._meeting.barrier.wait()
         joined = join(self._meeting.shown)

@@ -22,6 +22,18 @@ class ParallelConfig:
         help="uni: the model runs in the engine's own process; mp: in worker processes.",
     )
 
+    distributed_timeout_seconds: int = option(
+        0,
+        low=0,
+        help="Seconds that a rank waits for another in what they compute together. 0: as long as "
+        "the watchdog of steps lets it (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS).",
+    )
+    cpu_distributed_timeout_seconds: int = option(
+        0,
+        low=0,
+        help="The same of what ranks exchange on the host. 0: --distributed-timeout-seconds.",
+    )
+
     @property
     def world_size(self) -> int:
         """Ranks that compute one copy of the model."""

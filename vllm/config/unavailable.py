@@ -207,7 +207,6 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         moe_backend=(TEXT, "auto"),
         enable_return_routed_experts=(BOOL, False),
         headless=(BOOL, False),
-        distributed_timeout_seconds=(INT, None),
         enable_expert_parallel=(BOOL, False),
         enable_eplb=(BOOL, False),
         eplb_config=(OBJECT, None),

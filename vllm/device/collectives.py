@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 class Collectives(ABC):
     """The ranks that share a model's layers; every rank calls the same methods in the same order.
 
-    Results are equal to the bit on all ranks.
+    Results are equal to the bit on all ranks that get the same ones. Rows are along dimension 0.
     """
 
     rank: int
@@ -25,9 +26,34 @@ class Collectives(ABC):
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's `x`, of one shape, in order of rank along the last dimension."""
 
+    @abstractmethod
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        """This rank's rows of the sum of every rank's `x`.   [size * R, ...] -> [R, ...]"""
+
+    @abstractmethod
+    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Rows from every rank, in order of rank.   [sum(sent), ...] -> [sum(received), ...]
+
+        `sent` are the rows of `x` for each rank, in order; `received` those that each has for this
+        one.
+        """
+
+    @abstractmethod
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        """The `x` of rank `source`; other ranks give one of its shape and dtype."""
+
+    def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin `sum`; the result waits for it. Here it is over at once."""
+        total = self.sum(x)
+        return lambda: total
+
     def agreed(self, value: float) -> float:
         """The greatest of every rank's `value`: for decisions that all ranks must take alike."""
-        return float(self.gather(torch.tensor([value], dtype=torch.float32)).max())
+        return float(self.gather(torch.tensor([value], dtype=torch.float64)).max())
+
+    def least(self, value: float) -> float:
+        """The least of every rank's `value`."""
+        return -self.agreed(-value)
 
 
 class Alone(Collectives):
@@ -39,6 +65,15 @@ class Alone(Collectives):
         return x
 
     def gather(self, x: Tensor) -> Tensor:
+        return x
+
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        return x
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
         return x
 
     def agreed(self, value: float) -> float:

@@ -13,12 +13,13 @@ class Place:
 
     rank: int  # among the ranks of one executor
     world_size: int
-    local_rank: int  # index of its device on its machine
+    local_rank: int  # among the ranks of its machine
     tp: Group = SINGLE
     pp: Group = SINGLE
     dp: Group = SINGLE
     ep: Group = SINGLE
     rendezvous: str = ""  # a path or host:port at which ranks meet; "" where they need not
+    device: int = -1  # what the platform has set aside for it on its machine; -1: nothing
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm.executor.base import Executor
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
 def make_executor(config: VllmConfig) -> Executor:
     """The executor that the configuration asks for, not started."""
     # Imported where needed: `vllm.executor.base` is imported by code that needs no model stack.
+    from vllm.platforms import platform_of
     from vllm.worker.worker import Worker
 
+    devices = partial(platform_of(config).devices, config)
     if config.parallel.distributed_executor_backend == "mp":
         from vllm.distributed.place import make_places
         from vllm.executor.distributed import DistributedExecutor
@@ -22,8 +25,8 @@ def make_executor(config: VllmConfig) -> Executor:
 
         places = make_places(config.parallel.tensor_parallel_size)
         assert len(places) == config.parallel.world_size, config.parallel
-        return DistributedExecutor(config, Worker, LocalRanks(), places)
+        return DistributedExecutor(config, Worker, LocalRanks(devices), places)
     from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
 
     in_process = ThreadedExecutor if config.scheduler.pipeline_depth > 1 else InlineExecutor
-    return in_process(config, Worker)
+    return in_process(config, Worker, devices)

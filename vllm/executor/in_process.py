@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from vllm.distributed.place import ALONE
 from vllm.executor.base import ExecutorDied, StepHandle
 from vllm.executor.control import Method, WorkerType, invoke
+from vllm.executor.ranks import SetAside, no_devices
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.facts import WorkerFacts
 from vllm.messages.step import StepPlan, StepResult
@@ -20,13 +22,17 @@ if TYPE_CHECKING:
 class InlineExecutor:
     """Runs everything where it is called; `submit` returns when the device work is queued."""
 
-    def __init__(self, config: VllmConfig, worker_type: WorkerType) -> None:
+    def __init__(
+        self, config: VllmConfig, worker_type: WorkerType, devices: SetAside = no_devices
+    ) -> None:
         self._config = config
         self._worker_type = worker_type
+        self._devices = devices
         self._closing = ExitStack()
 
     def start(self) -> list[WorkerFacts]:
-        self._worker = self._worker_type(self._config, ALONE)
+        (device,) = self._closing.enter_context(self._devices(1))
+        self._worker = self._worker_type(self._config, replace(ALONE, device=device))
         self._closing.callback(self._worker.close)
         self._worker.load()
         return [self._worker.facts()]
@@ -55,8 +61,10 @@ class ThreadedExecutor:
     rank happens in that one thread, in the order of the calls.
     """
 
-    def __init__(self, config: VllmConfig, worker_type: WorkerType) -> None:
-        self._inline = InlineExecutor(config, worker_type)
+    def __init__(
+        self, config: VllmConfig, worker_type: WorkerType, devices: SetAside = no_devices
+    ) -> None:
+        self._inline = InlineExecutor(config, worker_type, devices)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank-0")
         self._is_stopping = False
 

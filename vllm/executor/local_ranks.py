@@ -16,7 +16,7 @@ from typing import Final
 
 from vllm.distributed.place import Place
 from vllm.executor.base import ExecutorDied
-from vllm.executor.ranks import RankMain
+from vllm.executor.ranks import RankMain, SetAside, no_devices
 from vllm.executor.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed, broadcast_queue
 from vllm.utils.spawning import begin_process, undisturbed
 
@@ -29,7 +29,9 @@ class LocalRanks:
     The process that starts ranks must not be daemonic: Python forbids such a process children.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: SetAside = no_devices) -> None:
+        """`devices` sets devices of this machine aside for so many ranks, as Platform.devices does."""
+        self._devices = devices
         self.processes: list[SpawnProcess] = []  # by rank
         self._replies: list[BroadcastReader] = []  # by rank
         self._poll = select.poll()
@@ -44,14 +46,15 @@ class LocalRanks:
         memory = os.memfd_create("vllm-ranks")
         self._closing.callback(os.close, memory)
         meeting = f"/proc/{os.getpid()}/fd/{memory}"
-        for place, requests in zip(places, request_readers, strict=True):
+        devices = self._closing.enter_context(self._devices(len(places)))
+        for place, device, requests in zip(places, devices, request_readers, strict=True):
             reply_writer, (replies,) = broadcast_queue(1)
             channel = _QueueChannel(requests, reply_writer)
             for end in (replies, channel):
                 self._closing.callback(end.close)
             process = context.Process(
                 target=_run,
-                args=(main, replace(place, rendezvous=meeting), channel),
+                args=(main, replace(place, rendezvous=meeting, device=device), channel),
                 name=f"vllm-rank-{place.rank}",
                 daemon=True,
             )

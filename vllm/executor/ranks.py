@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from vllm.distributed.place import Place
@@ -28,6 +29,14 @@ class Channel(Protocol):
     def put(self, reply: bytes) -> None:
         """Raises ChannelClosed if the executor is gone."""
         ...
+
+
+SetAside = Callable[[int], AbstractContextManager[Sequence[int]]]  # as Platform.devices does
+
+
+def no_devices(num_ranks: int) -> AbstractContextManager[Sequence[int]]:
+    """For ranks that need none set aside."""
+    return nullcontext([-1] * num_ranks)
 
 
 RankMain = Callable[[Place, Channel], None]  # serves until the executor closes its end

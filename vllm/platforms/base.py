@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,8 +35,17 @@ class Platform(PlatformFacts):
         """`config` with this platform's choices in place of what is still automatic."""
 
     @abstractmethod
-    def prepare_process(self, config: VllmConfig, rank: int) -> None:
+    def prepare_process(self, config: VllmConfig, place: Place) -> None:
         """Threads, affinity, allocator: called once in each worker before tensors are made."""
+
+    @contextmanager
+    def devices(self, config: VllmConfig, num_ranks: int) -> Iterator[Sequence[int]]:
+        """Set devices of this machine aside for its ranks, which know them as `Place.device`.
+
+        Called in the process that starts the ranks, and left when they have ended. Raises
+        ConfigError if there are too few.
+        """
+        yield range(num_ranks)
 
     @abstractmethod
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
@@ -69,7 +79,7 @@ class Platform(PlatformFacts):
 
         return reference_methods(ops)
 
-    def collectives(self, place: Place) -> Collectives:
+    def collectives(self, config: VllmConfig, place: Place) -> Collectives:
         """What ranks that share layers compute together. Raises ConfigError if they cannot."""
         if place.tp.size == 1:
             return Alone()

@@ -52,13 +52,13 @@ class Worker:
         self.config = config
         self.place = place
         self.platform = platform_of(config)
-        self.platform.prepare_process(config, place.local_rank)
+        self.platform.prepare_process(config, place)
         self.device = self.platform.device(place.local_rank)
         self.ops = resolve(self.platform.ops())
         self.torch_profile = TorchProfile(
             TorchProfileSettings.read(), place.rank, self.platform.profiler_activities()
         )
-        self.collectives = self.platform.collectives(place)
+        self.collectives = self.platform.collectives(config, place)
         self.observer = observer_of(self._observers())
         self._closing = ExitStack()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,3 +31,12 @@ class SharedMemory(Collectives):
     def gather(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.gather_over_ranks.default(x, self._ranks)
         return out
+
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        return self.sum(x).chunk(self.size)[self.rank]
+
+    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        return self.gather(x).chunk(self.size, -1)[source]

@@ -59,10 +59,10 @@ class CpuPlatform(Platform):
     def device(self, index: int) -> Device:
         return CpuDevice()
 
-    def prepare_process(self, config: VllmConfig, rank: int) -> None:
+    def prepare_process(self, config: VllmConfig, place: Place) -> None:
         plan = plan_threads(
             envs.VLLM_CPU_OMP_THREADS_BIND,
-            rank,
+            place.local_rank,
             config.parallel.world_size,
             torch.get_num_threads(),  # OMP_NUM_THREADS where set, else the number of cores
         )
@@ -82,11 +82,11 @@ class CpuPlatform(Platform):
         captures = native.is_available() and not config.device.enforce_eager
         return CpuGraphRunner() if captures else EagerRunner()
 
-    def collectives(self, place: Place) -> Collectives:
+    def collectives(self, config: VllmConfig, place: Place) -> Collectives:
         from vllm.platforms.cpu.collectives import SharedMemory
 
         if place.tp.size == 1:
-            return super().collectives(place)
+            return super().collectives(config, place)
         if not native.is_available():
             raise ConfigError(
                 f"{place.tp.size} ranks compute together in native code, which was not built. "

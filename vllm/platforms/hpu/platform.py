@@ -12,6 +12,7 @@ from vllm.device.attention import AttentionBackend
 from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Collectives
 from vllm.device.device import Device
+from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
@@ -67,7 +68,7 @@ class HpuPlatform(Platform):
     def device(self, index: int) -> Device:
         return HpuDevice(index)
 
-    def prepare_process(self, config: VllmConfig, rank: int) -> None:
+    def prepare_process(self, config: VllmConfig, place: Place) -> None:
         bridge.load()
 
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
