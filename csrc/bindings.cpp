@@ -12,9 +12,14 @@ TORCH_LIBRARY(vllm, m) {
   m.def("select_isa(str name) -> str", &vllm::cpu::select_isa);
   m.def("available_isas() -> str[]", &vllm::cpu::available_isas);
 
-  m.def("join_ranks(int fd, int rank, int size) -> int", &vllm::cpu::join_ranks);
+  m.def("join_ranks(int fd, int rank, int size, int limit_s) -> int", &vllm::cpu::join_ranks);
   m.def("sum_over_ranks(Tensor x, int ranks) -> Tensor");
+  m.def("scatter_sum_over_ranks(Tensor x, int ranks) -> Tensor");
   m.def("gather_over_ranks(Tensor x, int ranks) -> Tensor");
+  m.def("greatest_over_ranks(Tensor values, Tensor ids, int ranks) -> Tensor");
+  m.def("exchange_over_ranks(Tensor x, int[] sent, int[] received, int ranks) -> Tensor");
+  m.def("broadcast_over_ranks(Tensor x, int source, int ranks) -> Tensor");
+  m.def("where_ranks(int ranks) -> str", &vllm::cpu::where_ranks);
 
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def(
@@ -33,7 +38,7 @@ TORCH_LIBRARY(vllm, m) {
   m.def("pack_rows(Tensor rows, Tensor(a!) packed, int first, int half=-1) -> ()");
   m.def("packed_rows(Tensor packed, Tensor ids, int outputs, int inputs) -> Tensor");
   m.def("packed_linear(Tensor x, Tensor packed, Tensor? bias, int outputs, bool wide) -> Tensor");
-  m.def("packed_greatest(Tensor x, Tensor packed, Tensor? bias, int outputs) -> Tensor");
+  m.def("packed_greatest(Tensor x, Tensor packed, Tensor? bias, int outputs) -> (Tensor, Tensor)");
   m.def("packed_gated(Tensor x, Tensor packed, Tensor? bias, int outputs, str act) -> Tensor");
   m.def("write_kv(Tensor k, Tensor v, Tensor(a!) cache, Tensor slot_mapping) -> ()");
   m.def("write_latent(Tensor latent, Tensor(a!) cache, Tensor slot_mapping) -> ()");
@@ -66,7 +71,11 @@ TORCH_LIBRARY(vllm, m) {
 
 TORCH_LIBRARY_IMPL(vllm, CPU, m) {
   m.impl("sum_over_ranks", &vllm::cpu::sum_over_ranks);
+  m.impl("scatter_sum_over_ranks", &vllm::cpu::scatter_sum_over_ranks);
   m.impl("gather_over_ranks", &vllm::cpu::gather_over_ranks);
+  m.impl("greatest_over_ranks", &vllm::cpu::greatest_over_ranks);
+  m.impl("exchange_over_ranks", &vllm::cpu::exchange_over_ranks);
+  m.impl("broadcast_over_ranks", &vllm::cpu::broadcast_over_ranks);
   m.impl("rms_norm", &vllm::cpu::rms_norm);
   m.impl("fused_add_rms_norm", &vllm::cpu::fused_add_rms_norm);
   m.impl("gemma_rms_norm", &vllm::cpu::gemma_rms_norm);

@@ -25,6 +25,7 @@ HOST_SOURCES = (
     "csrc/cpu/attention.cpp",
     "csrc/cpu/cache.cpp",
     "csrc/cpu/collectives.cpp",
+    "csrc/cpu/ranks.cpp",
     "csrc/cpu/elementwise.cpp",
     "csrc/cpu/gemm.cpp",
     "csrc/cpu/graph.cpp",

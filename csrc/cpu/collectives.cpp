@@ -2,132 +2,27 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <linux/futex.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cerrno>
-#include <chrono>
+#include <cmath>
 #include <cstring>
-#include <mutex>
+#include <limits>
+#include <numeric>
 #include <vector>
 
 #include "common/check.h"
 #include "cpu/dtype.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
+#include "cpu/ranks.h"
 
 namespace vllm::cpu {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr int64_t kMaxRanks = 64;
-// Of an area, what a rank shows the others at a time; larger tensors go in pieces. It stays in a
-// cache that cores share.
-constexpr int64_t kAreaBytes = 1 << 20;
 // From here on each rank adds up its share, and all take the sums from each other, rather than
 // adding up everything themselves.
 constexpr int64_t kShareBytes = 64 << 10;
 constexpr int64_t kGrain = 16 * 1024;  // elements a thread should at least have
-// How long a rank looks for another before it sleeps: more than two ranks are usually apart.
-constexpr auto kPatience = std::chrono::microseconds(100);
-constexpr int kLooksPerClock = 64;
-
-// One per rank, at the beginning of the shared memory, which is zero at first.
-struct alignas(64) Progress {
-  std::atomic<uint32_t> arrived;   // the number of the last meeting that the rank came to
-  std::atomic<uint32_t> sleepers;  // ranks that sleep until it comes
-};
-static_assert(std::atomic<uint32_t>::is_always_lock_free);
-
-long futex(std::atomic<uint32_t>* word, int operation, uint32_t value) {
-  return syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, nullptr, nullptr,
-                 0);
-}
-
-class Ranks {
- public:
-  Ranks(int fd, int64_t rank, int64_t size) : rank_(rank), size_(size) {
-    const int64_t bytes =
-        kMaxRanks * static_cast<int64_t>(sizeof(Progress)) + 2 * size * kAreaBytes;
-    TORCH_CHECK(ftruncate(fd, bytes) == 0, "the memory that ranks share cannot have ", bytes,
-                " bytes: ", std::strerror(errno));
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    TORCH_CHECK(memory != MAP_FAILED, "the memory that ranks share (", bytes,
-                " bytes) cannot be mapped: ", std::strerror(errno));
-    progress_ = static_cast<Progress*>(memory);
-    areas_ = static_cast<char*>(memory) + kMaxRanks * sizeof(Progress);
-  }
-
-  int64_t rank() const { return rank_; }
-  int64_t size() const { return size_; }
-
-  // What `rank` shows in the operation under way. Operations take turns with two areas: who writes
-  // to one again has met all others since, and they had read it before they came.
-  char* area(int64_t rank) const { return areas_ + (2 * rank + parity_) * kAreaBytes; }
-
-  // Returns when every rank has come to this meeting; what they wrote before can be read.
-  void meet() {
-    const uint32_t meeting = ++meeting_;
-    Progress& mine = progress_[rank_];
-    mine.arrived.store(meeting);
-    if (mine.sleepers.load() > 0) futex(&mine.arrived, FUTEX_WAKE, INT32_MAX);
-    for (int64_t other = 0; other < size_; ++other) {
-      if (other != rank_) wait_for(progress_[other], meeting);
-    }
-  }
-
-  // Ends an operation.
-  void turn() { parity_ = 1 - parity_; }
-
- private:
-  static bool has_come(const Progress& other, uint32_t meeting) {
-    return static_cast<int32_t>(other.arrived.load() - meeting) >= 0;  // numbers wrap around
-  }
-
-  static void wait_for(Progress& other, uint32_t meeting) {
-    if (has_come(other, meeting)) return;
-    const auto until = Clock::now() + kPatience;
-    for (int looks = 1;; ++looks) {
-      if (has_come(other, meeting)) return;
-      relax();
-      if (looks % kLooksPerClock == 0 && Clock::now() > until) break;
-    }
-    ++other.sleepers;  // before the last look: either we see the rank, or it sees us
-    for (;;) {
-      const uint32_t seen = other.arrived.load();
-      if (static_cast<int32_t>(seen - meeting) >= 0) break;
-      futex(&other.arrived, FUTEX_WAIT, seen);
-    }
-    --other.sleepers;
-  }
-
-  const int64_t rank_;
-  const int64_t size_;
-  Progress* progress_;
-  char* areas_;
-  uint32_t meeting_ = 0;
-  int parity_ = 0;
-};
-
-std::mutex joining;
-// Never destroyed: a rank's memory is its process's.
-std::vector<Ranks*>& all_ranks() {
-  static auto* all = new std::vector<Ranks*>();
-  return *all;
-}
-
-Ranks& ranks_of(int64_t handle) {
-  std::lock_guard<std::mutex> lock(joining);
-  const auto& all = all_ranks();
-  TORCH_CHECK(handle >= 0 && handle < static_cast<int64_t>(all.size()), "no ranks have handle ",
-              handle);
-  return *all[handle];
-}
 
 void copy(char* to, const char* from, int64_t count, int64_t element_bytes) {
   parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
@@ -147,40 +42,45 @@ void add_areas(const Ranks& ranks, DType dtype, int64_t element_bytes, int64_t b
   });
 }
 
-// `count` elements, which fit into an area.
-void sum_piece(Ranks& ranks, DType dtype, int64_t element_bytes, const char* x, int64_t count,
-               char* out) {
-  copy(ranks.area(ranks.rank()), x, count, element_bytes);
-  ranks.meet();
+// `count` elements, which fit into an area and all ranks have shown.
+void add_shown(Ranks& ranks, DType dtype, int64_t element_bytes, int64_t count, char* out) {
   const int64_t size = ranks.size();
   if (size == 2 || count * element_bytes < kShareBytes) {
     add_areas(ranks, dtype, element_bytes, 0, count, out);
-  } else {
-    const int64_t share = (count + size - 1) / size;
-    const auto from = [&](int64_t rank) { return std::min(count, rank * share); };
-    // Of this rank's own area others do not read its own share.
-    const int64_t begin = from(ranks.rank()), end = from(ranks.rank() + 1);
-    add_areas(ranks, dtype, element_bytes, begin, end,
-              ranks.area(ranks.rank()) + begin * element_bytes);
-    ranks.meet();
-    for (int64_t rank = 0; rank < size; ++rank) {
-      const int64_t first = from(rank) * element_bytes;
-      copy(out + first, ranks.area(rank) + first, from(rank + 1) - from(rank), element_bytes);
-    }
+    return;
   }
-  ranks.turn();
+  const int64_t share = (count + size - 1) / size;
+  const auto from = [&](int64_t rank) { return std::min(count, rank * share); };
+  // Of this rank's own area others do not read its own share.
+  const int64_t begin = from(ranks.rank()), end = from(ranks.rank() + 1);
+  add_areas(ranks, dtype, element_bytes, begin, end,
+            ranks.area(ranks.rank()) + begin * element_bytes);
+  ranks.meet();
+  for (int64_t rank = 0; rank < size; ++rank) {
+    const int64_t first = from(rank) * element_bytes;
+    copy(out + first, ranks.area(rank) + first, from(rank + 1) - from(rank), element_bytes);
+  }
+}
+
+// The rows of `x`, which must have at least one dimension, for each rank of equally many.
+int64_t rows_per_rank(const at::Tensor& x, const Ranks& ranks) {
+  TORCH_CHECK(x.dim() >= 1 && x.size(0) % ranks.size() == 0, "x has ", x.dim() ? x.size(0) : 0,
+              " rows, which ", ranks.size(), " ranks cannot share evenly");
+  return x.size(0) / ranks.size();
+}
+
+int64_t row_bytes_of(const at::Tensor& x) {
+  const auto sizes = x.sizes().slice(1);
+  return std::accumulate(sizes.begin(), sizes.end(), x.element_size(), std::multiplies<int64_t>());
+}
+
+std::vector<int64_t> offsets_of(at::IntArrayRef rows, int64_t row_bytes) {
+  std::vector<int64_t> offsets{0};
+  for (const int64_t count : rows) offsets.push_back(offsets.back() + count * row_bytes);
+  return offsets;
 }
 
 }  // namespace
-
-int64_t join_ranks(int64_t fd, int64_t rank, int64_t size) {
-  TORCH_CHECK(0 <= rank && rank < size && size <= kMaxRanks, "rank ", rank, " of ", size,
-              " ranks: at most ", kMaxRanks, " can share memory");
-  auto* ranks = new Ranks(static_cast<int>(fd), rank, size);
-  std::lock_guard<std::mutex> lock(joining);
-  all_ranks().push_back(ranks);
-  return static_cast<int64_t>(all_ranks().size()) - 1;
-}
 
 at::Tensor sum_over_ranks(const at::Tensor& x, int64_t handle) {
   VLLM_CHECK_CPU(x);
@@ -191,9 +91,41 @@ at::Tensor sum_over_ranks(const at::Tensor& x, int64_t handle) {
   const int64_t element_bytes = dense.element_size(), count = dense.numel();
   const int64_t most = kAreaBytes / element_bytes;
   for (int64_t begin = 0; begin < count; begin += most) {
-    const int64_t offset = begin * element_bytes;
-    sum_piece(ranks, dtype, element_bytes, bytes(dense) + offset, std::min(most, count - begin),
-              mutable_bytes(out) + offset);
+    const int64_t offset = begin * element_bytes, piece = std::min(most, count - begin);
+    ranks.begin("sum", count);
+    copy(ranks.area(ranks.rank()), bytes(dense) + offset, piece, element_bytes);
+    ranks.meet();
+    ranks.check_same("elements");
+    add_shown(ranks, dtype, element_bytes, piece, mutable_bytes(out) + offset);
+    ranks.turn();
+  }
+  return out;
+}
+
+at::Tensor scatter_sum_over_ranks(const at::Tensor& x, int64_t handle) {
+  VLLM_CHECK_CPU(x);
+  const DType dtype = dtype_of(x, "x");
+  Ranks& ranks = ranks_of(handle);
+  const at::Tensor dense = x.contiguous();
+  auto shape = dense.sizes().vec();
+  const int64_t rows = rows_per_rank(dense, ranks), size = ranks.size();
+  shape[0] = rows;
+  at::Tensor out = at::empty(shape, dense.options());
+  const int64_t element_bytes = dense.element_size(), count = out.numel();
+  const int64_t most = kAreaBytes / element_bytes / size;  // of each rank's rows
+  for (int64_t begin = 0; begin < count; begin += most) {
+    const int64_t piece = std::min(most, count - begin);
+    ranks.begin("scattered sum", dense.numel());
+    for (int64_t rank = 0; rank < size; ++rank) {
+      copy(ranks.area(ranks.rank()) + rank * piece * element_bytes,
+           bytes(dense) + (rank * count + begin) * element_bytes, piece, element_bytes);
+    }
+    ranks.meet();
+    ranks.check_same("elements");
+    const int64_t own = ranks.rank() * piece;
+    add_areas(ranks, dtype, element_bytes, own, own + piece,
+              mutable_bytes(out) + begin * element_bytes);
+    ranks.turn();
   }
   return out;
 }
@@ -211,8 +143,10 @@ at::Tensor gather_over_ranks(const at::Tensor& x, int64_t handle) {
   const int64_t out_row = row_bytes * ranks.size();
   for (int64_t begin = 0; begin < total; begin += kAreaBytes) {
     const int64_t end = std::min(total, begin + kAreaBytes);
+    ranks.begin("gather", total);
     copy(ranks.area(ranks.rank()), bytes(dense) + begin, end - begin, 1);
     ranks.meet();
+    ranks.check_same("bytes");
     for (int64_t rank = 0; rank < ranks.size(); ++rank) {
       const char* area = ranks.area(rank);
       for (int64_t at = begin; at < end;) {
@@ -223,6 +157,105 @@ at::Tensor gather_over_ranks(const at::Tensor& x, int64_t handle) {
         at += length;
       }
     }
+    ranks.turn();
+  }
+  return out;
+}
+
+at::Tensor greatest_over_ranks(const at::Tensor& values, const at::Tensor& ids, int64_t handle) {
+  VLLM_CHECK_CPU(values);
+  VLLM_CHECK_CPU(ids);
+  TORCH_CHECK(values.dtype() == at::kFloat && ids.dtype() == at::kInt && values.dim() == 1 &&
+                  values.sizes() == ids.sizes(),
+              "values must be [S] float32 and ids [S] int32");
+  Ranks& ranks = ranks_of(handle);
+  const at::Tensor dense_values = values.contiguous(), dense_ids = ids.contiguous();
+  at::Tensor out = at::empty_like(dense_ids);
+  int32_t* best = out.mutable_data_ptr<int32_t>();
+  struct Found {
+    float value;
+    int32_t id;
+  };
+  constexpr int64_t kMost = kAreaBytes / sizeof(Found);
+  const int64_t count = values.numel();
+  for (int64_t begin = 0; begin < count; begin += kMost) {
+    const int64_t end = std::min(count, begin + kMost);
+    ranks.begin("greatest", count);
+    auto* own = reinterpret_cast<Found*>(ranks.area(ranks.rank()));
+    for (int64_t row = begin; row < end; ++row) {
+      own[row - begin] = {dense_values.const_data_ptr<float>()[row],
+                          dense_ids.const_data_ptr<int32_t>()[row]};
+    }
+    ranks.meet();
+    ranks.check_same("rows");
+    for (int64_t row = begin; row < end; ++row) {
+      Found most{-std::numeric_limits<float>::infinity(), -1};
+      for (int64_t rank = 0; rank < ranks.size() && !std::isnan(most.value); ++rank) {
+        const Found& other = reinterpret_cast<const Found*>(ranks.area(rank))[row - begin];
+        if (other.value > most.value || std::isnan(other.value)) most = other;
+      }
+      best[row] = std::isnan(most.value) ? -1 : most.id;
+    }
+    ranks.turn();
+  }
+  return out;
+}
+
+at::Tensor exchange_over_ranks(const at::Tensor& x, at::IntArrayRef sent, at::IntArrayRef received,
+                               int64_t handle) {
+  VLLM_CHECK_CPU(x);
+  Ranks& ranks = ranks_of(handle);
+  const int64_t size = ranks.size();
+  TORCH_CHECK(x.dim() >= 1 && static_cast<int64_t>(sent.size()) == size &&
+                  static_cast<int64_t>(received.size()) == size,
+              "x must have rows, and sent and received a number for each of ", size, " ranks");
+  const at::Tensor dense = x.contiguous();
+  const int64_t row_bytes = row_bytes_of(dense);
+  const auto from = offsets_of(sent, row_bytes), to = offsets_of(received, row_bytes);
+  TORCH_CHECK(from.back() == dense.numel() * dense.element_size(), "x has ", dense.size(0),
+              " rows, and sent are ", from.back() / std::max<int64_t>(1, row_bytes));
+  auto shape = dense.sizes().vec();
+  shape[0] = std::accumulate(received.begin(), received.end(), int64_t{0});
+  at::Tensor out = at::empty(shape, dense.options());
+  // An area has a slot for each rank. Who sends most decides how often the slots are filled.
+  const int64_t slot = kAreaBytes / size;
+  int64_t longest = 0;
+  for (const int64_t rows : sent) longest = std::max(longest, rows * row_bytes);
+  const auto part = [&](const std::vector<int64_t>& offsets, int64_t rank, int64_t begin) {
+    return std::min(slot, std::max<int64_t>(0, offsets[rank + 1] - offsets[rank] - begin));
+  };
+  for (int64_t begin = 0, end = slot; begin < end; begin += slot) {
+    ranks.begin("exchange", longest);
+    for (int64_t rank = 0; rank < size; ++rank) {
+      std::memcpy(ranks.area(ranks.rank()) + rank * slot, bytes(dense) + from[rank] + begin,
+                  part(from, rank, begin));
+    }
+    ranks.meet();
+    for (int64_t rank = 0; rank < size; ++rank) {
+      end = std::max(end, static_cast<int64_t>(ranks.figure(rank)));
+      std::memcpy(mutable_bytes(out) + to[rank] + begin, ranks.area(rank) + ranks.rank() * slot,
+                  part(to, rank, begin));
+    }
+    ranks.turn();
+  }
+  return out;
+}
+
+at::Tensor broadcast_over_ranks(const at::Tensor& x, int64_t source, int64_t handle) {
+  VLLM_CHECK_CPU(x);
+  Ranks& ranks = ranks_of(handle);
+  TORCH_CHECK(0 <= source && source < ranks.size(), "rank ", source, " of ", ranks.size(),
+              " ranks cannot be the source");
+  const at::Tensor dense = x.contiguous();
+  at::Tensor out = at::empty_like(dense, at::MemoryFormat::Contiguous);
+  const int64_t total = dense.numel() * dense.element_size();
+  for (int64_t begin = 0; begin < total; begin += kAreaBytes) {
+    const int64_t length = std::min(total - begin, kAreaBytes);
+    ranks.begin("broadcast", total);
+    if (ranks.rank() == source) copy(ranks.area(source), bytes(dense) + begin, length, 1);
+    ranks.meet();
+    ranks.check_same("bytes");
+    copy(mutable_bytes(out) + begin, ranks.area(source), length, 1);
     ranks.turn();
   }
   return out;

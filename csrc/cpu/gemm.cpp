@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "common/check.h"
 #include "cpu/ops.h"
@@ -20,6 +21,7 @@ constexpr int64_t kMinTaskWork = 64 * 1024;
 constexpr int64_t kBlockBytes = 256 * 1024;
 constexpr int64_t kMinBlockRows = 48;
 constexpr int32_t kNoOutput = -1;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Outputs that a panel makes.
 int64_t panel_width(Gate gate) { return gate == Gate::kNone ? kPanelOutputs : kPanelOutputs / 2; }
@@ -27,7 +29,7 @@ int64_t panel_width(Gate gate) { return gate == Gate::kNone ? kPanelOutputs : kP
 // Index of the greatest of some floats, the first of equals; -1 if there is NaN, or only -inf.
 int64_t first_greatest(const float* values, int64_t count) {
   int64_t best = -1;
-  float most = -std::numeric_limits<float>::infinity();
+  float most = -kInfinity;
   for (int64_t i = 0; i < count; ++i) {
     if (std::isnan(values[i])) return -1;
     if (values[i] > most) {
@@ -187,9 +189,12 @@ at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
   return out;
 }
 
-at::Tensor packed_greatest(const at::Tensor& x, const at::Tensor& packed,
-                           const std::optional<at::Tensor>& bias, int64_t outputs) {
-  check_packed(x, packed, bias, num_panels(outputs), outputs);
+std::tuple<at::Tensor, at::Tensor> packed_greatest(const at::Tensor& x, const at::Tensor& packed,
+                                                   const std::optional<at::Tensor>& bias,
+                                                   int64_t outputs) {
+  check_packed(x, packed, bias, packed.size(0), outputs);
+  TORCH_CHECK(num_panels(outputs) <= packed.size(0), "packed has ", packed.size(0),
+              " panels, fewer than ", outputs, " outputs take");
   const at::Tensor dense = rows_to_multiply(x);
   const Products products(dense, bias ? bytes(*bias) : nullptr, Gate::kNone, outputs);
   const int64_t num_rows = x.size(0), panels = products.panels();
@@ -203,14 +208,21 @@ at::Tensor packed_greatest(const at::Tensor& x, const at::Tensor& packed,
     product.greatest = true;
     products.multiply(product);
   });
+  const at::Tensor most = at::empty({num_rows}, maxima.options());
   const at::Tensor ids = at::empty({num_rows}, x.options().dtype(at::kInt));
+  float* value = most.mutable_data_ptr<float>();
   int32_t* id = ids.mutable_data_ptr<int32_t>();
   // Which output of its panel it was is found by multiplying that panel again: the same sums.
   parallel_for(0, num_rows, 4, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t panel = first_greatest(of_panels + row * panels, panels);
-      id[row] = kNoOutput;
-      if (panel < 0) continue;
+      const float* values_of_panels = of_panels + row * panels;
+      const int64_t panel = first_greatest(values_of_panels, panels);
+      if (panel < 0) {
+        value[row] = std::accumulate(values_of_panels, values_of_panels + panels, -kInfinity);
+        id[row] = kNoOutput;
+        continue;
+      }
+      value[row] = values_of_panels[panel];
       PanelProduct product = products.of({row, 1, weight}, panel);
       float values[kPanelOutputs];
       product.out = values;
@@ -220,7 +232,7 @@ at::Tensor packed_greatest(const at::Tensor& x, const at::Tensor& packed,
           static_cast<int32_t>(panel * kPanelOutputs + first_greatest(values, product.num_outputs));
     }
   });
-  return ids;
+  return {most, ids};
 }
 
 at::Tensor packed_gated(const at::Tensor& x, const at::Tensor& packed,

@@ -43,10 +43,12 @@ at::Tensor packed_rows(const at::Tensor& packed, const at::Tensor& ids, int64_t 
 // x [T, inputs] W^T + b -> [T, outputs], of x's dtype or, if `wide`, float32.
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
                          const std::optional<at::Tensor>& bias, int64_t outputs, bool wide);
-// For each row of x W^T + b, which output is greatest, the first of equals: [T] int32. -1 where
-// there is NaN, or nothing but -inf.
-at::Tensor packed_greatest(const at::Tensor& x, const at::Tensor& packed,
-                           const std::optional<at::Tensor>& bias, int64_t outputs);
+// For each row of x W^T + b the greatest output [T] float32, and which that is, the first of equals:
+// [T] int32. NaN and -1 where there is NaN; -inf and -1 where there is nothing else.
+// The first `outputs` count.
+std::tuple<at::Tensor, at::Tensor> packed_greatest(const at::Tensor& x, const at::Tensor& packed,
+                                                   const std::optional<at::Tensor>& bias,
+                                                   int64_t outputs);
 // act(x G^T + a) * (x U^T + b) -> [T, outputs]; the bias is in order of panels, 64 each.
 at::Tensor packed_gated(const at::Tensor& x, const at::Tensor& packed,
                         const std::optional<at::Tensor>& bias, int64_t outputs,

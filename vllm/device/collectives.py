@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from vllm.messages.step import NO_TOKEN
+
 
 class Collectives(ABC):
     """The ranks that share a model's layers; every rank calls the same methods in the same order.
@@ -42,10 +44,27 @@ class Collectives(ABC):
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         """The `x` of rank `source`; other ranks give one of its shape and dtype."""
 
+    def greatest(self, values: Tensor, ids: Tensor) -> Tensor:
+        """The id beside the greatest of every rank's values, of equals that of the first rank.
+
+        values [S] float32, ids [S] int32 -> [S] int32. NO_TOKEN for a row with NaN, or with nothing
+        but -inf.
+        """
+        # As floats, since a collective has one type: exact for any vocabulary.
+        pairs = self.gather(torch.stack((values, ids.to(values.dtype)), dim=1))
+        values, ids = pairs.view(-1, self.size, 2).unbind(dim=2)
+        best, rank = values.max(dim=1)  # of equals the first, and NaN of any
+        token_ids = ids.gather(1, rank.unsqueeze(1)).squeeze(1).int()
+        return token_ids.masked_fill(~(best > -torch.inf), NO_TOKEN)
+
     def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
         """Begin `sum`; the result waits for it. Here it is over at once."""
         total = self.sum(x)
         return lambda: total
+
+    def where(self) -> str:
+        """Which collective this rank waits in, and for whom; "" if in none. Any thread may ask."""
+        return ""
 
     def agreed(self, value: float) -> float:
         """The greatest of every rank's `value`: for decisions that all ranks must take alike."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from vllm.layers.context import ModelContext
@@ -57,7 +58,22 @@ class Vocabulary(Weighted):
 
     def greatest(self, hidden: Tensor) -> Tensor | None:
         """The token of the greatest score of each row, [S] int32; None: it takes the scores."""
-        return self.method.greatest(self, hidden) if self.is_whole else None
+        if self.is_whole:
+            found = self.method.greatest(self, hidden, self.num_outputs)
+            return None if found is None else found[1]
+        return self.tp.greatest(*self._own_greatest(hidden))
+
+    def _own_greatest(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of this rank's tokens the greatest score of each row, [S] float32, and the token [S]."""
+        share = self.share
+        if not share.present:
+            none = torch.full((len(hidden),), -torch.inf, device=hidden.device)
+            return none, none.new_zeros(len(hidden), dtype=torch.int32)
+        found = self.method.greatest(self, hidden, share.present)
+        if found is None:
+            values, rows = self.method.scores(self, hidden)[:, : share.present].max(dim=-1)
+            found = values, rows.int()
+        return found[0], found[1] + share.first
 
 
 class Embedding(Vocabulary):

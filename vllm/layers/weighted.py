@@ -103,6 +103,7 @@ class TableMethod(WeightMethod):
         """As `apply`, in float32."""
         return self.apply(layer, x).float()
 
-    def greatest(self, layer: Weighted, x: Tensor) -> Tensor | None:
-        """What `ops.greatest` says of the scores, [T] int32; None: it takes the scores."""
+    def greatest(self, layer: Weighted, x: Tensor, outputs: int) -> tuple[Tensor, Tensor] | None:
+        """Of the first `outputs` scores the greatest [T] float32, and what `ops.greatest` says of
+        them, [T] int32. None: it takes the scores."""
         return None

@@ -15,12 +15,17 @@ from vllm.distributed.groups import Group
 class SharedMemory(Collectives):
     """Sums in rank order, with the same bits on every rank; see csrc/cpu/collectives.h."""
 
-    def __init__(self, group: Group, path: str) -> None:
-        """`path` is a file in memory that all ranks of `group` open, empty before the first did."""
+    def __init__(self, group: Group, path: str, limit_s: int = 0) -> None:
+        """`path` is a file in memory that all ranks of `group` open, empty before the first did.
+
+        A rank waits for another for `limit_s` at most; 0: without a limit.
+        """
         self.rank, self.size = group.rank, group.size
         fd = os.open(path, os.O_RDWR)
         try:
-            self._ranks: int = torch.ops.vllm.join_ranks.default(fd, group.rank, group.size)
+            self._ranks: int = torch.ops.vllm.join_ranks.default(
+                fd, group.rank, group.size, limit_s
+            )
         finally:
             os.close(fd)
 
@@ -33,10 +38,21 @@ class SharedMemory(Collectives):
         return out
 
     def scatter_sum(self, x: Tensor) -> Tensor:
-        return self.sum(x).chunk(self.size)[self.rank]
+        out: Tensor = torch.ops.vllm.scatter_sum_over_ranks.default(x, self._ranks)
+        return out
 
     def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        raise NotImplementedError
+        out: Tensor = torch.ops.vllm.exchange_over_ranks.default(x, sent, received, self._ranks)
+        return out
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
-        return self.gather(x).chunk(self.size, -1)[source]
+        out: Tensor = torch.ops.vllm.broadcast_over_ranks.default(x, source, self._ranks)
+        return out
+
+    def greatest(self, values: Tensor, ids: Tensor) -> Tensor:
+        out: Tensor = torch.ops.vllm.greatest_over_ranks.default(values, ids, self._ranks)
+        return out
+
+    def where(self) -> str:
+        where: str = torch.ops.vllm.where_ranks.default(self._ranks)
+        return where

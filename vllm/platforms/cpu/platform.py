@@ -83,16 +83,17 @@ class CpuPlatform(Platform):
         return CpuGraphRunner() if captures else EagerRunner()
 
     def collectives(self, config: VllmConfig, place: Place) -> Collectives:
-        from vllm.platforms.cpu.collectives import SharedMemory
-
         if place.tp.size == 1:
             return super().collectives(config, place)
+        parallel = config.parallel
+        limit_s = parallel.cpu_distributed_timeout_seconds or parallel.distributed_timeout_seconds
         if not native.is_available():
-            raise ConfigError(
-                f"{place.tp.size} ranks compute together in native code, which was not built. "
-                "Build it with: python csrc/build.py --inplace"
-            )
-        return SharedMemory(place.tp, place.rendezvous)
+            from vllm.platforms.cpu.gloo import Gloo
+
+            return Gloo(place.tp, place.rendezvous, limit_s)
+        from vllm.platforms.cpu.collectives import SharedMemory
+
+        return SharedMemory(place.tp, place.rendezvous, limit_s)
 
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.cpu.warmup import warm_up

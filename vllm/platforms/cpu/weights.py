@@ -86,11 +86,11 @@ class PackedLinear(Plain):
         )
         return out
 
-    def greatest(self, layer: Weighted, x: Tensor) -> Tensor | None:
-        ids: Tensor = torch.ops.vllm.packed_greatest.default(
-            x, layer.weight, layer.bias, layer.num_outputs
+    def greatest(self, layer: Weighted, x: Tensor, outputs: int) -> tuple[Tensor, Tensor] | None:
+        found: tuple[Tensor, Tensor] = torch.ops.vllm.packed_greatest.default(
+            x, layer.weight, layer.bias, outputs
         )
-        return ids
+        return found
 
     def apply_gated(self, layer: Weighted, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.packed_gated.default(

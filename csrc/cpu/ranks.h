@@ -1,0 +1,82 @@
+// Ranks of one machine: the memory that all of them map, and how they wait for each other.
+//
+// Every rank begins the same operations in the same order. In an operation a rank shows the others
+// some bytes in its area, comes to a meeting, and reads theirs; large tensors take several meetings.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace vllm::cpu {
+
+constexpr int64_t kMaxRanks = 64;
+// Of an area, what a rank shows the others at a time. It stays in a cache that cores share.
+constexpr int64_t kAreaBytes = 1 << 20;
+
+// One per rank, at the beginning of the shared memory, which is zero at first.
+struct alignas(64) Progress {
+  std::atomic<uint32_t> arrived;     // the number of the last meeting that the rank came to
+  std::atomic<uint32_t> sleepers;    // ranks that sleep until it comes
+  std::atomic<uint64_t> figures[2];  // what the rank gave its operation, by parity
+};
+static_assert(std::atomic<uint32_t>::is_always_lock_free);
+static_assert(std::atomic<uint64_t>::is_always_lock_free);
+
+class Ranks {
+ public:
+  // Joins as `rank` through the memory behind `fd`, which was empty before the first rank joined.
+  // A rank waits for another for `limit_s` seconds at most; 0: without a limit.
+  Ranks(int fd, int64_t rank, int64_t size, int64_t limit_s);
+
+  int64_t rank() const { return rank_; }
+  int64_t size() const { return size_; }
+
+  // What `rank` shows. Meetings take turns with two areas: who writes to one again has met all
+  // others since, and they had read it before they came.
+  char* area(int64_t rank) const { return areas_ + (2 * rank + parity_) * kAreaBytes; }
+
+  // Begins an operation called `name`, a literal, which this rank gives a number to show with it.
+  void begin(const char* name, uint64_t figure);
+
+  // Returns when every rank has come to this meeting; what they wrote before can be read.
+  // Throws if one has not within the limit.
+  void meet();
+
+  // The number that `rank` gave to the operation, once all have met.
+  uint64_t figure(int64_t rank) const { return progress_[rank].figures[parity_].load(); }
+
+  // After the first meeting of an operation: throws if a rank gave another number.
+  void check_same(const char* unit) const;
+
+  // Ends what was shown at this meeting.
+  void turn() { parity_ = 1 - parity_; }
+
+  // "sum 12: waits for rank 1" of a rank that waits, "" otherwise. Any thread may ask.
+  std::string where() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void wait_for(int64_t other, uint32_t meeting);
+  void sleep_until(int64_t other, uint32_t meeting);
+
+  const int64_t rank_;
+  const int64_t size_;
+  const std::chrono::seconds limit_;
+  const std::chrono::microseconds patience_;
+  Progress* progress_;
+  char* areas_;
+  uint32_t meeting_ = 0;
+  int parity_ = 0;
+  // For `where`.
+  std::atomic<const char*> name_{""};
+  std::atomic<uint64_t> number_{0};  // of the operation
+  std::atomic<int64_t> awaited_{-1};
+};
+
+// The ranks of a handle that join_ranks (collectives.h) has given. Throws if there are none.
+Ranks& ranks_of(int64_t handle);
+
+}  // namespace vllm::cpu

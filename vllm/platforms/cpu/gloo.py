@@ -1,0 +1,73 @@
+"""Ranks that share no memory, or have no native code: they compute together through sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vllm.device.collectives import Collectives
+from vllm.distributed.groups import Group
+
+_SECONDS: Final = 1800  # what gloo itself waits where no limit is given
+
+
+class Gloo(Collectives):
+    """Sums in rank order, with the same bits on every rank, as those through shared memory.
+
+    gloo's own sums have another order, which depends on the number of elements.
+    """
+
+    def __init__(self, group: Group, rendezvous: str, limit_s: int = 0) -> None:
+        """`rendezvous` is a path to an empty file, or host:port at which rank 0 listens."""
+        self.rank, self.size = group.rank, group.size
+        limit = timedelta(seconds=limit_s or _SECONDS)
+        self._store = _store(group, rendezvous, limit)  # kept, as ranks may connect later
+        self._ranks = dist.ProcessGroupGloo(self._store, group.rank, group.size, timeout=limit)
+
+    def sum(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1)
+        padded = flat.new_zeros(-(-flat.numel() // self.size) * self.size)
+        padded[: flat.numel()] = flat
+        return self.gather(self.scatter_sum(padded))[: flat.numel()].view(x.shape)
+
+    def gather(self, x: Tensor) -> Tensor:
+        shown = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in self._all]
+        self._ranks.allgather([shown], [x.contiguous()]).wait()
+        return torch.cat(shown, dim=-1)
+
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        rows = len(x) // self.size
+        counts = [rows] * self.size
+        shown = self.exchange(x, counts, counts).split(rows) if rows else [x]
+        total = shown[0].float()
+        for other in shown[1:]:
+            total = total + other.float()
+        return total.to(x.dtype)
+
+    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        rows = x.new_empty(sum(received), *x.shape[1:])
+        self._ranks.alltoall_base(rows, x.contiguous(), list(received), list(sent)).wait()
+        return rows
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        out = x.clone(memory_format=torch.contiguous_format)
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = source, 0
+        self._ranks.broadcast([out], options).wait()
+        return out
+
+    @property
+    def _all(self) -> range:
+        return range(self.size)
+
+
+def _store(group: Group, rendezvous: str, limit: timedelta) -> dist.Store:
+    if rendezvous.startswith("/"):
+        return dist.FileStore(rendezvous, group.size)
+    host, _, port = rendezvous.rpartition(":")
+    return dist.TCPStore(host, int(port), group.size, is_master=group.rank == 0, timeout=limit)
