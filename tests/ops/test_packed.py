@@ -57,18 +57,27 @@ def test_the_greatest_output_is_that_of_the_product(override, dtype, rows, input
     bias = torch.randint(-1, 2, (outputs,), generator=generator).to(dtype)
     for some in (bias, None):
         product = x.float() @ weight.float().T + (0 if some is None else some.float())
-        got = override(x, weight, some)
+        most, got = override(x, weight, some)
         assert got.dtype == torch.int32
         assert torch.equal(got, REFERENCES["greatest"](product))
+        assert torch.equal(most, product.amax(dim=1))
+    packed, few = torch.ops.vllm.pack_weight(weight), outputs - 1
+    if few:  # padding and other outputs do not count
+        most, got = torch.ops.vllm.packed_greatest(x, packed, None, few)
+        product = (x.float() @ weight.float().T)[:, :few]
+        assert torch.equal(got, REFERENCES["greatest"](product))
+        assert torch.equal(most, product.amax(dim=1))
 
 
 @pytest.mark.parametrize("override", [Override(isa, packed_greatest) for isa in isas()], ids=str)
 def test_rows_without_a_greatest_output_have_none(override):
     x = torch.tensor([[1.0], [torch.nan], [-torch.inf], [torch.inf]])
-    assert override(x, torch.ones(70, 1), None).tolist() == [0, -1, -1, 0]
+    most, ids = override(x, torch.ones(70, 1), None)
+    assert ids.tolist() == [0, -1, -1, 0]
+    assert most.nan_to_num(nan=7.0, posinf=9.0, neginf=-9.0).tolist() == [1, 7, -9, 9]
     weight = torch.ones(130, 1)
     weight[129] = torch.nan
-    assert override(x[:1], weight, None).tolist() == [-1]
+    assert override(x[:1], weight, None)[1].tolist() == [-1]
 
 
 def packed_gated(x, weight, bias, act):

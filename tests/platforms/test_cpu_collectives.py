@@ -1,4 +1,4 @@
-"""Ranks that compute together through shared memory: exact, in any size, again and again."""
+"""Ranks of the CPU that compute together: exact, in any size, again and again."""
 
 from __future__ import annotations
 
@@ -14,26 +14,37 @@ from torch import Tensor
 
 from tests.limits import HANG_S
 from tests.ops.overrides import isas
+from vllm.device.collectives import Collectives
 from vllm.distributed.groups import Group
 from vllm.platforms.cpu.collectives import SharedMemory
+from vllm.platforms.cpu.gloo import Gloo
 
 pytestmark = pytest.mark.skipif(not isas(), reason="the kernels were not built")
+KINDS = pytest.mark.parametrize("kind", [SharedMemory, Gloo])
 
 # Below, at and above what goes at a time, and what is shared out.
 COUNTS = (1, 7, 1000, 16 * 1024 - 1, 16 * 1024 + 3, (1 << 18) - 5, (1 << 18) + 7, 700_001)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def on_ranks(size: int, run: Callable[[SharedMemory], object]) -> list[object]:
+def on_ranks(
+    size: int,
+    run: Callable[[Collectives], object],
+    kind: type[SharedMemory] | type[Gloo] = SharedMemory,
+    limit_s: int = int(HANG_S),
+) -> list[object]:
     """run(collectives) of every rank, each in a thread of its own; by rank."""
     memory = os.memfd_create("ranks")
+    path = f"/proc/{os.getpid()}/fd/{memory}"
     try:
-        path = f"/proc/{os.getpid()}/fd/{memory}"
-        ranks = [SharedMemory(Group(rank, size), path) for rank in range(size)]
+        with ThreadPoolExecutor(size) as pool:
+            futures = [
+                pool.submit(lambda r: run(kind(Group(r, size), path, limit_s)), rank)
+                for rank in range(size)
+            ]
+            return [future.result(HANG_S) for future in futures]
     finally:
         os.close(memory)
-    with ThreadPoolExecutor(size) as pool:
-        return [future.result(HANG_S) for future in [pool.submit(run, rank) for rank in ranks]]
 
 
 def values(rank: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -49,34 +60,111 @@ def expected_sum(size: int, count: int, dtype: torch.dtype) -> Tensor:
     return total.to(dtype)
 
 
+@KINDS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
-def test_sums_are_those_of_rank_order_on_every_rank(size, dtype):
-    def run(tp: SharedMemory) -> list[Tensor]:
+def test_sums_are_those_of_rank_order_on_every_rank(size, dtype, kind):
+    def run(tp: Collectives) -> list[Tensor]:
         return [tp.sum(values(tp.rank, count, dtype)) for count in COUNTS]
 
-    found = on_ranks(size, run)
+    found = on_ranks(size, run, kind)
     for i, count in enumerate(COUNTS):
         expected = expected_sum(size, count, dtype)
         for rank in range(size):
             assert torch.equal(found[rank][i], expected), (rank, count)
 
 
+@KINDS
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int32])
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("shape", [(1, 5), (3, 7), (300, 1001), (2, 400_000), (0, 4), (4,)])
-def test_gathered_rows_are_in_rank_order(size, shape, dtype):
+def test_gathered_rows_are_in_rank_order(size, shape, dtype, kind):
     def own(rank: int) -> Tensor:
         generator = torch.Generator().manual_seed(rank)
         return (torch.randn(shape, generator=generator) * 100).to(dtype)
 
-    found = on_ranks(size, lambda tp: tp.gather(own(tp.rank)))
+    found = on_ranks(size, lambda tp: tp.gather(own(tp.rank)), kind)
     expected = torch.cat([own(rank) for rank in range(size)], dim=-1)
     assert all(torch.equal(rows, expected) for rows in found)
 
 
+@KINDS
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("shape", [(1, 7), (33, 5), (700, 300), (0, 3), (5,)])
+def test_each_rank_gets_its_rows_of_a_scattered_sum(size, shape, dtype, kind):
+    rows, *rest = shape
+
+    def own(rank: int) -> Tensor:
+        count = size * torch.Size(shape).numel()
+        return values(rank, count, dtype).view(size * rows, *rest)
+
+    found = on_ranks(size, lambda tp: tp.scatter_sum(own(tp.rank)), kind)
+    expected = torch.zeros(size * rows, *rest)
+    for rank in range(size):
+        expected = expected + own(rank).float()
+    for rank, chunk in enumerate(expected.to(dtype).split(rows) if rows else [own(0)] * size):
+        assert torch.equal(found[rank], chunk)
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("width", [1, 1001])
+def test_exchanged_rows_come_in_rank_order(size, width, dtype, kind):
+    """As many rows as they like: none, some, and more than a slot holds."""
+    counts = [[(7 * i + 3 * j) % 5 * (1 if j else 150) for j in range(size)] for i in range(size)]
+
+    def own(rank: int) -> Tensor:
+        rows = sum(counts[rank])
+        return torch.arange(rows * width).view(rows, width).add(1000 * rank).to(dtype)
+
+    def run(tp: Collectives) -> Tensor:
+        return tp.exchange(own(tp.rank), counts[tp.rank], [row[tp.rank] for row in counts])
+
+    found = on_ranks(size, run, kind)
+    for rank in range(size):
+        parts = [own(i).split(counts[i])[rank] for i in range(size)]
+        assert torch.equal(found[rank], torch.cat(parts))
+
+
+@KINDS
+@pytest.mark.parametrize("source", [0, 2])
+@pytest.mark.parametrize("shape", [(3, 5), (700, 601), (0, 2)])
+def test_every_rank_gets_what_the_source_has(source, shape, kind):
+    def own(rank: int) -> Tensor:
+        return torch.full(shape, float(rank + 1), dtype=torch.bfloat16)
+
+    found = on_ranks(3, lambda tp: tp.broadcast(own(tp.rank), source), kind)
+    assert all(torch.equal(x, own(source)) for x in found)
+
+
+@KINDS
+def test_the_greatest_is_the_first_of_equals_and_nan_is_no_token(kind):
+    inf, nan = torch.inf, torch.nan
+    shown = torch.tensor(
+        [[1, 3, 2.5, -inf, nan, -inf], [2, 3, -inf, -inf, 5, -2], [-1, 1, 2.5, -inf, 0, -inf]]
+    )
+
+    def run(tp: Collectives) -> Tensor:
+        ids = torch.arange(6, dtype=torch.int32) + 100 * tp.rank
+        return tp.greatest(shown[tp.rank], ids)
+
+    for found in on_ranks(3, run, kind):
+        assert found.tolist() == [100, 1, 2, -1, -1, 105]
+        assert found.dtype == torch.int32
+
+
+@KINDS
+def test_ranks_agree_on_the_greatest_and_the_least(kind):
+    def run(tp: Collectives) -> tuple[float, float]:
+        return tp.agreed(1.5 + tp.rank), tp.least(1e12 + tp.rank)
+
+    assert on_ranks(3, run, kind) == [(3.5, 1e12)] * 3
+
+
 def test_what_was_given_is_left_alone_and_need_not_be_dense():
-    def run(tp: SharedMemory) -> tuple[Tensor, Tensor, Tensor]:
+    def run(tp: Collectives) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.arange(12.0).view(3, 4).T
         kept = x.clone()
         return tp.sum(x), x, kept
@@ -90,7 +178,7 @@ def test_what_was_given_is_left_alone_and_need_not_be_dense():
 def test_ranks_that_come_late_are_waited_for(size):
     """Ranks sleep, spin and hurry in turns; a mistake in the order of two areas would show."""
 
-    def run(tp: SharedMemory) -> list[float]:
+    def run(tp: Collectives) -> list[float]:
         dice, found = random.Random(tp.rank), []
         for step in range(300):
             if dice.random() < 0.1:
@@ -105,12 +193,48 @@ def test_ranks_that_come_late_are_waited_for(size):
 
 def test_errors_name_what_is_wrong():
     with pytest.raises(RuntimeError, match="rank 2 of 2 ranks"):
-        torch.ops.vllm.join_ranks(0, 2, 2)
+        torch.ops.vllm.join_ranks(0, 2, 2, 0)
     with pytest.raises(RuntimeError, match="at most 64"):
-        torch.ops.vllm.join_ranks(0, 2, 65)
+        torch.ops.vllm.join_ranks(0, 2, 65, 0)
     with pytest.raises(RuntimeError, match="no ranks have handle 123456"):
         torch.ops.vllm.sum_over_ranks(torch.ones(1), 123456)
     with pytest.raises(RuntimeError, match="x must be float32, bfloat16 or float16"):
         on_ranks(2, lambda tp: tp.sum(torch.ones(2, dtype=torch.int64)))
+    with pytest.raises(RuntimeError, match="3 rows, which 2 ranks cannot share evenly"):
+        on_ranks(2, lambda tp: tp.scatter_sum(torch.ones(3, 2)))
+    with pytest.raises(RuntimeError, match="x has 3 rows, and sent are 2"):
+        on_ranks(2, lambda tp: tp.exchange(torch.ones(3, 2), [1, 1], [1, 1]))
+    with pytest.raises(RuntimeError, match="rank 2 of 2 ranks cannot be the source"):
+        on_ranks(2, lambda tp: tp.broadcast(torch.ones(3), 2))
     with pytest.raises(RuntimeError, match="cannot have"), open("/dev/null") as file:
-        torch.ops.vllm.join_ranks(file.fileno(), 0, 2)
+        torch.ops.vllm.join_ranks(file.fileno(), 0, 2, 0)
+
+
+def test_ranks_that_give_different_tensors_are_told():
+    with pytest.raises(
+        RuntimeError,
+        match=r"sum 1: rank 0 gives 3 elements, rank 1 gives 4|"
+        r"sum 1: rank 1 gives 4 elements, rank 0 gives 3",
+    ):
+        on_ranks(2, lambda tp: tp.sum(torch.ones(3 + tp.rank)))
+
+
+def test_a_rank_says_for_whom_it_waits_and_gives_up_at_its_limit():
+    seen: list[str] = []
+
+    def run(tp: Collectives) -> None:
+        if tp.rank == 1:
+            tp.sum(torch.ones(3))
+            return
+        tp.sum(torch.ones(3))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(tp.gather, torch.ones(3))
+            while not waiting.done():
+                seen.append(tp.where())
+            waiting.result()
+
+    with pytest.raises(
+        RuntimeError, match=r"gather 2: waits for rank 1, which did not come within 1 s"
+    ):
+        on_ranks(2, run, limit_s=1)
+    assert "gather 2: waits for rank 1" in seen

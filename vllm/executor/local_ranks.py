@@ -30,7 +30,7 @@ class LocalRanks:
     """
 
     def __init__(self, devices: SetAside = no_devices) -> None:
-        """`devices` sets devices of this machine aside for so many ranks, as Platform.devices does."""
+        """`devices` sets devices of this machine aside, as Platform.devices does."""
         self._devices = devices
         self.processes: list[SpawnProcess] = []  # by rank
         self._replies: list[BroadcastReader] = []  # by rank

@@ -32,6 +32,7 @@ from vllm.layers.rope.table import tabulate
 from vllm.layers.weights import Destination, Loadable, Rule
 from vllm.models.decoder import GATED_NAMES, experts_weights
 from vllm.models.interfaces import Model
+from vllm.models.registry import ModelRegistry
 
 _NUMBERS = itertools.count()  # of the models built in this process
 # Frequencies that transformers changes with the longest request of a batch.
@@ -107,7 +108,10 @@ class TransformersModel(Model, Loadable):
         if kinds:
             raise self._refusal(f"it has layers of type {', '.join(sorted(kinds))}")
         if self.context.tp.size > 1:
-            raise self._refusal("its modules are not shared by several ranks")
+            raise self._refusal(
+                f"several ranks cannot share its modules, as they can those of {_native_names()}",
+                "Leave --tensor-parallel-size out.",
+            )
         if hf.to_dict().get("quantization_config"):
             raise self._refusal("its weights are quantized")
         if hf.is_encoder_decoder:
@@ -209,9 +213,13 @@ class TransformersModel(Model, Loadable):
         )
         return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[-1])
 
-    def _refusal(self, reason: str) -> ConfigError:
+    def _refusal(self, reason: str, remedy: str = REMEDY) -> ConfigError:
         name = self.context.config.model.architecture
-        return ConfigError(f"cannot run {name} through transformers: {reason}. {REMEDY}")
+        return ConfigError(f"cannot run {name} through transformers: {reason}. {remedy}")
+
+
+def _native_names() -> str:
+    return ", ".join(ModelRegistry.get_supported_archs())
 
 
 class _Passthrough(nn.Module):
