@@ -1,5 +1,6 @@
 # make serve [MODEL=dir ARGS="..." PORT=8000]   set up, build, serve (ARGS="--device hpu": emulated)
-# make test                                    set up, build, run every test
+# make test                                    set up, build, run the tests
+# make test-all                                with the full products of what make test samples
 # make lint | bench | build | venv | clean
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ DEVICE := $(or $(VLLM_TARGET_DEVICE),cpu)
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.done
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH = $(shell grep '^torch==' requirements-cpu.txt)
 NATIVE := $(shell find csrc -type f 2>/dev/null)
@@ -23,16 +25,19 @@ CXX_FILES := $(shell find csrc tools/hpu_emulator/csrc tests -name '*.cpp' -o -n
 EMULATED := $(if $(and $(findstring --device hpu,$(subst =, ,$(ARGS))),$(filter cpu,$(DEVICE))),yes)
 
 .DELETE_ON_ERROR:
-.PHONY: serve test lint bench venv build clean help
+.PHONY: serve test test-all lint bench venv build clean help
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 serve: build $(if $(EMULATED),$(DONE)/emulator)
 	@$(if $(EMULATED),PYTHONPATH=$(VENV)/hpu_emulator) $(BIN)/vllm serve $(MODEL) --port $(PORT) $(ARGS)
 
 test: build $(DONE)/emulator $(DONE)/dev $(DONE)/browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(TESTS)
+	$(PYTEST) -m "not product" $(TESTS)
+
+test-all: build $(DONE)/emulator $(DONE)/dev $(DONE)/browser
+	$(PYTEST) $(TESTS)
 
 lint: $(DONE)/dev
 	$(BIN)/ruff check .

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,16 +84,32 @@ def tokens_of(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) 
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-@pytest.fixture(params=["uni", "mp"])
-def executor(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
-    gc.collect()
+# Of every two settings all values meet. Sets of these are tried with what takes longer to start.
+PAIRS = {
+    (1, 0, False, False),
+    (1, 16, True, True),
+    (2, 0, True, False),
+    (2, 16, False, True),
+    (4, 0, False, True),
+    (4, 16, True, False),
+}
 
 
-@pytest.mark.parametrize("preemption", [False, True], ids=["roomy", "preempting"])
-@pytest.mark.parametrize("caching", [False, True], ids=["no-cache", "cache"])
-@pytest.mark.parametrize("chunk", [0, 16], ids=["whole", "chunks"])
-@pytest.mark.parametrize("depth", [1, 2, 4])
+def combinations() -> Iterator[Any]:
+    """(depth, chunk, caching, preemption, executor)"""
+    settings = itertools.product((1, 2, 4), (0, 16), (False, True), (False, True))
+    for some, executor in itertools.product(settings, ("uni", "mp", "2 ranks")):
+        depth, chunk, caching, preemption = some
+        name = [f"depth {depth}", "chunks" if chunk else "whole", "cache" if caching else "no cache"]
+        name += ["preempting" if preemption else "roomy", executor]
+        is_one_of_many = executor == "2 ranks" and some not in PAIRS
+        marks = [pytest.mark.product] if is_one_of_many else []
+        yield pytest.param(*some, executor, id=", ".join(name), marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("depth", "chunk", "caching", "preemption", "executor"), list(combinations())
+)
 def test_tokens_are_the_same_in_every_combination(
     tiny_story: Path,
     prompts: list[list[int]],
@@ -115,7 +133,8 @@ def test_tokens_are_the_same_in_every_combination(
         enable_chunked_prefill=bool(chunk),
         max_num_batched_tokens=chunk or max_model_len,
         enable_prefix_caching=caching,
-        distributed_executor_backend=executor,
+        distributed_executor_backend="uni" if executor == "uni" else "mp",
+        tensor_parallel_size=2 if executor == "2 ranks" else 1,
         # Enough for the longest request and a bit: the others get in its way.
         num_gpu_blocks_override=max_model_len // 16 + 4 if preemption else 1024,
         disable_log_stats=True,
@@ -136,3 +155,4 @@ def test_tokens_are_the_same_in_every_combination(
         core.check_integrity()
     finally:
         llm.llm_engine.shutdown()
+        gc.collect()
