@@ -100,7 +100,11 @@ def combinations() -> Iterator[Any]:
     settings = itertools.product((1, 2, 4), (0, 16), (False, True), (False, True))
     for some, executor in itertools.product(settings, ("uni", "mp", "2 ranks")):
         depth, chunk, caching, preemption = some
-        name = [f"depth {depth}", "chunks" if chunk else "whole", "cache" if caching else "no cache"]
+        name = [
+            f"depth {depth}",
+            "chunks" if chunk else "whole",
+            "cache" if caching else "no cache",
+        ]
         name += ["preempting" if preemption else "roomy", executor]
         is_one_of_many = executor == "2 ranks" and some not in PAIRS
         marks = [pytest.mark.product] if is_one_of_many else []

@@ -151,7 +151,10 @@ def test_weights_are_loaded_again_by_every_rank(tmp_path: Path) -> None:
             {"tensor_parallel_size": 2, "distributed_executor_backend": "uni"},
             r"uni runs one rank, and there are 2",
         ),
-        ({"tensor_parallel_size": 2, "model_impl": "transformers"}, r"several ranks cannot share .* LlamaForCausalLM"),
+        (
+            {"tensor_parallel_size": 2, "model_impl": "transformers"},
+            r"several ranks cannot share .* LlamaForCausalLM",
+        ),
     ],
 )
 def test_what_cannot_be_shared_is_refused(

@@ -12,6 +12,7 @@ from vllm.layers.weights import ELSEWHERE, PLAIN_DTYPES, WHOLE, Destination, Loa
 from vllm.loader.rules import Route, RuleTable
 
 MAX_NAMES = 6  # listed in an error
+_WIDER = (*PLAIN_DTYPES[:2], *PLAIN_DTYPES[3:])  # than float16
 Key = tuple[str, str, int]  # parameter, part, expert
 
 
@@ -79,7 +80,9 @@ class Filler:
         for key, piece in zip(keys, self._pieces(route, keys, tensor), strict=True):
             layer = self._owners.pop(key, None)
             if layer is not None and self._fills:
-                self._destinations[key].fill(piece)
+                destination = self._destinations[key]
+                self._check_range(name, destination.share.of(piece))
+                destination.fill(piece)
                 self._missing[layer] -= 1
                 if not self._missing[layer]:
                     layer.finish()
@@ -109,11 +112,11 @@ class Filler:
         dtypes = self._destinations[keys[0]].dtypes
         if tensor.dtype not in dtypes:
             raise LoadError(_wrong_dtype(name, tensor.dtype, dtypes))
-        # Only this one has a range that values of the others can leave.
-        if self._dtype is torch.float16 and tensor.dtype in PLAIN_DTYPES[:2] + PLAIN_DTYPES[3:]:
-            self._check_range(name, tensor)
 
     def _check_range(self, name: str, tensor: Tensor) -> None:
+        # Only this one has a range that values of the others can leave.
+        if self._dtype is not torch.float16 or tensor.dtype not in _WIDER:
+            return
         limit = torch.finfo(torch.float16).max
         low, high = (float(bound) for bound in torch.aminmax(tensor)) if tensor.numel() else (0, 0)
         if max(-low, high) > limit:
