@@ -75,11 +75,18 @@ def environment(tree: Path) -> dict[str, str]:
 class Worker:
     """A process that holds one model of one tree and measures when it is told to."""
 
-    def __init__(self, tree: Path, model: Path) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        model: Path,
+        options: Mapping[str, Any] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """`options` of the engine, `variables` of the environment."""
         started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(model)],
-            env=environment(tree),
+            [sys.executable, str(WORKER), str(model), json.dumps(options or {})],
+            env={**environment(tree), **(variables or {})},
             cwd=tree,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -191,20 +198,23 @@ def pairs_of(
 
 
 def in_rounds(
-    start: Callable[[Path], AbstractContextManager[Any]],
+    start: Callable[[Any], AbstractContextManager[Any]],
     measure: Callable[[Any, Workload], float],
     loads: Mapping[str, Workload],
-    trees: Sequence[Path],
+    sides: Sequence[Any],
     count: int,
 ) -> None:
-    """Report `count` pairs of each load: geometric means of one in either order of start."""
+    """Report `count` pairs of each load: geometric means of one in either order of start.
+
+    `sides` are what `start` starts, before and after: two trees, or whatever else is compared.
+    """
     pairs: dict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
     for number in range(ROUNDS):
         is_before_first = number % 2 == 0
         with ExitStack() as stack:
             running: dict[int, Any] = {}
             for which in (0, 1) if is_before_first else (1, 0):
-                running[which] = stack.enter_context(start(trees[which]))
+                running[which] = stack.enter_context(start(sides[which]))
             for name, load in loads.items():
                 measures = [partial(measure, running[which], load) for which in (0, 1)]
                 found = pairs_of(measures, -(-2 * count // ROUNDS), name)

@@ -22,6 +22,7 @@ def main() -> None:
         kv_cache_memory_bytes=1 << 30,
         disable_log_stats=True,
         use_tqdm_on_load=False,
+        **json.loads(sys.argv[2]),
     )
     print("0", flush=True)
     for line in sys.stdin:

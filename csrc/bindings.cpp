@@ -13,7 +13,7 @@ TORCH_LIBRARY(vllm, m) {
   m.def("available_isas() -> str[]", &vllm::cpu::available_isas);
 
   m.def("join_ranks(int fd, int rank, int size, int limit_s) -> int", &vllm::cpu::join_ranks);
-  m.def("sum_over_ranks(Tensor x, int ranks) -> Tensor");
+  m.def("sum_over_ranks(Tensor(a!) x, int ranks) -> ()");
   m.def("scatter_sum_over_ranks(Tensor x, int ranks) -> Tensor");
   m.def("gather_over_ranks(Tensor x, int ranks) -> Tensor");
   m.def("greatest_over_ranks(Tensor values, Tensor ids, int ranks) -> Tensor");

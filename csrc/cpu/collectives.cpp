@@ -82,24 +82,22 @@ std::vector<int64_t> offsets_of(at::IntArrayRef rows, int64_t row_bytes) {
 
 }  // namespace
 
-at::Tensor sum_over_ranks(const at::Tensor& x, int64_t handle) {
+void sum_over_ranks(at::Tensor& x, int64_t handle) {
   VLLM_CHECK_CPU(x);
+  VLLM_CHECK_CONTIGUOUS(x);
   const DType dtype = dtype_of(x, "x");
   Ranks& ranks = ranks_of(handle);
-  const at::Tensor dense = x.contiguous();
-  at::Tensor out = at::empty_like(dense, at::MemoryFormat::Contiguous);
-  const int64_t element_bytes = dense.element_size(), count = dense.numel();
+  const int64_t element_bytes = x.element_size(), count = x.numel();
   const int64_t most = kAreaBytes / element_bytes;
   for (int64_t begin = 0; begin < count; begin += most) {
     const int64_t offset = begin * element_bytes, piece = std::min(most, count - begin);
     ranks.begin("sum", count);
-    copy(ranks.area(ranks.rank()), bytes(dense) + offset, piece, element_bytes);
+    copy(ranks.area(ranks.rank()), bytes(x) + offset, piece, element_bytes);
     ranks.meet();
     ranks.check_same("elements");
-    add_shown(ranks, dtype, element_bytes, piece, mutable_bytes(out) + offset);
+    add_shown(ranks, dtype, element_bytes, piece, mutable_bytes(x) + offset);
     ranks.turn();
   }
-  return out;
 }
 
 at::Tensor scatter_sum_over_ranks(const at::Tensor& x, int64_t handle) {

@@ -21,8 +21,8 @@ int64_t join_ranks(int64_t fd, int64_t rank, int64_t size, int64_t limit_s);
 // "sum 12: waits for rank 1" of a rank that waits, "" otherwise. Any thread may ask.
 std::string where_ranks(int64_t ranks);
 
-// The sum of all ranks' x.
-at::Tensor sum_over_ranks(const at::Tensor& x, int64_t ranks);
+// x becomes the sum of all ranks' x.
+void sum_over_ranks(at::Tensor& x, int64_t ranks);
 
 // This rank's rows of the sum of all ranks' x [size * R, *]: [R, *].
 at::Tensor scatter_sum_over_ranks(const at::Tensor& x, int64_t ranks);

@@ -43,9 +43,9 @@ at::Tensor packed_rows(const at::Tensor& packed, const at::Tensor& ids, int64_t 
 // x [T, inputs] W^T + b -> [T, outputs], of x's dtype or, if `wide`, float32.
 at::Tensor packed_linear(const at::Tensor& x, const at::Tensor& packed,
                          const std::optional<at::Tensor>& bias, int64_t outputs, bool wide);
-// For each row of x W^T + b the greatest output [T] float32, and which that is, the first of equals:
-// [T] int32. NaN and -1 where there is NaN; -inf and -1 where there is nothing else.
-// The first `outputs` count.
+// For each row of x W^T + b the greatest output [T] float32, and which that is, the first of
+// equals: [T] int32. NaN and -1 where there is NaN; -inf and -1 where there is nothing else. The
+// first `outputs` count.
 std::tuple<at::Tensor, at::Tensor> packed_greatest(const at::Tensor& x, const at::Tensor& packed,
                                                    const std::optional<at::Tensor>& bias,
                                                    int64_t outputs);

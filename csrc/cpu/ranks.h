@@ -1,7 +1,8 @@
 // Ranks of one machine: the memory that all of them map, and how they wait for each other.
 //
 // Every rank begins the same operations in the same order. In an operation a rank shows the others
-// some bytes in its area, comes to a meeting, and reads theirs; large tensors take several meetings.
+// some bytes in its area, comes to a meeting, and reads theirs; large tensors take several
+// meetings.
 #pragma once
 
 #include <atomic>

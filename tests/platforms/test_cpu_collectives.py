@@ -163,15 +163,16 @@ def test_ranks_agree_on_the_greatest_and_the_least(kind):
     assert on_ranks(3, run, kind) == [(3.5, 1e12)] * 3
 
 
-def test_what_was_given_is_left_alone_and_need_not_be_dense():
-    def run(tp: Collectives) -> tuple[Tensor, Tensor, Tensor]:
+@KINDS
+def test_what_is_given_need_not_be_dense(kind):
+    def run(tp: Collectives) -> list[Tensor]:
         x = torch.arange(12.0).view(3, 4).T
-        kept = x.clone()
-        return tp.sum(x), x, kept
+        return [tp.sum(x.clone(memory_format=torch.preserve_format)), tp.gather(x)]
 
-    for total, x, kept in on_ranks(2, run):
-        assert torch.equal(x, kept)
+    kept = torch.arange(12.0).view(3, 4).T
+    for total, rows in on_ranks(2, run, kind):
         assert torch.equal(total, 2 * kept)
+        assert torch.equal(rows, torch.cat((kept, kept), dim=1))
 
 
 @pytest.mark.parametrize("size", [2, 5])

@@ -30,8 +30,9 @@ class SharedMemory(Collectives):
             os.close(fd)
 
     def sum(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.vllm.sum_over_ranks.default(x, self._ranks)
-        return out
+        x = x.contiguous()
+        torch.ops.vllm.sum_over_ranks.default(x, self._ranks)
+        return x
 
     def gather(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.gather_over_ranks.default(x, self._ranks)

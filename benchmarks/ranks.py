@@ -1,0 +1,194 @@
+"""Ranks on one machine: what they take to compute together, and a model over two of them.
+
+python benchmarks/ranks.py collectives [--ranks 2] [--pairs 40]
+python benchmarks/ranks.py model [--pairs 20] [--only decode,prefill,tiny-1,tiny-256]
+python benchmarks/ranks.py driver [--ranks 8]
+
+collectives   sums and gathers through shared memory, through gloo, and a plain copy of as much
+model         one rank with two threads (before) and two ranks with one thread each (after)
+driver        processor time of the engine's own process per step, with one rank and with many
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks.compare.models import SHAPES, ensure  # noqa: E402
+from benchmarks.pairs import (  # noqa: E402
+    LARGE,
+    OFFLINE,
+    SMALL,
+    Worker,
+    in_rounds,
+    interval,
+)
+from vllm.distributed.groups import Group  # noqa: E402
+
+KIB = 1 << 10
+SIZES = (4 * KIB, 32 * KIB, 256 * KIB, 1024 * KIB, 8192 * KIB)
+CALLS = {size: max(3, min(200, (4 << 20) // size)) for size in SIZES}  # in one measurement
+OVER_RANKS = {
+    "1 rank, 2 threads": ({}, {"OMP_NUM_THREADS": "2"}),
+    "2 ranks, 1 thread": ({"tensor_parallel_size": 2}, {"OMP_NUM_THREADS": "2"}),
+}
+
+
+def measure_collectives(num_ranks: int, pairs: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    paths, memories = [], []
+    for _ in range(2):
+        memories.append(os.memfd_create("ranks"))
+        paths.append(f"/proc/{os.getpid()}/fd/{memories[-1]}")
+    reading, writing = context.Pipe(duplex=False)
+    processes = [
+        context.Process(target=rank_main, args=(rank, num_ranks, paths, pairs, writing))
+        for rank in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    print(f"{num_ranks} ranks, microseconds, median of {pairs}; ratio: shared memory / gloo")
+    for name in ("sum", "gather"):
+        for size in SIZES:
+            found = reading.recv()
+            ratios = [a / b for a, b in zip(found["shared"], found["gloo"], strict=True)]
+            low, high = interval(ratios)
+            medians = "  ".join(
+                f"{kind} {statistics.median(taken) * 1e6:9.1f}" for kind, taken in found.items()
+            )
+            print(
+                f"{name:6} {size // KIB:5} KiB  {medians}  ratio {statistics.median(ratios):.3f} "
+                f"95 % [{low:.3f}, {high:.3f}]",
+                flush=True,
+            )
+    for process in processes:
+        process.join()
+
+
+def rank_main(rank: int, size: int, paths: list[str], pairs: int, out: Any) -> None:
+    from vllm.platforms.cpu import native
+    from vllm.platforms.cpu.collectives import SharedMemory
+    from vllm.platforms.cpu.gloo import Gloo
+
+    assert native.is_available()
+    torch.set_num_threads(1)
+    shared = SharedMemory(Group(rank, size), paths[0])
+    # gloo's own sum: the fastest that it has.
+    gloo = Gloo(Group(rank, size), paths[1])
+    dice = random.Random(0)  # the same order on every rank
+    for name in ("sum", "gather"):
+        for num_bytes in SIZES:
+            x = torch.ones(num_bytes // 4)
+            copy_to = torch.empty_like(x)
+            kinds: dict[str, Callable[[], object]] = {
+                "shared": partial(getattr(shared, name), x),
+                "gloo": partial(_allreduce, gloo, x) if name == "sum" else partial(gloo.gather, x),
+                "copy": partial(copy_to.copy_, x),
+            }
+            taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for number in range(pairs + 1):
+                order = list(kinds)
+                dice.shuffle(order)
+                for kind in order:
+                    shared.sum(torch.ones(1))  # begin together
+                    started = time.perf_counter()
+                    for _ in range(CALLS[num_bytes]):
+                        kinds[kind]()
+                    if number:
+                        taken[kind].append((time.perf_counter() - started) / CALLS[num_bytes])
+            if rank == 0:
+                out.send(taken)
+
+
+def _allreduce(gloo: Any, x: torch.Tensor) -> None:
+    gloo._ranks.allreduce([x]).wait()
+
+
+def measure_model(pairs: int, wanted: list[str], folder: Path) -> None:
+    for model in (LARGE, SMALL):
+        loads = {n: w for n, w in OFFLINE.items() if n in wanted and w.model == model}
+        if loads:
+            path = ensure(SHAPES[model], folder)
+            in_rounds(
+                partial(started, path), Worker.seconds, loads, list(OVER_RANKS.values()), pairs
+            )
+
+
+@contextmanager
+def started(model: Path, side: tuple[dict[str, Any], dict[str, str]]) -> Any:
+    options, variables = side
+    worker = Worker(ROOT, model, options, variables)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def measure_driver(num_ranks: int, folder: Path) -> None:
+    """In this process, which plans and sends steps and waits for them."""
+    from vllm import LLM, SamplingParams
+
+    steps = 200
+    params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
+    prompts = [{"prompt_token_ids": [5, 6, 7, 8]}] * 4
+    path = ensure(SHAPES[SMALL], folder)
+    for ranks in (1, num_ranks):
+        llm = LLM(
+            str(path),
+            tensor_parallel_size=ranks,
+            distributed_executor_backend="mp",
+            max_model_len=512,
+            max_num_seqs=8,
+            kv_cache_memory_bytes=64 << 20,
+            use_tqdm_on_load=False,
+        )
+        llm.generate(prompts, params, use_tqdm=False)
+        wall, cpu = time.perf_counter(), time.process_time()
+        llm.generate(prompts, params, use_tqdm=False)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(
+            f"{ranks} ranks: {cpu / steps * 1e6:.0f} us of processor time in the engine's process "
+            f"per step, {wall / steps * 1e6:.0f} us by the clock",
+            flush=True,
+        )
+        llm.llm_engine.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("collectives", "model", "driver"))
+    parser.add_argument("--ranks", type=int, default=0, help="By default 2; driver: 8.")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--only", default=",".join(OFFLINE), help=f"Of {', '.join(OFFLINE)}.")
+    parser.add_argument(
+        "--models", type=Path, default=Path(tempfile.gettempdir()) / "pairs", help="For models."
+    )
+    args = parser.parse_args()
+    if args.what == "collectives":
+        measure_collectives(args.ranks or 2, args.pairs)
+    elif args.what == "driver":
+        measure_driver(args.ranks or 8, args.models)
+    else:
+        measure_model(args.pairs, args.only.split(","), args.models)
+
+
+if __name__ == "__main__":
+    main()
