@@ -1,6 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm.messages.engine import EngineStats, FinishReason
+from vllm.messages.facts import RankMemory
 from vllm.metrics.older_names import OLDER_NAMES
 from vllm.metrics.prometheus import PrometheusStats, series_1_2_5
 from vllm.metrics.reader import Gauge, Histogram, read_metrics
@@ -22,6 +23,16 @@ def test_gauges_show_the_last_state_and_counters_the_growth():
     assert now["vllm:kv_cache_usage_perc"] == 0
     assert now["vllm:prefix_cache_hits_total"] == 15
     assert now["vllm:cache_config_info"] == 1
+
+
+def test_the_memory_of_every_rank_is_shown():
+    stats = PrometheusStats("m", 100, {})
+    stats.show_ranks([RankMemory(5, 6, 7, 8), RankMemory(9, 6, 7, 8)])
+    text = stats.exposition().decode()
+    name = 'vllm:rank_memory_bytes{engine="0",model_name="m",part='
+    assert f'{name}"weights",rank="0"}} 5.0' in text
+    assert f'{name}"weights",rank="1"}} 9.0' in text
+    assert f'{name}"kv_cache",rank="1"}} 7.0' in text
 
 
 def test_finished_requests_fill_the_histograms():

@@ -136,5 +136,5 @@ def test_what_does_not_divide_is_an_error_before_memory_is_taken(
 
 def test_models_of_transformers_are_refused(reference):
     config = config_for(reference("llama").path, model_impl="transformers")
-    with pytest.raises(ConfigError, match="several ranks cannot share its modules, as they can .*Qwen3MoeForCausalLM"):
+    with pytest.raises(ConfigError, match=r"several ranks cannot share its .*, Qwen3Moe"):
         on_ranks(2, lambda tp: load_model(config, References(), torch.device("cpu"), tp))

@@ -92,6 +92,21 @@ def test_facts_of_the_server_are_shown(chat: ChatPage) -> None:
         expect(facts).to_contain_text(text)
 
 
+def test_ranks_are_shown_where_there_are_several(page: Page, server: RealServer) -> None:
+    def doubled(route: Route) -> None:
+        answer = route.fetch().json()
+        (rank,) = answer["facts"]["ranks"]
+        assert rank["weights"] > 0
+        assert rank["kv_cache"] > 0
+        answer["facts"]["ranks"] = [{**rank, "weights": 3 << 28, "kv_cache": 2 << 30}] * 2
+        route.fulfill(json=answer)
+
+    page.route("**/ui/live*", doubled)
+    page.goto(server.url)
+    facts = page.locator("#facts")
+    expect(facts).to_contain_text("2, 0.75 GiB of weights and 2.0 GiB of KV cache each")
+
+
 def test_an_engine_that_stopped_is_seen(page: Page, server: RealServer) -> None:
     def dead(route: Route) -> None:
         answer = route.fetch().json()

@@ -16,6 +16,7 @@ from vllm.executor import make_executor
 from vllm.executor.base import StepHandle
 from vllm.executor.control import Method
 from vllm.logger import init_logger
+from vllm.messages.cache import KVCacheLayout
 from vllm.messages.engine import (
     Abort,
     Call,
@@ -25,6 +26,7 @@ from vllm.messages.engine import (
     StepUpdates,
     ToEngine,
 )
+from vllm.messages.facts import RankMemory, WorkerFacts
 from vllm.messages.step import StepPlan
 from vllm.profiling.timeline import process_timeline
 from vllm.structured_output.compiler import GrammarCompiler
@@ -33,6 +35,15 @@ from vllm.transformers_utils.tokenizer import full_tokenizer
 logger = init_logger(__name__)
 
 COMPILING_WAIT_S: Final = 0.005
+
+
+def _memory_of(facts: WorkerFacts, layout: KVCacheLayout) -> RankMemory:
+    return RankMemory(
+        weights=facts.weight_bytes,
+        activations=facts.activation_bytes,
+        kv_cache=layout.num_blocks * layout.bytes_per_block,
+        device=facts.total_bytes,
+    )
 
 
 class EngineCore:
@@ -64,6 +75,7 @@ class EngineCore:
             num_blocks=layout.num_blocks,
             block_size=config.cache.block_size,
             start_s=time.monotonic() - started_s,
+            ranks=tuple(_memory_of(rank, layout) for rank in facts),
             counts_shapes=counts_shapes,
         )
 

@@ -64,7 +64,7 @@ class LLMEngine:
         engine = cls(vllm_config, make_client(vllm_config))
         engine.front.log_statistics()
         if not vllm_config.observability.disable_log_stats:
-            engine.metrics = PrometheusStats.of(vllm_config, engine.client.ready.num_blocks)
+            engine.metrics = PrometheusStats.of(vllm_config, engine.client.ready)
             engine.add_stat_logger(engine.metrics)
         return engine
 

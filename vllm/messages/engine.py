@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vllm.messages.facts import RankMemory
 from vllm.messages.step import NO_ROWS, LogprobArrays
 from vllm.sampling_params import SamplingParams
 
@@ -111,6 +112,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     num_blocks: int
     block_size: int
     start_s: float
+    ranks: tuple[RankMemory, ...] = ()  # by rank
     counts_shapes: bool = False  # the device prepares shapes, and `launch_shapes` tells of them
 
 

@@ -16,3 +16,12 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     total_bytes: int  # of the device
     free_bytes: int  # after loading
     load_s: float
+
+
+class RankMemory(msgspec.Struct, frozen=True):
+    """What the memory of a rank's device goes to, in bytes."""
+
+    weights: int
+    activations: int  # peak of a full step
+    kv_cache: int
+    device: int  # all there is; ranks of the CPU share it

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -20,7 +21,8 @@ from prometheus_client import (
 )
 from typing_extensions import Self
 
-from vllm.messages.engine import EngineStats, FinishReason
+from vllm.messages.engine import EngineReady, EngineStats, FinishReason
+from vllm.messages.facts import RankMemory
 from vllm.metrics.older_names import WithOlderNames
 from vllm.metrics.shapes import ShapeMetrics
 from vllm.metrics.shared import is_shared, shared_registry
@@ -163,13 +165,28 @@ class PrometheusStats:
             GCCollector(registry=self.registry)
 
     @classmethod
-    def of(cls, config: VllmConfig, num_blocks: int, counts_engine: bool = True) -> Self:
-        """Those of a running engine, which has measured `num_blocks`."""
+    def of(cls, config: VllmConfig, ready: EngineReady, counts_engine: bool = True) -> Self:
+        """Those of a running engine, which has measured what `ready` says."""
         cache = config.cache
         info = {field.name: str(getattr(cache, field.name)) for field in fields(cache)}
-        info |= {"num_gpu_blocks": str(num_blocks), "num_cpu_blocks": "0"}
+        info |= {"num_gpu_blocks": str(ready.num_blocks), "num_cpu_blocks": "0"}
         model = config.model
-        return cls(model.served_model_name[0], model.max_model_len, info, counts_engine)
+        stats = cls(model.served_model_name[0], model.max_model_len, info, counts_engine)
+        if counts_engine:
+            stats.show_ranks(ready.ranks)
+        return stats
+
+    def show_ranks(self, ranks: Sequence[RankMemory]) -> None:
+        gauge = Gauge(
+            "vllm:rank_memory_bytes",
+            "What the memory of a rank's device goes to",
+            (*ENGINE_LABELS, "rank", "part"),
+            registry=self.registry,
+            multiprocess_mode=SHARED_GAUGE,
+        )
+        for rank, memory in enumerate(ranks):
+            for part, num_bytes in msgspec.structs.asdict(memory).items():
+                gauge.labels(*self.labels, str(rank), part).set(num_bytes)
 
     def record(self, engine: EngineStats, iteration: IterationStats) -> None:
         if self.counts_engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -12,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm.errors import EngineDeadError, NotAvailable
 from vllm.inputs import TokensPrompt
+from vllm.messages.engine import EngineReady
+from vllm.messages.facts import RankMemory
 from vllm.messages.shapes import ShapeUsage
 from vllm.outputs import CompletionOutput, Logprob, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -29,6 +32,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+READY = EngineReady(1, 16, 0.0, ranks=(RankMemory(1 << 28, 1 << 20, 1 << 30, 1 << 34),))
 
 
 @dataclass
@@ -51,6 +57,7 @@ class FakeEngine:
     num_resets: int = 0
     is_profiled: bool = False
     shapes: list[ShapeUsage] = field(default_factory=list)
+    client: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(ready=READY))
 
     def __post_init__(self) -> None:
         self.may_go.set()

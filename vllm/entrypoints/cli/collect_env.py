@@ -10,6 +10,7 @@ import platform
 import re
 import resource
 import runpy
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,13 @@ VARIABLES = (
     "MALLOC_",
     "PT_HPU_",
     "HABANA_",
+    "HLS_MODULE_ID",
+    "GLOO_",
+    "HCCL_",
+    "MASTER_",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -109,6 +117,7 @@ def system() -> Iterator[Row]:
             yield name, f"{int(kib.split()[0]) * 1024 / GIB:.1f} GiB"
     nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))
     yield "NUMA nodes", str(nodes or "-")
+    yield "network interfaces", ", ".join(name for _, name in socket.if_nameindex()) or "-"
 
 
 def limits() -> Iterator[Row]:

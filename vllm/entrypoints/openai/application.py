@@ -27,14 +27,14 @@ async def make_app(
 ) -> tuple[FastAPI, ServingContext]:
     """It listens to what the engine says of itself; `index` is that of this API server."""
     observability = config.observability
-    num_blocks = engine.client.ready.num_blocks
-    metrics = PrometheusStats.of(config, num_blocks, counts_engine=index == 0)
+    ready = engine.client.ready
+    metrics = PrometheusStats.of(config, ready, counts_engine=index == 0)
     log_class = NoLogging if observability.disable_log_stats else LoggingStats
     log = log_class(observability.log_stats_interval_s)
     admission = Admission(options.max_waiting_requests, config.scheduler.max_num_seqs, tallies)
     for stat_logger in (metrics, log, admission):
         engine.add_stat_logger(stat_logger)
-    live = None if options.disable_ui else LiveStats(num_blocks)
+    live = None if options.disable_ui else LiveStats(ready.num_blocks)
     if live is not None:
         engine.add_stat_logger(live)
     context = ServingContext(

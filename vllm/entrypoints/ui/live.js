@@ -13,6 +13,7 @@ const RECENT = 3; // seconds that "now" is the mean of, where one second says li
 const whole = (value) => Math.round(value).toLocaleString("en");
 const seconds = (value) => (value === 0 ? "0" : duration(value));
 const share = (value) => `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%`;
+const gib = (bytes) => `${(bytes / 2 ** 30).toPrecision(2)} GiB`;
 const at = (percentiles, i) => (percentiles ? percentiles[i] : null);
 const quantiles = (field) => [
   { label: "p50", value: (sample) => at(sample[field], 0) },
@@ -104,6 +105,14 @@ class BlockBar {
   }
 }
 
+// Ranks share the weights; what each has of the KV cache, the others have of theirs.
+function ranksOf(ranks) {
+  if (ranks.length < 2) return [];
+  const most = (part) => gib(Math.max(...ranks.map((rank) => rank[part])));
+  const each = `${most("weights")} of weights and ${most("kv_cache")} of KV cache each`;
+  return [["Ranks", `${ranks.length}, ${each}`]];
+}
+
 export class LiveView {
   // onanswer(answer) is told every answer, null when there was none.
   constructor(onanswer) {
@@ -191,6 +200,7 @@ export class LiveView {
       ["Model", facts.models[0]],
       ["Context", `${whole(facts.max_model_len)} tokens`],
       ["Device", `${facts.device}, ${facts.dtype}`],
+      ...ranksOf(facts.ranks),
       ["Block", `${facts.block_size} tokens`],
       ["Version", facts.version],
     ];

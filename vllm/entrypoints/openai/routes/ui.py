@@ -13,6 +13,7 @@ from vllm.entrypoints.openai.serving.context import ServingContext
 from vllm.entrypoints.openai.state import server_of
 from vllm.entrypoints.ui.document import load_document
 from vllm.errors import EngineDeadError
+from vllm.messages.facts import RankMemory
 from vllm.metrics.live import SAMPLE_S, LiveView
 from vllm.version import __version__
 
@@ -29,6 +30,7 @@ class Facts(msgspec.Struct):
     device: str
     dtype: str
     block_size: int
+    ranks: tuple[RankMemory, ...]
     has_chat_template: bool
     needs_key: bool
     max_logprobs: int
@@ -89,6 +91,7 @@ def _facts(context: ServingContext) -> Facts:
         device=config.device.device,
         dtype=str(config.model.dtype).removeprefix("torch."),
         block_size=config.cache.block_size,
+        ranks=context.engine.client.ready.ranks,
         has_chat_template=bool(context.chat_template or context.tokenizer.chat_template),
         needs_key=bool(context.options.api_key),
         max_logprobs=config.model.max_logprobs,
