@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from tests.loader.quantizing import quantized, rounded
 from tests.models.conftest import Reference, generate
@@ -25,7 +26,7 @@ from vllm.platforms.base import Platform
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.cpu.attention import TorchAttention
 
-FOREIGN = {"olmo2", "phi3"}  # run through transformers, whose modules are not shared
+FOREIGN = {"olmo2", "phi3"}  # run through transformers
 ARCHITECTURES = [arch for arch in random_checkpoint.ARCHITECTURES if arch not in FOREIGN]
 
 
@@ -134,7 +135,42 @@ def test_what_does_not_divide_is_an_error_before_memory_is_taken(
         on_ranks(size, lambda tp: load_model(config, References(), torch.device("cpu"), tp))
 
 
-def test_models_of_transformers_are_refused(reference):
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        *((arch, 2) for arch in (*sorted(FOREIGN), "llama", "qwen3", "gemma2", "qwen3_moe")),
+        *((arch, 4) for arch in sorted(FOREIGN)),
+    ],
+)
+def test_modules_of_transformers_are_shared_by_its_plan(arch, size, reference):
+    assert_ranks_agree(size, reference(arch), References(), model_impl="transformers")
+
+
+@pytest.mark.parametrize("arch", ["olmo2", "mixtral"])
+def test_ranks_hold_their_share_of_the_modules_of_transformers(arch, reference):
+    config = config_for(reference(arch).path, model_impl="transformers")
+
+    def count(tp):
+        model = load_model(config, References(), torch.device("cpu"), tp)
+        shared = [p.numel() for n, p in model.named_parameters() if ".layers." in n and p.dim() > 1]
+        return sum(shared)
+
+    (whole,) = on_ranks(1, count)
+    assert max(on_ranks(2, count)) < 0.55 * whole
+
+
+@pytest.mark.parametrize(
+    ("size", "plan", "message"),
+    [
+        (2, None, r"its plan is not known here \(no plan\).*those of .*, Qwen3Moe"),
+        (2, {"layers.*.mlp.up_proj": "diagonal"}, r"\(diagonal for a Linear\)"),
+        (3, ..., r"does not divide the 4 attention heads.*1, 2, 4"),
+        (4, ..., r"does not divide the 2 KV heads.*1, 2"),
+    ],
+)
+def test_plans_that_cannot_be_followed_are_refused(size, plan, message, reference, monkeypatch):
+    if plan is not ...:
+        monkeypatch.setattr(LlamaConfig, "base_model_tp_plan", plan)
     config = config_for(reference("llama").path, model_impl="transformers")
-    with pytest.raises(ConfigError, match=r"several ranks cannot share its .*, Qwen3Moe"):
-        on_ranks(2, lambda tp: load_model(config, References(), torch.device("cpu"), tp))
+    with pytest.raises(ConfigError, match=message):
+        on_ranks(size, lambda tp: load_model(config, References(), torch.device("cpu"), tp))

@@ -81,6 +81,12 @@ class Share:
             return whole
         return (*whole[: self.dim], self.length, *whole[self.dim + 1 :])
 
+    def whole(self, local: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of the tensor of which each of `size` ranks has a share of shape `local`."""
+        if self.dim < 0:
+            return local
+        return (*local[: self.dim], local[self.dim] * size, *local[self.dim + 1 :])
+
     def along(self, dim: int) -> Share:
         """The same share of a tensor that has dimension `dim` only; all of it if that is whole."""
         return self if self.dim == dim else EVERYTHING

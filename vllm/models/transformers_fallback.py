@@ -29,10 +29,12 @@ from vllm.layers.cached_attention import Attention
 from vllm.layers.context import ModelContext
 from vllm.layers.rope.parameters import RopeParameters
 from vllm.layers.rope.table import tabulate
+from vllm.layers.shapes import EVERYTHING, Share
 from vllm.layers.weights import Destination, Loadable, Rule
 from vllm.models.decoder import GATED_NAMES, experts_weights
 from vllm.models.interfaces import Model
 from vllm.models.registry import ModelRegistry
+from vllm.models.transformers_ranks import share_modules
 
 _NUMBERS = itertools.count()  # of the models built in this process
 # Frequencies that transformers changes with the longest request of a batch.
@@ -85,6 +87,7 @@ class TransformersModel(Model, Loadable):
         self.found: dict[int, AttentionSpec] = {}
         self.shell = self._build()
         self.prefix: str = self.shell.base_model_prefix
+        self.shares = self._share()
         self.base: nn.Module = self.shell.base_model
         self._tensors = dict(_own_tensors(self.shell))
         self._ties = _ties(self.shell)
@@ -94,7 +97,10 @@ class TransformersModel(Model, Loadable):
     def _build(self) -> PreTrainedModel:
         hf, config = self.hf_config, self.context.config.model
         try:
-            with torch.device(self.context.device), no_init_weights():
+            # What other ranks keep takes no memory of the device.
+            is_whole = self.context.tp.size == 1
+            device = self.context.device if is_whole else torch.device("cpu")
+            with torch.device(device), no_init_weights():
                 shell = AutoModelForCausalLM.from_config(
                     hf,
                     dtype=self.context.dtype,
@@ -107,11 +113,6 @@ class TransformersModel(Model, Loadable):
         kinds = set(hf.to_dict().get("layer_types") or ()) - LAYER_TYPES
         if kinds:
             raise self._refusal(f"it has layers of type {', '.join(sorted(kinds))}")
-        if self.context.tp.size > 1:
-            raise self._refusal(
-                f"several ranks cannot share its modules, as they can those of {_native_names()}",
-                "Leave --tensor-parallel-size out.",
-            )
         if hf.to_dict().get("quantization_config"):
             raise self._refusal("its weights are quantized")
         if hf.is_encoder_decoder:
@@ -121,6 +122,22 @@ class TransformersModel(Model, Loadable):
         if shell._is_stateful:
             raise self._refusal("it keeps a recurrent state")
         return shell
+
+    def _share(self) -> Mapping[str, Share]:
+        """Of several ranks, what this one keeps of parameters: by name, without those it has all
+        of."""
+        if self.context.tp.size == 1:
+            return {}
+        try:
+            shares = share_modules(self.shell, self.prefix, self.hf_config, self.context.tp)
+        except KeyError as error:
+            raise self._refusal(
+                "several ranks share modules as transformers plans it, and its plan is not known "
+                f"here ({error.args[0]}). They can share those of {_native_names()}",
+                "Leave --tensor-parallel-size out.",
+            ) from error
+        self.shell.to(self.context.device)
+        return shares
 
     def _freeze_rope(self) -> None:
         """Make rotation depend on the position alone (see layers.rope.table.Rotary)."""
@@ -135,15 +152,21 @@ class TransformersModel(Model, Loadable):
                 self.base.set_submodule(name, _TabledRope(parameters, self.context))
 
     def destinations(self) -> Iterator[Destination]:
+        size = self.context.tp.size
         for name, tensor in self._tensors.items():
+            share = self.shares.get(name, EVERYTHING)
             if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
-                yield Destination(name, partial(_same, tensor), tuple(tensor.shape))
+                shape = share.whole(tuple(tensor.shape), size)
+                yield Destination(name, partial(_same, tensor), shape, share=share)
                 continue
             parts = ("gate", "up") if name.endswith("gate_up_proj") else ("",)
             for expert, stacked in enumerate(tensor):
                 for part, target in zip(parts, stacked.chunk(len(parts)), strict=True):
                     open_target, shape = partial(_same, target), tuple(target.shape)
-                    yield Destination(f"{name}.weight", open_target, shape, part, expert)
+                    shape = share.whole(shape, size)
+                    yield Destination(
+                        f"{name}.weight", open_target, shape, part, expert, share=share
+                    )
 
     def tied_weights(self) -> Mapping[str, str]:
         return self._ties
