@@ -148,11 +148,11 @@ def measure_driver(num_ranks: int, folder: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
     prompts = [{"prompt_token_ids": [5, 6, 7, 8]}] * 4
     path = ensure(SHAPES[SMALL], folder)
-    for ranks in (1, num_ranks):
+    for ranks, backend in ((1, "uni"), (1, "mp"), (num_ranks, "mp")):
         llm = LLM(
             str(path),
             tensor_parallel_size=ranks,
-            distributed_executor_backend="mp",
+            distributed_executor_backend=backend,
             max_model_len=512,
             max_num_seqs=8,
             kv_cache_memory_bytes=64 << 20,
@@ -163,8 +163,8 @@ def measure_driver(num_ranks: int, folder: Path) -> None:
         llm.generate(prompts, params, use_tqdm=False)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         print(
-            f"{ranks} ranks: {cpu / steps * 1e6:.0f} us of processor time in the engine's process "
-            f"per step, {wall / steps * 1e6:.0f} us by the clock",
+            f"{ranks} ranks, {backend}: {cpu / steps * 1e6:.0f} us of processor time in the "
+            f"engine process per step, {wall / steps * 1e6:.0f} us by the clock",
             flush=True,
         )
         llm.llm_engine.shutdown()
