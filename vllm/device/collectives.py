@@ -42,6 +42,13 @@ class Collectives(ABC):
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         """The `x` of rank `source`; other ranks give one of its shape and dtype."""
 
+    def where(self) -> str:
+        """What this rank waits for, for people ("sum 1234: waits for rank 1"); "" if nothing.
+
+        Called by another thread than the collectives; does not wait.
+        """
+        return ""
+
     def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
         """Begin `sum`; the result waits for it. Here it is over at once."""
         total = self.sum(x)
