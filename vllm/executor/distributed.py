@@ -16,7 +16,7 @@ from vllm.executor.control import Method, WorkerType
 from vllm.executor.handshake import compare
 from vllm.executor.rank import rank_main
 from vllm.executor.ranks import Ranks
-from vllm.executor.stopwatch import TICK_S, Stopwatch
+from vllm.executor.stopwatch import Stopwatch
 from vllm.executor.watchdog import Awaited, Kind, Limits, Watchdog
 from vllm.messages import functions
 from vllm.messages.cache import KVCacheLayout
@@ -65,8 +65,9 @@ class DistributedExecutor:
         self._main = functools.partial(rank_main, worker_type, config)
         (self._driver,) = (place.rank for place in places if place.is_driver)
         self._unanswered: list[deque[_Pending]] = [deque() for _ in places]  # by rank
-        self._stopwatch = Stopwatch()
-        self._watchdog = Watchdog(limits or Limits.read())
+        limits = limits or Limits.read()
+        self._stopwatch = Stopwatch(limits.tick_s)
+        self._watchdog = Watchdog(limits)
         self._num_requests = 0
         self._dead: ExecutorDied | None = None
         self._encode: Callable[[ToRank], bytes] = encoder().encode
@@ -109,8 +110,8 @@ class DistributedExecutor:
             self.ranks.kill()  # this rank may wait for the one that has failed
         self.ranks.stop()
 
-    def receive(self, timeout_s: float = TICK_S) -> None:
-        """Take the replies that have come; waits up to `timeout_s` for the first of them.
+    def receive(self, timeout_s: float | None = None) -> None:
+        """Take the replies that have come; waits for the first of them for a tick or `timeout_s`.
 
         Raises ExecutorDied if a rank is known to be gone, or to hang. A death that is found now is
         raised by the next call, so that replies which came before it are used first.
@@ -118,7 +119,8 @@ class DistributedExecutor:
         if self._dead is not None:
             raise self._dead
         try:
-            for rank, reply in self.ranks.ready(timeout_s):
+            tick_s = self._stopwatch.tick_s
+            for rank, reply in self.ranks.ready(tick_s if timeout_s is None else timeout_s):
                 self._unanswered[rank].popleft().add(rank, self._decoder.decode(reply))
             if self._stopwatch.is_due:
                 self._look()

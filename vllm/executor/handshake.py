@@ -59,7 +59,7 @@ def compare(introductions: Sequence[Joined]) -> None:
             (first.variables, other.variables),
         ):
             found += [
-                f"{name} ({theirs.get(name, 'not known')}, on rank 0 {ours.get(name, 'not known')})"
+                f"{name} ({theirs.get(name, 'not set')}, on rank 0 {ours.get(name, 'not set')})"
                 for name in sorted(ours.keys() | theirs.keys())
                 if ours.get(name) != theirs.get(name)
             ]

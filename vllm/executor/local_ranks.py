@@ -17,6 +17,8 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Final
 
+from tqdm import tqdm
+
 from vllm.distributed.place import Place
 from vllm.executor.base import ExecutorDied
 from vllm.executor.pulse import RECORD_BYTES, Pulse, read
@@ -30,7 +32,7 @@ from vllm.utils.spawning import begin_process, killed_with_parent, undisturbed
 logger = init_logger(__name__)
 
 _GRACE_S: Final = 5.0  # for a process to end by itself before it is terminated, and then killed
-_KILLED_S: Final = 30.0  # for one that was killed: a driver may keep it
+_KILLED_S: Final = 10.0  # for one that was killed: a device's driver may keep it
 
 
 class LocalRanks:
@@ -125,18 +127,19 @@ class LocalRanks:
                 )
         return found
 
-    def kill(self) -> None:
-        for process in self.processes:
-            if process.exitcode is None:
-                process.kill()
-
     def stop(self) -> None:
         self._channels.close()  # a rank ends when it finds its channel closed
-        for escalate in (SpawnProcess.terminate, SpawnProcess.kill):
+        self._join(_GRACE_S)
+        if self._running():
+            for process in self._running():
+                process.terminate()
             self._join(_GRACE_S)
-            for process in self.processes:
-                if process.exitcode is None:
-                    escalate(process)
+        self.kill()
+
+    def kill(self) -> None:
+        for process in self._running():
+            process.kill()
+        self._channels.close()
         self._join(_KILLED_S)
         for process in self.processes:
             if process.exitcode is None:
@@ -145,6 +148,9 @@ class LocalRanks:
                 process.close()
         self.processes.clear()
         self._held.close()
+
+    def _running(self) -> list[SpawnProcess]:
+        return [process for process in self.processes if process.exitcode is None]
 
     def _join(self, patience_s: float) -> None:
         until = time.monotonic() + patience_s
@@ -206,6 +212,9 @@ def _run(
         killed_with_parent()  # which ends this process even where it is stopped
     threading.Thread(target=_die_with_parent, daemon=True).start()
     pulse = _begin_pulse(records, place.rank)
+    # By default bars of progress share a semaphore with other processes, which a process that is
+    # killed leaves behind.
+    tqdm.set_lock(threading.RLock())
     main: RankMain = pickle.loads(packed)
     try:
         main(place, channel, pulse)

@@ -76,7 +76,8 @@ class Ranks(Protocol):
         ...
 
     def kill(self) -> None:
-        """End all ranks at once: some may wait for one that is gone, without end."""
+        """End all ranks at once: some may wait without end for one that is gone. As `stop`, it may
+        be called again."""
         ...
 
     def stop(self) -> None:

@@ -22,6 +22,7 @@ class Limits:
 
     step_s: float
     ready_s: float
+    tick_s: float = 0.5  # between looks at the ranks while the executor waits
 
     @classmethod
     def read(cls) -> Limits:
