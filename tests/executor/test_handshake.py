@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,7 +26,7 @@ from vllm.messages.rank import Joined
 
 
 class Loading(FakeWorker):
-    loaded: list[int] = []
+    loaded: ClassVar[list[int]] = []
 
     def load(self) -> None:
         self.loaded.append(self.place.rank)
