@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Final
 
+from tests.limits import HANG_S
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.place import make_places
 from vllm.engine import core
@@ -16,7 +18,7 @@ from vllm.messages.step import StepPlan
 from vllm.worker.running_step import StepAnswer
 from vllm.worker.worker import Worker
 
-FAULT: Final = "TEST_FAULT"  # variable: rank, phase and what happens: a signal or `raise`
+FAULT: Final = "TEST_FAULT"  # variable: rank, phase and what happens: a signal, `raise` or `hang`
 
 
 def fault(rank: int, phase: str, what: str) -> str:
@@ -45,6 +47,9 @@ class FaultyWorker(Worker):
             return
         if what == "raise":
             raise MemoryError(f"no memory for {phase}")
+        if what == "hang":
+            time.sleep(HANG_S)
+            return
         os.kill(os.getpid(), signal.Signals[what])
 
 

@@ -155,6 +155,7 @@ def run(executor: DistributedExecutor, pids: list[int]) -> None:
         executor.bind_kv_cache(LAYOUT)
         for step in range(5):
             executor.submit(fake_plan(step)).result()
+        wait_until(lambda: executor.ranks.states(0.0)[1].activity is Activity.IDLE)
         os.kill(pids[1], signal.SIGSTOP)
         wait_until(executor.check_health, "the news")
     finally:

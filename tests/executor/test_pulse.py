@@ -37,12 +37,13 @@ def test_a_record_says_what_was_written_and_leaves_its_neighbours_alone() -> Non
     state = read(memory, 5, 1)
     assert (state.rank, state.pid, state.step, state.answering) == (5, os.getpid(), 12, 11)
     assert before_s <= state.beat_s <= state.since_s <= state.answering_since_s
-    assert state.doing() == "in step 12, launch decode[4x1, 4 blocks]"
-    assert state.described(state.since_s + 7).startswith(f"{state.doing()}, for 7 s; waiting for")
-    assert "in the collective sum 1234: waits for rank 1, for" in state.described(before_s)
+    assert state.doing() == "in step 12 (decode[4x1, 4 blocks])"
+    assert state.described(state.since_s + 7).startswith(f"{state.doing()} for 7 s, waiting for")
+    said = "waiting in a collective (sum 1234: waits for rank 1) for"
+    assert said in state.described(before_s)
     pulse.answered()
     pulse.began(Activity.IDLE)
-    assert read(memory, 5, 1).described(time.monotonic()).startswith("idle, for 0 s; in the")
+    assert read(memory, 5, 1).described(time.monotonic()).startswith("idle for 0 s, waiting in a")
     assert not any(memory[:RECORD_BYTES]) and not any(memory[2 * RECORD_BYTES :])
 
 

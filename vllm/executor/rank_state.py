@@ -76,18 +76,18 @@ class RankState:
     def doing(self) -> str:
         """The activity alone."""
         words = _WORDS[self.activity].format(self.step)
-        return words if self.shape is None else f"{words}, launch {self.shape}"
+        return words if self.shape is None else f"{words} ({self.shape})"
 
     def described(self, now_s: float) -> str:
         """The activity, and what it waits for, each with its duration."""
-        parts = [f"{self.doing()}, for {_seconds(now_s, self.since_s)}"]
+        parts = [f"{self.doing()} for {_seconds(now_s, self.since_s)}"]
         if self.answering is not None:
             waited = _seconds(now_s, self.answering_since_s)
-            parts.append(f"waiting for the device's values of step {self.answering} for {waited}")
+            parts.append(f"waiting for the values of step {self.answering} for {waited}")
         if self.collective:
             waited = _seconds(now_s, self.collective_since_s)
-            parts.append(f"in the collective {self.collective}, for {waited}")
-        return "; ".join(parts)
+            parts.append(f"waiting in a collective ({self.collective}) for {waited}")
+        return ", ".join(parts)
 
 
 def _seconds(now_s: float, since_s: float) -> str:

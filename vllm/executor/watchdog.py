@@ -82,7 +82,7 @@ class Watchdog:
             raise ExecutorDied(self._accusation(awaited, missing, states, now_s))
 
     def _limit_s(self, kind: Kind) -> float:
-        is_step = kind in (Kind.STEP, Kind.CALL)
+        is_step = _variable(kind) == _STEP_LIMIT
         return self._limits.step_s if is_step else self._limits.ready_s
 
     def _accusation(
@@ -92,16 +92,17 @@ class Watchdog:
         states: Sequence[RankState],
         now_s: float,
     ) -> str:
-        limit = f"{self._limit_s(awaited.kind):g} s"
+        limit_s = f"{self._limit_s(awaited.kind):g} s"
+        variable = _variable(awaited.kind)
         match awaited.kind:
             case Kind.START:
-                what = f"the ranks did not load the model within {limit} ({_READY_LIMIT})"
+                what = f"the ranks did not load the model within {limit_s}"
             case Kind.WARM_UP:
-                what = f"all ranks waited for each other in warm-up for {limit} ({_READY_LIMIT})"
+                what = f"the ranks waited for each other in warm-up for {limit_s}"
             case Kind.STEP:
-                what = f"step {awaited.number} took longer than {limit} ({_STEP_LIMIT})"
+                what = f"step {awaited.number} took longer than {limit_s}"
             case Kind.CALL:
-                what = f"all ranks waited for each other in a call for {limit} ({_STEP_LIMIT})"
+                what = f"the ranks waited for each other in a call for {limit_s}"
         # Who waits in a collective waits for somebody else.
         ranks = sorted(states, key=lambda s: (s.rank not in missing, bool(s.collective), s.rank))
         told = [
@@ -109,7 +110,14 @@ class Watchdog:
             f"{s.described(now_s)}"
             for s in ranks
         ]
-        return ". ".join([what, *told])
+        return (
+            f"{what} ({variable}): {'; '.join(told)}. If nothing is wrong with them but that they "
+            f"are slow, raise {variable}."
+        )
+
+
+def _variable(kind: Kind) -> str:
+    return _STEP_LIMIT if kind in (Kind.STEP, Kind.CALL) else _READY_LIMIT
 
 
 _Counts = Callable[[Sequence[RankState], Collection[int], float], bool]
