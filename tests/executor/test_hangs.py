@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from vllm.executor.base import ExecutorDied
 from vllm.executor.distributed import DistributedExecutor
 from vllm.executor.local_ranks import LocalRanks
 from vllm.executor.rank_state import Activity, RankState
+from vllm.executor.ranks import RankMain
 from vllm.executor.shm_queue import broadcast_queue
 from vllm.executor.silence import Silence
 from vllm.executor.watchdog import Limits
@@ -117,7 +118,7 @@ def make(
     return DistributedExecutor(
         config,  # type: ignore[arg-type]
         worker_type,
-        LocalRanks(),
+        NotedRanks(),
         make_places(2),
         limits,
     )
@@ -135,32 +136,28 @@ def executor() -> Iterator[DistributedExecutor]:
         executor.stop()
 
 
+class NotedRanks(LocalRanks):
+    """Knows the processes that there were."""
+
+    def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
+        super().start(main, places, on_wait)
+        self.pids = [process.pid or 0 for process in self.processes]
+
+
 def pids_of(executor: DistributedExecutor) -> list[int]:
-    assert isinstance(executor.ranks, LocalRanks)
-    return [process.pid or 0 for process in executor.ranks.processes]
+    assert isinstance(executor.ranks, NotedRanks)
+    return executor.ranks.pids
 
 
-def run(executor: DistributedExecutor, pids: list[int]) -> None:
+def run(executor: DistributedExecutor) -> None:
     """All phases, and then idle for ever."""
-    starting = threading.Event()
-
-    def note() -> None:
-        while len(pids) < 2 and not starting.wait(0.01):
-            pids[:] = pids_of(executor)
-
-    notes = threading.Thread(target=note)
-    notes.start()
-    try:
-        executor.start()
-        executor.bind_kv_cache(LAYOUT)
-        for step in range(5):
-            executor.submit(fake_plan(step)).result()
-        wait_until(lambda: executor.ranks.states(0.0)[1].activity is Activity.IDLE)
-        os.kill(pids[1], signal.SIGSTOP)
-        wait_until(executor.check_health, "the news")
-    finally:
-        starting.set()
-        notes.join()
+    executor.start()
+    executor.bind_kv_cache(LAYOUT)
+    for step in range(5):
+        executor.submit(fake_plan(step)).result()
+    wait_until(lambda: executor.ranks.states(0.0)[1].activity is Activity.IDLE)
+    os.kill(pids_of(executor)[1], signal.SIGSTOP)
+    wait_until(executor.check_health, "the news")
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -169,9 +166,9 @@ def test_a_stopped_rank_is_named_in_every_phase_and_the_others_are_killed(
     phase: str, depth: int
 ) -> None:
     executor = make(phase, depth=depth)
-    pids: list[int] = []
     with pytest.raises(ExecutorDied) as caught:
-        run(executor, pids)
+        run(executor)
+    pids = pids_of(executor)
     said = rf"rank 1 \(process {pids[1]}\) was stopped by a signal: no sign of life for \d+ s\. "
     assert re.fullmatch(f"{said}It was {PHASES[phase]}", str(caught.value))
     assert not any(map(is_running, pids)), "at once, also the one that waits"
@@ -184,11 +181,10 @@ def test_a_stopped_rank_is_named_in_every_phase_and_the_others_are_killed(
 def test_a_rank_in_which_nothing_runs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silence, "SILENT_S", 1.5)
     executor = make("step", "sleep_with_the_lock")
-    pids: list[int] = []
     with pytest.raises(ExecutorDied, match=r"rank 1 .* hangs: no sign of life .* It was in step 3"):
-        run(executor, pids)
+        run(executor)
     executor.stop()
-    assert not any(map(is_running, pids))
+    assert not any(map(is_running, pids_of(executor)))
 
 
 def test_a_rank_that_computes_in_native_code_lives(monkeypatch: pytest.MonkeyPatch) -> None:
