@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from vllm.device.launch import Launch, ShapeKey
-from vllm.device.launch import Phase as LaunchPhase
+from vllm.device.launch import Launch, Phase, ShapeKey
 from vllm.device.observer import StepObserver
 from vllm.executor.rank_state import Activity, RankState
 from vllm.logger import init_logger
@@ -131,7 +130,7 @@ def read(memory: Memory, rank: int, index: int) -> RankState:
         activity=Activity(activity),
         step=step,
         since_s=since_s,
-        shape=ShapeKey(LaunchPhase(phase - 1), *shape) if phase else None,
+        shape=ShapeKey(Phase(phase - 1), *shape) if phase else None,
         answering=answering - 1 if answering else None,
         answering_since_s=answering_since_s,
         is_answer_compiled=bool(is_compiled),
