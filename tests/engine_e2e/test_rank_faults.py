@@ -178,7 +178,7 @@ def test_an_engine_in_this_process_leaves_nothing_behind(
     llm.llm_engine.shutdown()
 
 
-@pytest.mark.parametrize("phase", ["loading", "warm-up", "step"])
+@pytest.mark.parametrize("phase", ["loading", "step"])
 def test_an_error_of_a_rank_names_it_and_keeps_its_type(
     phase: str, tiny_story: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
