@@ -124,6 +124,23 @@ VARIABLES: tuple[Variable, ...] = (
         "worker in another process, as pickles. 0: they need the model in this process.",
     ),
     Variable(
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS",
+        300,
+        seconds,
+        "a whole number of seconds, 1 or more",
+        "Seconds after which a step that not all ranks have answered ends the engine with an error "
+        "that says what each does. Time in which a rank compiles or warms up does not count. Of "
+        "engines with worker processes (several ranks, or --distributed-executor-backend mp).",
+    ),
+    Variable(
+        "VLLM_ENGINE_READY_TIMEOUT_S",
+        600,
+        seconds,
+        "a whole number of seconds, 1 or more",
+        "Seconds after which a start whose ranks have not all loaded the model ends with an error "
+        "that says what each does; warm-up does not count. Of engines with worker processes.",
+    ),
+    Variable(
         "VLLM_SERVER_DEV_MODE",
         False,
         boolean,
@@ -160,7 +177,7 @@ VARIABLES: tuple[Variable, ...] = (
         60,
         seconds,
         "a whole number of seconds, 1 or more",
-        "Accepted without effect: a step may take as long as it takes.",
+        "Accepted without effect: VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS limits steps.",
         has_effect=False,
     ),
     Variable(
@@ -168,7 +185,8 @@ VARIABLES: tuple[Variable, ...] = (
         10000,
         seconds,
         "a whole number of milliseconds, 1 or more",
-        "Accepted without effect: a start or a step may take as long as it takes.",
+        "Accepted without effect: VLLM_ENGINE_READY_TIMEOUT_S limits a start, "
+        "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS steps.",
         has_effect=False,
     ),
     Variable(
@@ -334,6 +352,8 @@ if TYPE_CHECKING:
     VLLM_API_KEY: str
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE: int
     VLLM_KEEP_ALIVE_ON_ENGINE_DEATH: bool
+    VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS: int
+    VLLM_ENGINE_READY_TIMEOUT_S: int
     VLLM_SERVER_DEV_MODE: bool
     VLLM_ENABLE_RESPONSES_API_STORE: bool
     VLLM_HOST_IP: str

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tests.limits import HANG_S
+from vllm.device.observer import StepObserver
 from vllm.distributed.place import Place
 from vllm.errors import LoadError
 from vllm.messages.cache import FullAttention, KVCacheLayout
@@ -37,6 +38,16 @@ class FakeWorker:
         self.config = config
         self.place = place
         self.num_blocks = 0
+        self.observer = StepObserver()
+
+    def observe(self, observer: StepObserver) -> None:
+        self.observer = observer
+
+    def where(self) -> str:
+        return ""
+
+    def launch_shapes(self) -> list[Any] | None:
+        return None
 
     def load(self) -> None:
         if self.config.load_error:
@@ -78,14 +89,29 @@ class FakeWorker:
         return self.num_blocks
 
 
-def fake_config(
-    depth: int = 1, load_error: str = "", dies_loading: bool = False
-) -> SimpleNamespace:
-    return SimpleNamespace(
-        scheduler=SimpleNamespace(pipeline_depth=depth),
-        load_error=load_error,
-        dies_loading=dies_loading,
-    )
+@dataclass(frozen=True)
+class FakeSection:
+    pipeline_depth: int = 1
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    """Has the sections of a configuration, and what the worker does beside working."""
+
+    scheduler: FakeSection
+    load_error: str = ""
+    dies_loading: bool = False
+    model: FakeSection = FakeSection()
+    cache: FakeSection = FakeSection()
+    parallel: FakeSection = FakeSection()
+    device: FakeSection = FakeSection()
+    load: FakeSection = FakeSection()
+    structured_outputs: FakeSection = FakeSection()
+    observability: FakeSection = FakeSection()
+
+
+def fake_config(depth: int = 1, load_error: str = "", dies_loading: bool = False) -> Any:
+    return FakeConfig(FakeSection(depth), load_error, dies_loading)
 
 
 def fake_plan(step: int, num_rows: int = 2) -> StepPlan:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from tests.limits import HANG_S
 from vllm.distributed.place import Place
 from vllm.executor.base import ExecutorDied
+from vllm.executor.pulse import RECORD_BYTES, Pulse, read
+from vllm.executor.rank_state import RankState
 from vllm.executor.ranks import ChannelClosed, RankMain
 
 
@@ -30,9 +32,14 @@ class ThreadRanks:
         self._channels: list[_ThreadChannel] = []
         self._threads: list[threading.Thread] = []
         self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._pulses: list[Pulse] = []
+        self._records = bytearray()
 
-    def start(self, main: RankMain, places: Sequence[Place]) -> None:
+    def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
+        self._records = bytearray(len(places) * RECORD_BYTES)
+        self._pulses = [Pulse(self._records, place.rank) for place in places]
         for place in places:
+            self._pulses[place.rank].start()
             channel = _ThreadChannel(place.rank, self._arrivals)
             thread = threading.Thread(
                 target=self._run, args=(main, place, channel), name=f"fake-rank-{place.rank}"
@@ -56,7 +63,15 @@ class ThreadRanks:
         self.replies.append(arrival)
         yield arrival.rank, arrival.reply
 
+    def states(self, lapse_s: float) -> list[RankState]:
+        return [read(self._records, rank, rank) for rank in range(len(self._pulses))]
+
+    def kill(self) -> None:
+        """A thread cannot be killed."""
+
     def stop(self) -> None:
+        for pulse in self._pulses:
+            pulse.stop()
         for channel in self._channels:
             channel.requests.put(None)
         for thread in self._threads:
@@ -65,7 +80,7 @@ class ThreadRanks:
 
     def _run(self, main: RankMain, place: Place, channel: _ThreadChannel) -> None:
         try:
-            main(place, channel)
+            main(place, channel, self._pulses[place.rank])
         except RankEnds:
             pass
         finally:

@@ -61,6 +61,8 @@ def make_config(path: Path, depth: int = 1) -> Any:
         parallel=SimpleNamespace(world_size=1, distributed_executor_backend="uni"),
         device=SimpleNamespace(device="cpu", enforce_eager=False),
         load=SimpleNamespace(load_format="auto", ignore_patterns=(), use_tqdm_on_load=False),
+        structured_outputs=SimpleNamespace(),
+        observability=SimpleNamespace(),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from vllm.messages.step import Int32Array
+
+if TYPE_CHECKING:  # a rank gives signs of life before it imports torch
+    from torch import Tensor
 
 
 class Phase(enum.IntEnum):

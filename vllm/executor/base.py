@@ -13,7 +13,7 @@ __all__ = ["Executor", "ExecutorDied", "StepHandle", "WorkerFacts"]
 
 
 class ExecutorDied(RuntimeError):
-    """A rank is gone: no step can run any more. The message says which and why."""
+    """A rank is gone or hangs: no step can run any more. The message says which and why."""
 
 
 class StepHandle(Protocol):
@@ -41,7 +41,7 @@ class Executor(Protocol):
         ...
 
     def check_health(self) -> None:
-        """Returns at once. Raises ExecutorDied if a rank is known to be gone."""
+        """Returns at once. Raises ExecutorDied if a rank is known to be gone, or to hang."""
         ...
 
     def stop(self) -> None: ...

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vllm.device.observer import StepObserver
 from vllm.distributed.place import Place
 from vllm.errors import NotAvailable
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.facts import WorkerFacts
+from vllm.messages.shapes import ShapeUsage
 from vllm.messages.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
@@ -28,6 +30,18 @@ class RankStep(Protocol):
 
 class RankWorker(Protocol):
     """A rank's worker; see vllm.worker.worker for the one there is."""
+
+    def observe(self, observer: StepObserver) -> None:
+        """Tell it, too, what the runner does. Called before `load`."""
+        ...
+
+    def where(self) -> str:
+        """The collective that the rank waits in, for people; "" if none. Any thread may ask."""
+        ...
+
+    def launch_shapes(self) -> list[ShapeUsage] | None:
+        """None on devices that prepare no shapes."""
+        ...
 
     def load(self) -> None: ...
 

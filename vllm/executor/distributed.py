@@ -13,8 +13,11 @@ from vllm.distributed.place import Place
 from vllm.errors import NotAvailable
 from vllm.executor.base import ExecutorDied, StepHandle
 from vllm.executor.control import Method, WorkerType
+from vllm.executor.handshake import compare
 from vllm.executor.rank import rank_main
 from vllm.executor.ranks import Ranks
+from vllm.executor.stopwatch import Stopwatch
+from vllm.executor.watchdog import Awaited, Kind, Limits, Watchdog
 from vllm.messages import functions
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.codec import decoder, encoder
@@ -24,6 +27,8 @@ from vllm.messages.rank import (
     Failed,
     FromRank,
     Invoke,
+    Joined,
+    Load,
     Loaded,
     Returned,
     RunStep,
@@ -41,32 +46,47 @@ class DistributedExecutor:
     """Sends every request to all ranks, each of which replies once. Used by one thread.
 
     A rank replies in the order of the requests, so that replies need no numbers; different ranks
-    may be at different requests.
+    may be at different requests. While it waits, it looks at the ranks twice a second, so that it
+    never waits for one that hangs.
     """
 
     def __init__(
-        self, config: VllmConfig, worker_type: WorkerType, ranks: Ranks, places: Sequence[Place]
+        self,
+        config: VllmConfig,
+        worker_type: WorkerType,
+        ranks: Ranks,
+        places: Sequence[Place],
+        limits: Limits | None = None,
     ) -> None:
+        """`limits`: by default those of the environment."""
         assert [place.rank for place in places] == list(range(len(places))), places
         self.ranks = ranks
         self._places = places
         self._main = functools.partial(rank_main, worker_type, config)
         (self._driver,) = (place.rank for place in places if place.is_driver)
         self._unanswered: list[deque[_Pending]] = [deque() for _ in places]  # by rank
+        limits = limits or Limits.read()
+        self._stopwatch = Stopwatch(limits.tick_s)
+        self._watchdog = Watchdog(limits)
+        self._num_requests = 0
         self._dead: ExecutorDied | None = None
         self._encode: Callable[[ToRank], bytes] = encoder().encode
         self._decoder: msgspec.msgpack.Decoder[FromRank] = decoder(FromRank)
 
     def start(self) -> list[WorkerFacts]:
-        self.ranks.start(self._main, self._places)
-        loaded = self._expect().wait()
+        """Raises ConfigError if the ranks differ in settings; then none of them has loaded."""
+        start = Awaited(Kind.START, -1)
+        self.ranks.start(self._main, self._places, self._look)
+        joined = self._expect(start).wait()
+        compare([reply for reply in joined if isinstance(reply, Joined)])
+        loaded = self._send(Load(), start).wait()
         return [reply.facts for reply in loaded if isinstance(reply, Loaded)]
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
-        self._send(BindKVCache(layout)).wait()
+        self._send(BindKVCache(layout), Awaited(Kind.WARM_UP, -1)).wait()
 
     def submit(self, plan: StepPlan) -> StepHandle:
-        return _SentStep(self._send(RunStep(plan)), self._driver)
+        return _SentStep(self._send(RunStep(plan), Awaited(Kind.STEP, plan.step)), self._driver)
 
     def call(self, method: Method, *args: Any) -> list[Any]:
         if any(map(callable, (method, *args))) and not functions.may_travel():
@@ -75,7 +95,7 @@ class DistributedExecutor:
                 f"Use --distributed-executor-backend uni, or set {functions.LEAVE}=1, with which "
                 "functions travel as pickles."
             )
-        replies = self._send(Invoke(method, list(args))).wait()
+        replies = self._send(Invoke(method, list(args)), Awaited(Kind.CALL, -1)).wait()
         return [reply.value for reply in replies if isinstance(reply, Returned)]
 
     def check_health(self) -> None:
@@ -86,35 +106,54 @@ class DistributedExecutor:
     def stop(self) -> None:
         """End the ranks; may be called again. Steps still in flight are given up."""
         self._dead = self._dead or ExecutorDied("the executor was stopped")
+        if any(queue and queue[0].has_failed for queue in self._unanswered):
+            self.ranks.kill()  # this rank may wait for the one that has failed
         self.ranks.stop()
 
     def receive(self, timeout_s: float | None = None) -> None:
-        """Take the replies that have come; waits up to `timeout_s` for the first of them.
+        """Take the replies that have come; waits for the first of them for a tick or `timeout_s`.
 
-        Raises ExecutorDied if a rank is known to be gone. A death that is found now is raised by
-        the next call, so that replies which came before it are used first.
+        Raises ExecutorDied if a rank is known to be gone, or to hang. A death that is found now is
+        raised by the next call, so that replies which came before it are used first.
         """
         if self._dead is not None:
             raise self._dead
         try:
-            for rank, reply in self.ranks.ready(timeout_s):
+            tick_s = self._stopwatch.tick_s
+            for rank, reply in self.ranks.ready(tick_s if timeout_s is None else timeout_s):
                 self._unanswered[rank].popleft().add(rank, self._decoder.decode(reply))
+            if self._stopwatch.is_due:
+                self._look()
         except ExecutorDied as died:
-            self._dead = died
+            self._give_up(died)
 
-    def _send(self, request: ToRank) -> _Pending:
+    def _look(self) -> None:
+        """Raises ExecutorDied if a rank hangs, or the oldest request has waited for too long."""
+        lapse_s = self._stopwatch.lapse_s()
+        states = self.ranks.states(lapse_s)
+        open_ones = [queue[0] for queue in self._unanswered if queue]
+        if open_ones:
+            oldest = min(open_ones, key=lambda pending: pending.number)
+            self._watchdog.look(oldest.number, oldest.awaited, oldest.missing(), states, lapse_s)
+
+    def _give_up(self, died: ExecutorDied) -> None:
+        self._dead = died
+        self.ranks.kill()
+
+    def _send(self, request: ToRank, awaited: Awaited) -> _Pending:
         if self._dead is not None:
             raise self._dead
         message = self._encode(request)
         try:
             self.ranks.put(message)
         except ExecutorDied as died:
-            self._dead = died
+            self._give_up(died)
             raise
-        return self._expect()
+        return self._expect(awaited)
 
-    def _expect(self) -> _Pending:
-        pending = _Pending(self, len(self._places))
+    def _expect(self, awaited: Awaited) -> _Pending:
+        self._num_requests += 1
+        pending = _Pending(self, len(self._places), awaited, self._num_requests)
         for queue in self._unanswered:
             queue.append(pending)
         return pending
@@ -123,15 +162,23 @@ class DistributedExecutor:
 class _Pending:
     """The replies to one request."""
 
-    def __init__(self, executor: DistributedExecutor, num_ranks: int) -> None:
+    def __init__(
+        self, executor: DistributedExecutor, num_ranks: int, awaited: Awaited, number: int
+    ) -> None:
+        self.awaited = awaited
+        self.number = number  # among the executor's requests
+        self.has_failed = False
         self._executor = executor
         self._num_ranks = num_ranks
         self._replies: dict[int, FromRank] = {}  # by rank
-        self._has_failed = False
 
     def add(self, rank: int, reply: FromRank) -> None:
         self._replies[rank] = reply
-        self._has_failed |= isinstance(reply, Failed)
+        self.has_failed |= isinstance(reply, Failed)
+
+    def missing(self) -> set[int]:
+        """Ranks that have not answered."""
+        return set(range(self._num_ranks)) - self._replies.keys()
 
     def wait(self) -> list[FromRank]:
         """The replies of all ranks, by rank.
@@ -139,11 +186,11 @@ class _Pending:
         Raises ExecutorDied if a rank is gone, and a rank's own error as soon as that is known:
         where one has failed, the others may wait for it without end.
         """
-        while len(self._replies) < self._num_ranks and not self._has_failed:
+        while len(self._replies) < self._num_ranks and not self.has_failed:
             self._executor.receive()
         for rank, reply in sorted(self._replies.items()):
             if isinstance(reply, Failed):
-                raise revive(reply, rank)
+                raise revive(reply, rank, is_alone=self._num_ranks == 1)
         return [self._replies[rank] for rank in range(self._num_ranks)]
 
 

@@ -1,4 +1,8 @@
-"""The executor that runs one rank in the engine's own process."""
+"""The executor that runs one rank in the engine's own process.
+
+Nothing limits the time of a step here, and nobody looks for signs of life: what would hang is this
+process itself, of which front ends have the core's heartbeat.
+"""
 
 from __future__ import annotations
 

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
+import pickle
 import select
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Final
+
+from tqdm import tqdm
 
 from vllm.distributed.place import Place
 from vllm.executor.base import ExecutorDied
+from vllm.executor.pulse import RECORD_BYTES, Pulse, read
+from vllm.executor.rank_state import RankState
 from vllm.executor.ranks import RankMain, SetAside, no_devices
 from vllm.executor.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed, broadcast_queue
-from vllm.utils.spawning import begin_process, undisturbed
+from vllm.executor.silence import Silence
+from vllm.logger import init_logger
+from vllm.utils.spawning import begin_process, killed_with_parent, undisturbed
+
+logger = init_logger(__name__)
 
 _GRACE_S: Final = 5.0  # for a process to end by itself before it is terminated, and then killed
+_KILLED_S: Final = 10.0  # for one that was killed: a device's driver may keep it
 
 
 class LocalRanks:
@@ -30,31 +42,40 @@ class LocalRanks:
     """
 
     def __init__(self, devices: SetAside = no_devices) -> None:
-        """`devices` sets devices of this machine aside, as Platform.devices does."""
+        """`devices` sets devices of this machine aside for ranks, as Platform.devices does."""
         self._devices = devices
         self.processes: list[SpawnProcess] = []  # by rank
         self._replies: list[BroadcastReader] = []  # by rank
+        self._silences: list[Silence] = []  # by rank
         self._poll = select.poll()
         self._rank_of: dict[int, int] = {}  # by descriptor in `_poll`
-        self._closing = ExitStack()
+        self._channels = ExitStack()  # closed, it ends the ranks
+        self._held = ExitStack()  # what they use until they have ended
 
-    def start(self, main: RankMain, places: Sequence[Place]) -> None:
+    def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
+        self._on_wait = on_wait
         context = multiprocessing.get_context("spawn")
         self._requests, request_readers = broadcast_queue(len(places))
-        self._closing.callback(self._requests.close)
-        # Memory without a name, in which the ranks meet: nothing is left behind, whoever dies.
-        memory = os.memfd_create("vllm-ranks")
-        self._closing.callback(os.close, memory)
-        meeting = f"/proc/{os.getpid()}/fd/{memory}"
-        devices = self._closing.enter_context(self._devices(len(places)))
+        self._channels.callback(self._requests.close)
+        # Memory without a name: nothing is left behind, whoever dies.
+        meeting, _ = self._memory("vllm-ranks")
+        records, fd = self._memory("vllm-pulses")
+        os.ftruncate(fd, len(places) * RECORD_BYTES)
+        self._records = self._held.enter_context(mmap.mmap(fd, len(places) * RECORD_BYTES))
+        devices = self._held.enter_context(self._devices(len(places)))
+        # Read by the rank when it has begun to give signs of life, for it imports the model stack.
+        packed = bytes(ForkingPickler.dumps(main))
+        is_lasting = threading.current_thread() is threading.main_thread()
         for place, device, requests in zip(places, devices, request_readers, strict=True):
             reply_writer, (replies,) = broadcast_queue(1)
             channel = _QueueChannel(requests, reply_writer)
             for end in (replies, channel):
-                self._closing.callback(end.close)
+                self._channels.callback(end.close)
+            Pulse(self._records, place.rank).prepare()
+            place = replace(place, rendezvous=meeting, device=device)
             process = context.Process(
                 target=_run,
-                args=(main, replace(place, rendezvous=meeting, device=device), channel),
+                args=(packed, place, channel, records, is_lasting),
                 name=f"vllm-rank-{place.rank}",
                 daemon=True,
             )
@@ -63,12 +84,13 @@ class LocalRanks:
             channel.close()  # only the rank may hold it, or its death would not show
             self.processes.append(process)
             self._replies.append(replies)
+            self._silences.append(Silence())
             self._rank_of[replies.fileno()] = place.rank
             self._poll.register(replies.fileno(), select.POLLIN)
 
     def put(self, request: bytes) -> None:
         try:
-            self._requests.put(request)
+            self._requests.put(request, self._on_wait)
         except QueueClosed as closed:
             assert closed.reader is not None
             raise self._rank_died(closed.reader) from None
@@ -82,7 +104,7 @@ class LocalRanks:
                 gone.append(rank)
                 continue
             try:
-                reply = self._replies[rank].get()
+                reply = self._replies[rank].get(on_wait=self._on_wait)
             except QueueClosed:
                 gone.append(rank)
                 continue
@@ -94,18 +116,55 @@ class LocalRanks:
         if gone:
             raise self._rank_died(gone[0])
 
+    def states(self, lapse_s: float) -> list[RankState]:
+        found = [self._state(rank) for rank in range(len(self.processes))]
+        for state, process, silence in zip(found, self.processes, self._silences, strict=True):
+            assert process.pid is not None
+            why = silence.look(state, process.pid, lapse_s)
+            if why:
+                raise ExecutorDied(
+                    f"rank {state.rank} (process {process.pid}) {why}. It was {state.doing()}"
+                )
+        return found
+
     def stop(self) -> None:
-        self._closing.close()  # a rank ends when it finds its channel closed
-        for escalate in (SpawnProcess.terminate, SpawnProcess.kill):
-            until = time.monotonic() + _GRACE_S
-            for process in self.processes:
-                process.join(max(0.0, until - time.monotonic()))
-                if process.exitcode is None:
-                    escalate(process)
+        self._channels.close()  # a rank ends when it finds its channel closed
+        self._join(_GRACE_S)
+        if self._running():
+            for process in self._running():
+                process.terminate()
+            self._join(_GRACE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        for process in self._running():
+            process.kill()
+        self._channels.close()
+        self._join(_KILLED_S)
         for process in self.processes:
-            process.join()
-            process.close()
+            if process.exitcode is None:
+                logger.error("Process %d was killed and does not end: left behind", process.pid)
+            else:
+                process.close()
         self.processes.clear()
+        self._held.close()
+
+    def _running(self) -> list[SpawnProcess]:
+        return [process for process in self.processes if process.exitcode is None]
+
+    def _join(self, patience_s: float) -> None:
+        until = time.monotonic() + patience_s
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+
+    def _memory(self, name: str) -> tuple[str, int]:
+        """New memory: the path by which ranks open it, and its descriptor."""
+        fd = os.memfd_create(name)
+        self._held.callback(os.close, fd)
+        return f"/proc/{os.getpid()}/fd/{fd}", fd
+
+    def _state(self, rank: int) -> RankState:
+        return read(self._records, rank, rank)
 
     def _rank_died(self, rank: int) -> ExecutorDied:
         process = self.processes[rank]
@@ -117,7 +176,8 @@ class LocalRanks:
             why = f"was killed by {signal.Signals(-code).name}"
         else:
             why = f"ended with exit code {code}"
-        return ExecutorDied(f"rank {rank} (process {process.pid}) {why}")
+        doing = self._state(rank).doing()
+        return ExecutorDied(f"rank {rank} (process {process.pid}) {why}. It was {doing}")
 
 
 class _QueueChannel:
@@ -140,13 +200,33 @@ class _QueueChannel:
         self._replies.close()
 
 
-def _run(main: RankMain, place: Place, channel: _QueueChannel) -> None:
-    """What a rank's process runs."""
+def _run(
+    packed: bytes, place: Place, channel: _QueueChannel, records: str, is_lasting: bool
+) -> None:
+    """What a rank's process runs. `is_lasting`: the thread that started it lives as long as its
+    process."""
     # Ctrl-C reaches the whole terminal group; the engine decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begin_process()
+    if is_lasting:
+        killed_with_parent()  # which ends this process even where it is stopped
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    main(place, channel)
+    pulse = _begin_pulse(records, place.rank)
+    # By default bars of progress share a semaphore with other processes, which a process that is
+    # killed leaves behind.
+    tqdm.set_lock(threading.RLock())
+    main: RankMain = pickle.loads(packed)
+    try:
+        main(place, channel, pulse)
+    finally:
+        pulse.stop()
+
+
+def _begin_pulse(records: str, rank: int) -> Pulse:
+    with open(records, "r+b") as file:
+        pulse = Pulse(mmap.mmap(file.fileno(), 0), rank)
+    pulse.start()
+    return pulse
 
 
 def _die_with_parent() -> None:

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vllm.distributed.place import Place
-from vllm.executor.control import RankWorker, WorkerType, invoke
+from vllm.executor.control import RankStep, RankWorker, WorkerType, invoke
+from vllm.executor.handshake import introduction
+from vllm.executor.pulse import Pulse, PulseObserver
+from vllm.executor.rank_state import Activity
 from vllm.executor.ranks import Channel, ChannelClosed
 from vllm.messages.codec import decoder, encoder
 from vllm.messages.rank import (
     BindKVCache,
     FromRank,
     Invoke,
+    Load,
     Loaded,
     Returned,
     RunStep,
@@ -29,22 +33,22 @@ if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
 
 
-def rank_main(worker_type: WorkerType, config: VllmConfig, place: Place, channel: Channel) -> None:
+def rank_main(
+    worker_type: WorkerType, config: VllmConfig, place: Place, channel: Channel, pulse: Pulse
+) -> None:
     """Serve until the executor closes its end, then return."""
     # Only the driver has values to wait for.
     is_threaded = place.is_driver and config.scheduler.pipeline_depth > 1
     sender = _Sender(channel, is_threaded)
-    worker = None
+    server = _Server(worker_type, config, place, channel, pulse)
     try:
-        worker = _load(worker_type, config, place, sender)
-        if worker is not None:
-            _serve(worker, channel, sender)
+        sender.send(functools.partial(introduction, config))
+        server.serve(sender)
     except ChannelClosed:
         return
     finally:
         sender.stop()
-        if worker is not None:
-            worker.close()
+        server.close()
 
 
 class _Sender:
@@ -78,47 +82,90 @@ class _Sender:
         self._channel.put(message)
 
 
-def _load(
-    worker_type: WorkerType, config: VllmConfig, place: Place, sender: _Sender
-) -> RankWorker | None:
-    """A worker with its model loaded, reported to the executor; None if that failed."""
-    try:
-        worker = worker_type(config, place)
+class _Server:
+    """Does what is asked for, with the worker that the first request makes."""
+
+    def __init__(
+        self,
+        worker_type: WorkerType,
+        config: VllmConfig,
+        place: Place,
+        channel: Channel,
+        pulse: Pulse,
+    ) -> None:
+        self._make_worker = functools.partial(worker_type, config, place)
+        self._place = place
+        self._channel = channel
+        self._pulse = pulse
+        self._worker: RankWorker | None = None
+
+    def serve(self, sender: _Sender) -> None:
+        """Raises ChannelClosed in the end; returns where the model does not load."""
+        decode: msgspec.msgpack.Decoder[ToRank] = decoder(ToRank)
+        while True:
+            request = self._channel.get()
+            try:
+                sender.send(self._perform(decode.decode(request)))
+            except ChannelClosed:
+                raise
+            except Exception as error:
+                sender.send(functools.partial(_same, failure(error)))
+                if self._worker is None:
+                    return
+            self._pulse.began(Activity.IDLE)
+
+    def close(self) -> None:
+        self._pulse.ask(str)
+        if self._worker is not None:
+            self._worker.close()
+
+    def _perform(self, request: ToRank) -> Callable[[], FromRank]:
+        """Start what is asked for; the answer is complete once the returned function has
+        returned."""
+        if isinstance(request, Load):
+            self._worker, facts = self._load()
+            return lambda: facts
+        worker, pulse = self._worker, self._pulse
+        assert worker is not None, "the first request is to load"
+        match request:
+            case RunStep(plan):
+                pulse.began(Activity.STEP, plan.step)
+                step = worker.execute(plan)
+                return self._values_of(step, plan.step)
+            case BindKVCache(layout):
+                pulse.began(Activity.WARMING_UP)
+                worker.bind_kv_cache(layout)
+                return lambda: Returned(None)
+            case Invoke(method, args):
+                pulse.began(Activity.CALL)
+                value = invoke(worker, method, tuple(args))
+                return lambda: Returned(value)
+
+    def _load(self) -> tuple[RankWorker, Loaded]:
+        pulse = self._pulse
+        pulse.began(Activity.JOINING)
+        worker = self._make_worker()
+        pulse.ask(worker.where)
+        worker.observe(PulseObserver(pulse, worker.launch_shapes() is not None))
+        pulse.began(Activity.LOADING)
         worker.load()
-        facts = worker.facts()
-    except Exception as error:
-        sender.send(functools.partial(_same, failure(error)))
-        return None
-    sender.send(lambda: Loaded(facts))
-    return worker
+        pulse.began(Activity.MEASURING)
+        return worker, Loaded(worker.facts())
 
+    def _values_of(self, step: RankStep, number: int) -> Callable[[], StepDone]:
+        if not self._place.is_driver:
+            return lambda: StepDone(step.result())
+        waits = self._pulse.waiting_for(number)
 
-def _serve(worker: RankWorker, channel: Channel, sender: _Sender) -> None:
-    """Raises ChannelClosed in the end."""
-    decode: msgspec.msgpack.Decoder[ToRank] = decoder(ToRank)
-    while True:
-        request = channel.get()
-        try:
-            sender.send(_perform(worker, decode.decode(request)))
-        except ChannelClosed:
-            raise
-        except Exception as error:
-            sender.send(functools.partial(_same, failure(error)))
+        def wait() -> StepDone:
+            waits()
+            try:
+                return StepDone(step.result())
+            finally:
+                self._pulse.answered()
+
+        return wait
 
 
 def _same(reply: FromRank) -> FromRank:
     return reply
-
-
-def _perform(worker: RankWorker, request: ToRank) -> Callable[[], FromRank]:
-    """Start what is asked for; the answer is complete once the returned function has returned."""
-    match request:
-        case RunStep(plan):
-            step = worker.execute(plan)
-            return lambda: StepDone(step.result())
-        case BindKVCache(layout):
-            worker.bind_kv_cache(layout)
-            return lambda: Returned(None)
-        case Invoke(method, args):
-            value = invoke(worker, method, tuple(args))
-            return lambda: Returned(value)

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from vllm.distributed.place import Place
+from vllm.executor.pulse import Pulse
+from vllm.executor.rank_state import RankState
 
 
 class ChannelClosed(Exception):
@@ -39,14 +41,18 @@ def no_devices(num_ranks: int) -> AbstractContextManager[Sequence[int]]:
     return nullcontext([-1] * num_ranks)
 
 
-RankMain = Callable[[Place, Channel], None]  # serves until the executor closes its end
+RankMain = Callable[[Place, Channel, Pulse], None]  # serves until the executor closes its end
 
 
 class Ranks(Protocol):
     """The ranks of one executor, seen from the executor. Used by one thread."""
 
-    def start(self, main: RankMain, places: Sequence[Place]) -> None:
-        """Start to run main(place, channel) for each place, by rank. `main` can be pickled."""
+    def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
+        """Start to run main(place, channel, pulse) for each place, by rank. `main` can be pickled.
+
+        `on_wait` is called about twice a second while `put` or `ready` wait for a rank to go on
+        with a message; what it raises they raise, and the ranks are of no use any more.
+        """
         ...
 
     def put(self, request: bytes) -> None:
@@ -60,6 +66,18 @@ class Ranks(Protocol):
         which names the rank and the reason, as soon as any rank is gone and the replies that came
         before are taken.
         """
+        ...
+
+    def states(self, lapse_s: float) -> list[RankState]:
+        """What every rank does, by rank; `lapse_s` since the last look at them.
+
+        Raises ExecutorDied if a rank gives no sign of life.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End all ranks at once: some may wait without end for one that is gone. As `stop`, it may
+        be called again."""
         ...
 
     def stop(self) -> None:

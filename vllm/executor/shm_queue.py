@@ -22,8 +22,9 @@ import os
 import select
 import struct
 from collections import deque
+from collections.abc import Callable
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, Final
 
 from vllm.executor.ranks import ChannelClosed
 
@@ -33,6 +34,7 @@ _ACK = b"\0"
 # that neither end ever blocks in writing them, which could deadlock the two.
 _MAX_FRAGMENTS = 256
 DEFAULT_CAPACITY_BYTES = 4 << 20
+_TICK_MS: Final = 500  # between calls of `on_wait`
 
 
 class QueueClosed(ChannelClosed):
@@ -92,22 +94,24 @@ class BroadcastWriter(_End):
         self._bells, self._acks = fds[:half], fds[half:]
         self._unread: list[deque[int]] = [deque() for _ in self._bells]  # fragment lengths
         self._unread_bytes = [0] * half
+        self._polls = [_reading_poll(fd) for fd in self._acks]
 
-    def put(self, message: bytes) -> None:
+    def put(self, message: bytes, on_wait: Callable[[], None] = lambda: None) -> None:
         """Send `message`; blocks while the slowest reader is a ring behind.
 
-        Raises QueueClosed if a reader is gone.
+        Raises QueueClosed if a reader is gone. `on_wait` is called about twice a second while this
+        blocks; what it raises ends the queue's use.
         """
         view = memoryview(message)
         # Half a ring at most, so that readers copy one fragment while the next is written.
         step = max(1, self._capacity // 2)
         for begin in range(0, max(1, len(view)), step):
             fragment = view[begin : begin + step]
+            for reader in range(len(self._bells)):
+                self._make_room(reader, len(fragment), on_wait)
             self._put_fragment(fragment, more=begin + step < len(view))
 
     def _put_fragment(self, fragment: memoryview, more: bool) -> None:
-        for reader in range(len(self._bells)):
-            self._make_room(reader, len(fragment))
         first, second = self._spans(len(fragment))
         cut = first.stop - first.start
         self._ring[first] = fragment[:cut]
@@ -121,9 +125,10 @@ class BroadcastWriter(_End):
             self._unread[reader].append(len(fragment))
             self._unread_bytes[reader] += len(fragment)
 
-    def _make_room(self, reader: int, length: int) -> None:
+    def _make_room(self, reader: int, length: int, on_wait: Callable[[], None]) -> None:
         unread = self._unread[reader]
         while self._unread_bytes[reader] + length > self._capacity or len(unread) >= _MAX_FRAGMENTS:
+            _await(self._polls[reader], on_wait)
             acks = os.read(self._acks[reader], _MAX_FRAGMENTS)
             if not acks:
                 raise QueueClosed(f"reader {reader} is gone", reader)
@@ -137,13 +142,16 @@ class BroadcastReader(_End):
     def __init__(self, memory_fd: int, capacity: int, fds: list[int]) -> None:
         super().__init__(memory_fd, capacity, fds)
         self._bell, self._ack = fds
-        self._poll = select.poll()
-        self._poll.register(self._bell, select.POLLIN)
+        self._poll = _reading_poll(self._bell)
 
-    def get(self, timeout_s: float | None = None) -> bytes | None:
+    def get(
+        self, timeout_s: float | None = None, on_wait: Callable[[], None] | None = None
+    ) -> bytes | None:
         """The next message; None if none begins within `timeout_s` (None: wait for ever).
 
-        Raises QueueClosed if the writer is gone and every message of its was read.
+        Raises QueueClosed if the writer is gone and every message of its was read. `on_wait` is
+        called about twice a second while the rest of a message is awaited that has begun; what it
+        raises ends the queue's use.
         """
         if timeout_s is not None and not self._poll.poll(timeout_s * 1000):
             return None
@@ -152,6 +160,8 @@ class BroadcastReader(_End):
             return fragment
         parts = [fragment]
         while more:
+            if on_wait is not None:
+                _await(self._poll, on_wait)
             fragment, more = self._get_fragment()
             parts.append(fragment)
         return b"".join(parts)
@@ -172,6 +182,17 @@ class BroadcastReader(_End):
         with contextlib.suppress(BrokenPipeError):
             os.write(self._ack, _ACK)
         return fragment, bool(more)
+
+
+def _reading_poll(fd: int) -> select.poll:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return poll
+
+
+def _await(poll: select.poll, on_wait: Callable[[], None]) -> None:
+    while not poll.poll(_TICK_MS):
+        on_wait()
 
 
 def broadcast_queue(

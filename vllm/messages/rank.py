@@ -14,6 +14,10 @@ from vllm.messages.facts import WorkerFacts
 from vllm.messages.step import StepPlan, StepResult
 
 
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """The first request, after all ranks have joined with the same settings."""
+
+
 class RunStep(msgspec.Struct, frozen=True, tag=True):
     plan: StepPlan
 
@@ -27,12 +31,18 @@ class Invoke(msgspec.Struct, frozen=True, tag=True):
     args: list[Any]
 
 
-ToRank = RunStep | BindKVCache | Invoke
+ToRank = Load | RunStep | BindKVCache | Invoke
+
+
+class Joined(msgspec.Struct, frozen=True, tag=True):
+    """The first message of a rank: the settings with which it runs."""
+
+    sections: dict[str, str]  # of the configuration: digests
+    versions: dict[str, str]
+    variables: dict[str, str]
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The first message of a rank, unless it failed."""
-
     facts: WorkerFacts
 
 
@@ -55,7 +65,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     traceback: str
 
 
-FromRank = Loaded | StepDone | Returned | Failed
+FromRank = Joined | Loaded | StepDone | Returned | Failed
 
 
 class RankError(RuntimeError):
@@ -76,14 +86,17 @@ def failure(error: BaseException) -> Failed:
     return Failed(kind.__module__, kind.__qualname__, str(error), text)
 
 
-def revive(failed: Failed, rank: int) -> Exception:
-    """The error again, of its type if that is ours or built in, with the rank's traceback."""
+def revive(failed: Failed, rank: int, is_alone: bool = True) -> Exception:
+    """The error again, of its type if that is ours or built in, with the rank's traceback.
+
+    One of several ranks (not `is_alone`) is named.
+    """
     namespace = {"vllm.errors": vars(vllm.errors), "builtins": vars(builtins)}
     kind = namespace.get(failed.module, {}).get(failed.name)
     error: Exception
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:
-            error = kind(failed.message)
+            error = kind(failed.message if is_alone else f"rank {rank}: {failed.message}")
         except TypeError:  # a type that needs more than a message, as UnicodeDecodeError does
             error = RankError(f"rank {rank}: {failed.name}: {failed.message}")
     else:

@@ -18,3 +18,12 @@ def processor_time_s(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS_PER_S
+
+
+def process_state(pid: int) -> str:
+    """The letter of its state, as of its main thread: T: stopped by a signal; "": it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return ""

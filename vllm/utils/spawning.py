@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Final
 
 from vllm.utils.output import STDERR, STDOUT, forgive
 
+_DEATH_SIGNAL: Final = 1  # of prctl(2)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,3 +35,12 @@ def begin_process() -> None:
     """What was held back comes now; and output that fails is no reason to end."""
     forgive(STDOUT, STDERR)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def killed_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends, also if it is stopped.
+
+    Only where that thread lives as long as its process.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_DEATH_SIGNAL, signal.SIGKILL):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")

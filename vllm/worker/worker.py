@@ -59,8 +59,18 @@ class Worker:
             TorchProfileSettings.read(), place.rank, self.platform.profiler_activities()
         )
         self.collectives = self.platform.collectives(config, place)
-        self.observer = observer_of(self._observers())
+        self._all_observers = self._observers()
+        self.observer = observer_of(self._all_observers)
         self._closing = ExitStack()
+
+    def observe(self, observer: StepObserver) -> None:
+        """Tell it, too, what the runner does. Before `bind_kv_cache`, which makes the runner."""
+        self._all_observers.append(observer)
+        self.observer = observer_of(self._all_observers)
+
+    def where(self) -> str:
+        """The collective that this rank waits in, for people; "" if none. Any thread may ask."""
+        return self.collectives.where()
 
     def load(self) -> None:
         """Build the model and read its weights. Raises ConfigError and LoadError."""

@@ -1,0 +1,64 @@
+"""A worker that a signal meets in a phase of its life, and engines that run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Final
+
+from tests.limits import HANG_S
+from vllm.config.vllm import VllmConfig
+from vllm.distributed.place import make_places
+from vllm.engine import core
+from vllm.executor.distributed import DistributedExecutor
+from vllm.executor.local_ranks import LocalRanks
+from vllm.messages.cache import KVCacheLayout
+from vllm.messages.step import StepPlan
+from vllm.worker.running_step import StepAnswer
+from vllm.worker.worker import Worker
+
+FAULT: Final = "TEST_FAULT"  # variable: rank, phase and what happens: a signal, `raise` or `hang`
+
+
+def fault(rank: int, phase: str, what: str) -> str:
+    return f"{rank} {phase} {what}"
+
+
+class FaultyWorker(Worker):
+    """The fault happens in the middle of the phase: after other ranks may have begun to wait."""
+
+    def load(self) -> None:
+        self._meet("loading")
+        super().load()
+
+    def bind_kv_cache(self, layout: KVCacheLayout) -> None:
+        self._meet("warm-up")
+        super().bind_kv_cache(layout)
+
+    def execute(self, plan: StepPlan) -> StepAnswer:
+        if plan.step >= 2:
+            self._meet("step")
+        return super().execute(plan)
+
+    def _meet(self, phase: str) -> None:
+        rank, faulty, what = os.environ.get(FAULT, "-1 never nothing").split()
+        if self.place.rank != int(rank) or phase != faulty:
+            return
+        if what == "raise":
+            raise MemoryError(f"no memory for {phase}")
+        if what == "hang":
+            time.sleep(HANG_S)
+            return
+        os.kill(os.getpid(), signal.Signals[what])
+
+
+def faulty_executor(config: VllmConfig) -> DistributedExecutor:
+    places = make_places(config.parallel.world_size)
+    return DistributedExecutor(config, FaultyWorker, LocalRanks(), places)
+
+
+def faulty_core(config: VllmConfig) -> core.EngineCore:
+    """For a core in a process of its own."""
+    core.make_executor = faulty_executor  # type: ignore[assignment]
+    return core.EngineCore(config)

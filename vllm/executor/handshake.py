@@ -1,0 +1,77 @@
+"""What ranks compare before any of them loads: that they run with the same settings.
+
+Ranks that differ would compute different things together, and wait for each other without end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final
+
+from vllm.config.digest import digests
+from vllm.envs import VARIABLES, Environment, shown
+from vllm.errors import ConfigError
+from vllm.messages.rank import Joined
+from vllm.profiling_variables import PROFILING_VARIABLES
+from vllm.version import __version__
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
+
+# What a rank may have to itself: they change where and what it tells, or are of its machine.
+_OWN: Final = frozenset(
+    {
+        "VLLM_LOGGING_LEVEL",
+        "VLLM_CONFIGURE_LOGGING",
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "VLLM_API_KEY",
+        "PT_HPU_RECIPE_CACHE_CONFIG",
+        *(variable.name for variable in PROFILING_VARIABLES),
+    }
+)
+_OF_THE_BRIDGE: Final = ("PT_",)  # read by Gaudi's software, not by us
+
+
+def introduction(config: VllmConfig) -> Joined:
+    """Of this process."""
+    env = Environment()
+    ours = {v.name: repr(env.value(v.name)) for v in VARIABLES if v.has_effect}
+    variables = {**ours, **shown(_OF_THE_BRIDGE)}
+    return Joined(
+        sections=digests(config),
+        versions={"vllm": __version__, "torch": _installed("torch")},
+        variables={name: value for name, value in variables.items() if name not in _OWN},
+    )
+
+
+def compare(introductions: Sequence[Joined]) -> None:
+    """By rank. Raises ConfigError naming the first rank that differs from rank 0, and in what."""
+    first = introductions[0]
+    for rank, other in enumerate(introductions[1:], start=1):
+        found = [
+            f"the {section} settings"
+            for section, digest in first.sections.items()
+            if other.sections.get(section) != digest
+        ]
+        for ours, theirs in (
+            (first.versions, other.versions),
+            (first.variables, other.variables),
+        ):
+            found += [
+                f"{name} ({theirs.get(name, 'not set')}, on rank 0 {ours.get(name, 'not set')})"
+                for name in sorted(ours.keys() | theirs.keys())
+                if ours.get(name) != theirs.get(name)
+            ]
+        if found:
+            raise ConfigError(
+                f"rank {rank} runs with other settings than rank 0: {', '.join(found)}. All ranks "
+                "of an engine need the same arguments, versions and environment."
+            )
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed as a package"
