@@ -14,16 +14,13 @@ def cross_check(config: VllmConfig) -> None:
 
 
 def _check_parallel(config: VllmConfig) -> None:
-    parallel = config.parallel
-    for flag, size in (
-        ("--tensor-parallel-size", parallel.tensor_parallel_size),
-        ("--pipeline-parallel-size", parallel.pipeline_parallel_size),
-    ):
-        if size > 1:
-            raise ConfigError(
-                f"{flag} {size}: running one model over several devices is not available yet in "
-                f"this build. Leave {flag} out."
-            )
+    size = config.parallel.pipeline_parallel_size
+    if size > 1:
+        raise ConfigError(
+            f"--pipeline-parallel-size {size}: running one model over several devices in stages is "
+            "not available yet in this build. Leave --pipeline-parallel-size out; "
+            "--tensor-parallel-size shares every layer instead."
+        )
 
 
 def _check_steps(config: VllmConfig) -> None:

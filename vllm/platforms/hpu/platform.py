@@ -52,11 +52,6 @@ class HpuPlatform(Platform):
     )
 
     def resolve(self, config: VllmConfig) -> VllmConfig:
-        if config.parallel.world_size > 1:
-            raise ConfigError(
-                f"{config.parallel.world_size} ranks: several Gaudis are not supported by this "
-                "version yet. Leave --tensor-parallel-size and --pipeline-parallel-size out."
-            )
         if config.cache.block_size != KERNEL_BLOCK_SIZE:
             logger.warning_once(
                 "--block-size %d: works on HPU, but inefficiently; its kernels are made for %d.",
@@ -66,10 +61,19 @@ class HpuPlatform(Platform):
         return _without_shared_blocks(config)
 
     def device(self, index: int) -> Device:
-        return HpuDevice(index)
+        return HpuDevice(0)
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
+        if place.world_size > 1:
+            from vllm import envs
+            envs.pass_on("HLS_MODULE_ID", str(place.device + 2))
         bridge.load()
+
+    def collectives(self, config: VllmConfig, place: Place) -> Collectives:
+        from vllm.platforms.hpu.collectives import Hccl
+        if place.tp.size == 1:
+            return super().collectives(config, place)
+        return Hccl(place)
 
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
         env = Environment()
