@@ -81,6 +81,9 @@ class HpuPlatform(Platform):
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
         if place.world_size > 1:
             prepare_host_groups(place)
+        if place.rank > 0:
+            # All ranks launch the same: one of them writes it down.
+            envs.pass_on("VLLM_BUCKETING_TO_FILE", None)
         if place.device >= 0:
             modules.acquire(place)
         bridge.load()
@@ -114,7 +117,7 @@ class HpuPlatform(Platform):
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.hpu.warmup import WarmUp
 
-        WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization).run()
+        WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization, tp).run()
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
         settings = settings_of(config)
