@@ -178,7 +178,6 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
             {"long_prefill_token_threshold": 8, "enable_chunked_prefill": False},
             "--long-prefill-token-threshold 8",
         ),
-        ({"tensor_parallel_size": 2}, "--tensor-parallel-size 2"),
         (
             {"tensor_parallel_size": 2, "distributed_executor_backend": "uni"},
             "--distributed-executor-backend uni runs one rank, and there are 2",

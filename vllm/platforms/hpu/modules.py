@@ -259,9 +259,7 @@ def set_aside(num_ranks: int, visible: Sequence[int], is_in_process: bool) -> It
         release({module: fd for module, fd in held.items() if module not in modules})
     held = {module: held[module] for module in modules}
     warn_of_wiring(modules)
-    logger.info(
-        "Modules: %s", ", ".join(f"rank {i} on module {m}" for i, m in enumerate(modules))
-    )
+    logger.info("Modules: %s", ", ".join(f"rank {i} on module {m}" for i, m in enumerate(modules)))
     try:
         yield modules
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +61,8 @@ class WarmUp:
         self._settings = settings
         self._utilization = utilization
         self._tp = tp  # what steers rehearsals must be the same on all of its ranks
+        # All ranks do the same: one tells of it.
+        self._level = logging.INFO if tp.rank == 0 else logging.DEBUG
         self._sampled_rows: set[int] = set()
         self._failed: dict[Phase, list[Bucket]] = {Phase.PREFILL: [], Phase.DECODE: []}
 
@@ -88,7 +91,8 @@ class WarmUp:
             self._capture_all(phases, self._settings.graphs)
         self._runner.device.synchronize()
         self._graphs.seal()
-        logger.info(
+        logger.log(
+            self._level,
             "Warmup finished in %.0f secs, allocated %.2f GiB of device memory",
             time.monotonic() - started,
             max(0, free_before - self._free_bytes()) / GIB,
@@ -213,8 +217,8 @@ class WarmUp:
     def _check_skippable(self, error: RuntimeError, doing: str, launch: Launch) -> None:
         """Raises unless the engine can go on without this shape, for lack of memory alone.
 
-        Raises ConfigError where other ranks are in the same launch: they wait for this one in a sum,
-        and nothing can call them back.
+        Raises ConfigError where other ranks are in the same launch: they wait for this one in a
+        sum, and nothing can call them back.
         """
         if not is_out_of_memory(error):
             raise error
@@ -230,7 +234,8 @@ class WarmUp:
         return self._runner.device.memory().free_bytes
 
     def _log(self, kind: str, phase: Phase, number: int, total: int, bucket: Bucket) -> None:
-        logger.info(
+        logger.log(
+            self._level,
             "[Warmup][%s%s][%d/%d] batch_size:%d query_len:%d num_blocks:%d free_mem:%.2f GiB",
             kind,
             _NAMES[phase],
@@ -241,7 +246,8 @@ class WarmUp:
         )
 
     def _report(self, phase: Phase, report: CaptureReport, left: Sequence[Bucket]) -> None:
-        logger.info(
+        logger.log(
+            self._level,
             "Graph/%s captured:%d (%.1f%%) used_mem:%.2f GiB buckets:%s%s",
             _NAMES[phase],
             len(report.captured),
@@ -253,7 +259,8 @@ class WarmUp:
 
     @contextmanager
     def _progress(self, total: int, name: str) -> Iterator[tqdm]:
-        with tqdm(total=total, desc=name, unit="shape", disable=not sys.stderr.isatty()) as bar:
+        is_shown = self._tp.rank == 0 and sys.stderr.isatty()
+        with tqdm(total=total, desc=name, unit="shape", disable=not is_shown) as bar:
             yield bar
 
 
