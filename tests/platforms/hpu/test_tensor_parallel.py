@@ -20,17 +20,18 @@ from vllm.messages.functions import LEAVE
 pytestmark = pytest.mark.engine
 
 CHUNKS = {"VLLM_ROW_PARALLEL_CHUNKS": "3", "VLLM_ROW_PARALLEL_CHUNK_THRESHOLD": "5"}
+FEW_SHAPES = {"num_hidden_layers": 1, "max_num_seqs": 2, "max_num_batched_tokens": 16}
 FUNCTIONS = {LEAVE: "1"}
 
 
 @pytest.mark.parametrize(
     ("mode", "arch", "size", "options", "variables"),
     [
-        ("compile", "llama", 2, {"num_hidden_layers": 1}, CHUNKS),
+        ("compile", "llama", 2, FEW_SHAPES, CHUNKS),
         # Has biases after its row-parallel products.
         ("eager", "gpt_bigcode", 2, {"pipeline_depth": 1}, CHUNKS),
         ("lazy", "deepseek_v3", 2, {}, CHUNKS),  # has experts and a shared block
-        ("graphs", "llama", 8, {"num_hidden_layers": 1}, {}),
+        ("graphs", "llama", 8, FEW_SHAPES, {}),
     ],
 )
 def test_tokens_are_those_of_one_rank(
