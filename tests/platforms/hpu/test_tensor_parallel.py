@@ -83,6 +83,7 @@ def test_memory_that_ends_in_the_middle_of_a_launch_ends_the_start(emulated: Emu
     assert done.returncode != 0, done.stdout
     said = done.stderr.splitlines()[-1]
     assert "ConfigError: --device hpu: rank 1 of 2 ran out of memory while capturing" in said, said
+    assert done.stderr.count("Generated 5 prompt buckets") == 1, "each rank logs what all do"
     assert "(prompt, 1, 16, 1)" in said and "Lower --gpu-memory-utilization" in said, said
 
 

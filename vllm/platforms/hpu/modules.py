@@ -243,9 +243,8 @@ def set_aside(num_ranks: int, visible: Sequence[int], is_in_process: bool) -> It
         return
     if num_ranks > len(visible):
         raise ConfigError(
-            f"--tensor-parallel-size {num_ranks}: each rank needs a module of its own, and "
-            f"{len(visible)} are visible ({_listed(visible)}). Lower the number of ranks, or widen "
-            f"{VISIBLE}."
+            f"{_need(num_ranks)}, and {len(visible)} are visible ({_listed(visible)}). Lower "
+            f"--tensor-parallel-size, or widen {VISIBLE}."
         )
     asked = chosen_module(OWN.asked(), visible, num_ranks)
     allowed = visible if asked is None else [asked]
@@ -273,12 +272,18 @@ def _too_few(
     num_ranks: int, allowed: Sequence[int], free: Collection[int], locks: ModuleLocks
 ) -> ConfigError:
     busy = [module for module in allowed if module not in free]
+    lower = "lower --tensor-parallel-size, " if num_ranks > 1 else ""
     return ConfigError(
-        f"--tensor-parallel-size {num_ranks}: each rank needs a module of its own, and "
-        f"{len(free)} of {len(allowed)} are free: other engines have modules {_listed(busy)} "
-        f"(locked in {locks.directory}). End one of them, lower the number of ranks, or widen "
+        f"{_need(num_ranks)}, and {len(free)} of {len(allowed)} are free: other engines have "
+        f"modules {_listed(busy)} (locked in {locks.directory}). End one of them, {lower}or widen "
         f"{VISIBLE}."
     )
+
+
+def _need(num_ranks: int) -> str:
+    if num_ranks == 1:
+        return "--device hpu: an engine needs a module of its own"
+    return f"--tensor-parallel-size {num_ranks}: each rank needs a module of its own"
 
 
 def acquire(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,8 +83,7 @@ class HpuPlatform(Platform):
         if place.world_size > 1:
             prepare_host_groups(place)
         if place.rank > 0:
-            # All ranks launch the same: one of them writes it down.
-            envs.pass_on("VLLM_BUCKETING_TO_FILE", None)
+            _leave_telling_to_the_first_rank()
         if place.device >= 0:
             modules.acquire(place)
         bridge.load()
@@ -140,6 +140,14 @@ class HpuPlatform(Platform):
 
         tally = ShapeTally(device, config.cache.block_size, is_logging=rank == 0)
         return [*step_metrics(Environment()), tally]
+
+
+def _leave_telling_to_the_first_rank() -> None:
+    """All ranks prepare and launch the same: one logs it, and writes it down."""
+    envs.pass_on("VLLM_BUCKETING_TO_FILE", None)
+    ours = logging.getLogger("vllm.platforms.hpu")
+    if ours.getEffectiveLevel() == logging.INFO:
+        ours.setLevel(logging.WARNING)
 
 
 def _without_shared_blocks(config: VllmConfig) -> VllmConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,8 +60,6 @@ class WarmUp:
         self._settings = settings
         self._utilization = utilization
         self._tp = tp  # what steers rehearsals must be the same on all of its ranks
-        # All ranks do the same: one tells of it.
-        self._level = logging.INFO if tp.rank == 0 else logging.DEBUG
         self._sampled_rows: set[int] = set()
         self._failed: dict[Phase, list[Bucket]] = {Phase.PREFILL: [], Phase.DECODE: []}
 
@@ -91,8 +88,7 @@ class WarmUp:
             self._capture_all(phases, self._settings.graphs)
         self._runner.device.synchronize()
         self._graphs.seal()
-        logger.log(
-            self._level,
+        logger.info(
             "Warmup finished in %.0f secs, allocated %.2f GiB of device memory",
             time.monotonic() - started,
             max(0, free_before - self._free_bytes()) / GIB,
@@ -234,8 +230,7 @@ class WarmUp:
         return self._runner.device.memory().free_bytes
 
     def _log(self, kind: str, phase: Phase, number: int, total: int, bucket: Bucket) -> None:
-        logger.log(
-            self._level,
+        logger.info(
             "[Warmup][%s%s][%d/%d] batch_size:%d query_len:%d num_blocks:%d free_mem:%.2f GiB",
             kind,
             _NAMES[phase],
@@ -246,8 +241,7 @@ class WarmUp:
         )
 
     def _report(self, phase: Phase, report: CaptureReport, left: Sequence[Bucket]) -> None:
-        logger.log(
-            self._level,
+        logger.info(
             "Graph/%s captured:%d (%.1f%%) used_mem:%.2f GiB buckets:%s%s",
             _NAMES[phase],
             len(report.captured),
