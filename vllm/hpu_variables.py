@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Final
 
-from vllm.variable import BOOLEAN, Variable, boolean, count, one_of, share
+from vllm.variable import BOOLEAN, Variable, boolean, count, one_of, positive, share
 
 _AXES: Final = {
     "PROMPT_BS": "prompts in a launch",
@@ -139,6 +139,30 @@ HPU_VARIABLES: Final[tuple[Variable, ...]] = (
         BOOLEAN,
         "HPU, torch.compile: check no guards after warm-up. A shape that was not warmed up then "
         "fails its step.",
+    ),
+    Variable(
+        "VLLM_ROW_PARALLEL_CHUNKS",
+        1,
+        positive,
+        "a whole number, 1 or more",
+        "HPU, several ranks: pieces into which the rows of a row-parallel product are cut, so that "
+        "one is multiplied while the one before is summed over the ranks. 1: none.",
+    ),
+    Variable(
+        "VLLM_ROW_PARALLEL_CHUNK_THRESHOLD",
+        8192,
+        positive,
+        "a whole number of tokens, 1 or more",
+        "HPU: tokens of a launch from which VLLM_ROW_PARALLEL_CHUNKS applies: with fewer, pieces "
+        "cost more than they hide.",
+    ),
+    Variable(
+        "VLLM_HPU_MODULE_LOCKS",
+        "",
+        str,
+        "a directory",
+        "HPU: where engines lock the modules they have, for all that share them to see: containers "
+        "with a directory in common. Unset: vllm-hpu-modules in the directory for temporary files.",
     ),
     Variable(
         "VLLM_HANDLE_TOPK_DUPLICATES",

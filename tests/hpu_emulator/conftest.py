@@ -30,7 +30,12 @@ class Emulated:
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(PREFIXES)}
         path = os.pathsep.join([str(self.path), str(ROOT)])
-        ours = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HPU_EMULATOR_LOCKS": str(self.locks)}
+        ours = {
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "HPU_EMULATOR_LOCKS": str(self.locks),
+            "VLLM_HPU_MODULE_LOCKS": str(self.locks / "engines"),
+        }
         return {**kept, **ours, **variables}
 
     def run(self, code: str, **variables: str) -> str:

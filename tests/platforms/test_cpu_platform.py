@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import STORY
+from tests.models.harness import config_for
 from vllm import envs
 from vllm.errors import ConfigError
 from vllm.ops import REFERENCES
@@ -81,3 +83,13 @@ def test_isa_is_taken_from_the_environment():
         env={"VLLM_CPU_ISA": "baseline", "PATH": "", "VLLM_LOGGING_LEVEL": "INFO"},
     )
     assert "CPU kernels: baseline" in done.stdout + done.stderr
+
+
+def test_what_hides_sums_elsewhere_is_said_to_do_nothing_here(monkeypatch, caplog):
+    monkeypatch.setenv("VLLM_ROW_PARALLEL_CHUNKS", "3")
+    with caplog.at_level("WARNING", "vllm"):
+        for _ in range(2):
+            config_for(STORY)
+    said = [line for line in caplog.messages if "VLLM_ROW_PARALLEL" in line]
+    assert len(said) == 1
+    assert said[0].startswith("VLLM_ROW_PARALLEL_CHUNKS=3 has no effect on the CPU")

@@ -56,11 +56,6 @@ UNAVAILABLE_VARIABLES: Final[tuple[UnavailableVariable, ...]] = (
         VLLM_SCALE_ADJUSTMENT=ON,
     ),
     *_rows(
-        "running over more than one device or machine",
-        VLLM_ROW_PARALLEL_CHUNKS=_just("1"),
-        VLLM_ROW_PARALLEL_CHUNK_THRESHOLD=_just("8192"),
-    ),
-    *_rows(
         "input other than text",
         VLLM_MM_WARMUP_OUTSIDE_COMPILE_ONLY=OFF,
         VLLM_MULTIMODAL_BUCKETS=_just("none"),

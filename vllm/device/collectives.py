@@ -66,6 +66,13 @@ class Collectives(ABC):
         """Which collective this rank waits in, and for whom; "" if in none. Any thread may ask."""
         return ""
 
+    def sum_of(self, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The sum of every rank's compute(x), of which each row depends on that row of `x` alone.
+
+        So it may be computed and summed in pieces.
+        """
+        return self.sum(compute(x))
+
     def agreed(self, value: float) -> float:
         """The greatest of every rank's `value`: for decisions that all ranks must take alike."""
         return float(self.gather(torch.tensor([value], dtype=torch.float64)).max())

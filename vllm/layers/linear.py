@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
@@ -32,7 +32,7 @@ class Linear(Weighted):
         is_row = shape.shard is Shard.ROW
         # What every rank added would be summed.
         self.has_bias = shape.bias and not (is_row and context.shard.rank > 0)
-        self.complete = context.tp.sum if is_row and not shape.partial else _as_it_is
+        self.complete = context.tp.sum_of if is_row and not shape.partial else _alone
 
     def pieces(self) -> Iterator[Piece]:
         return self.shape.pieces(self.shard)
@@ -50,11 +50,14 @@ class Linear(Weighted):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.complete(self.method.apply(self, x))
+        return self.complete(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        return self.method.apply(self, x)
 
 
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
+def _alone(compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return compute(x)
 
 
 class GatedLinear(Linear):

@@ -100,11 +100,15 @@ class MoE(nn.Module):
         self.router = Router(routing, hidden, context)
         self.experts = Experts(routing.num_experts, hidden, intermediate, act, context)
         self.shared = shared
-        self.complete = context.tp.sum
+        self.complete = context.tp.sum_of
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.complete(self._share, x)
+
+    def _share(self, x: Tensor) -> Tensor:
+        """What the experts' columns of this rank give; partial sums."""
         weights, ids = self.router(x)
         out = self.experts(x, weights, ids)
         if self.shared is not None:
             out = out + self.shared(x)
-        return self.complete(out)
+        return out

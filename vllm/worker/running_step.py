@@ -68,16 +68,20 @@ class StepAnswer(Protocol):
 
 
 class SilentStep:
-    """The answer of ranks other than the driver: nothing is copied to the host, nothing waits."""
+    """The answer of ranks other than the driver: nothing is copied to the host, nothing waits.
 
-    def __init__(self, step: int) -> None:
-        pass
+    A unit of device work ends where a download would end it, while its results live: what a unit
+    consists of and what outlives it is a part of what devices compile.
+    """
+
+    def __init__(self, device: Device, step: int) -> None:
+        self._device = device
 
     def add_drawn(self, draws: Draws, sampled: SamplerOutput) -> None:
-        pass
+        self._device.step_boundary()
 
     def add_prompt_logprobs(self, row: int, start: int, pieces: Sequence[LogprobTensors]) -> None:
-        pass
+        self._device.step_boundary()
 
     def add_failures(self, failures: Mapping[int, str]) -> None:
         pass

@@ -262,7 +262,7 @@ class Worker:
                     device.torch_device,
                     config.model.logprobs_mode,
                 ),
-                begin_answer=partial(RunningStep, device) if self.place.is_driver else SilentStep,
+                begin_answer=partial(RunningStep if self.place.is_driver else SilentStep, device),
                 observer=observer,
             )
         )

@@ -69,7 +69,10 @@ def params(want: str) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 12, **WANTS[want]})
 
 
-def answers(device: str, options: Mapping[str, Any]) -> dict[str, list[RequestOutput]]:
+def answers(
+    device: str, options: Mapping[str, Any], functions: bool = True
+) -> dict[str, list[RequestOutput]]:
+    """By what was asked for. `functions`: Python functions too, which stay in this process."""
     llm = LLM(
         str(MODEL),
         **{
@@ -85,7 +88,8 @@ def answers(device: str, options: Mapping[str, Any]) -> dict[str, list[RequestOu
     )
     try:
         # All together, so that every launch holds rows of many kinds.
-        asked = [(want, prompt) for prompt in PROMPTS for want in WANTS]
+        wants = [want for want in WANTS if functions or want != "processor"]
+        asked = [(want, prompt) for prompt in PROMPTS for want in wants]
         outputs = llm.generate(
             [prompt for _, prompt in asked], [params(want) for want, _ in asked], use_tqdm=False
         )

@@ -29,12 +29,16 @@ MODES = {
 }
 
 
-def run(emulated: Emulated, lazy: str, module: str, *arguments: str) -> list[dict[str, Any]]:
+def run(
+    emulated: Emulated, lazy: str, module: str, *arguments: str, **variables: str
+) -> list[dict[str, Any]]:
     """The JSON lines that the module prints; one that prints nothing for long hangs."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", f"tests.platforms.hpu.{module}", *arguments],
-            env=emulated.environment(PT_HPU_LAZY_MODE=lazy, VLLM_LOGGING_LEVEL="ERROR"),
+            env=emulated.environment(
+                PT_HPU_LAZY_MODE=lazy, VLLM_LOGGING_LEVEL="ERROR", **variables
+            ),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -15,6 +15,7 @@ from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Collectives
 from vllm.device.device import Device
 from vllm.distributed.place import Place
+from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.platforms.base import Platform
@@ -54,6 +55,7 @@ class CpuPlatform(Platform):
                 f"--block-size {block_size}: attention on the CPU takes {BLOCK_SIZES}; "
                 f"leave the flag out for {self.capabilities.default_block_size}"
             )
+        _tell_of_row_chunks()
         return config
 
     def device(self, index: int) -> Device:
@@ -139,3 +141,18 @@ class CpuPlatform(Platform):
 
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return native.native_ops()
+
+
+def _tell_of_row_chunks() -> None:
+    env = Environment()
+    for name, neutral in (
+        ("VLLM_ROW_PARALLEL_CHUNKS", 1),
+        ("VLLM_ROW_PARALLEL_CHUNK_THRESHOLD", 8192),
+    ):
+        if env.value(name) != neutral:
+            logger.warning_once(
+                "%s=%d has no effect on the CPU: ranks sum with the cores that multiply, so that "
+                "neither can hide the other.",
+                name,
+                env.value(name),
+            )

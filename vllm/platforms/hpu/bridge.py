@@ -111,9 +111,9 @@ def module(name: str) -> Any:
     return importlib.import_module(f"{_PLUGIN}.torch.{name}")
 
 
-def acquire(index: int) -> Any:
-    """Take device `index` for this process; -> `torch.hpu`. Raises ConfigError."""
-    hpu = load().hpu
+def require_devices() -> int:
+    """Devices that this process may use. Raises ConfigError if there are none."""
+    load()
     count = num_devices()
     if count == 0:
         raise ConfigError(
@@ -121,14 +121,30 @@ def acquire(index: int) -> Any:
             "devices) and that the container was started with them (--runtime=habana, "
             "HABANA_VISIBLE_DEVICES), or use --device cpu."
         )
+    return count
+
+
+def open_device(index: int) -> Any:
+    """Take device `index`, or the module that HLS_MODULE_ID names; -> `torch.hpu`.
+
+    Raises RuntimeError or ValueError.
+    """
+    hpu = load().hpu
+    hpu.set_device(index)
+    hpu.init()
+    return hpu
+
+
+def acquire(index: int) -> Any:
+    """Take device `index` for this process; -> `torch.hpu`. Raises ConfigError."""
+    count = require_devices()
     if index >= count:
         raise ConfigError(
             f"--device hpu: device {index} was asked for, but this process sees {count}. Lower the "
             "number of ranks, or widen HABANA_VISIBLE_MODULES."
         )
     try:
-        hpu.set_device(index)
-        hpu.init()
+        hpu = open_device(index)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"--device hpu: device {index} cannot be acquired: {error}. Each device belongs to one "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from vllm import envs
 from vllm.device.attention import AttentionBackend
 from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Collectives
@@ -17,16 +20,17 @@ from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.platforms.base import Platform
-from vllm.platforms.hpu import bridge
+from vllm.platforms.hpu import bridge, modules
 from vllm.platforms.hpu.attention import HpuAttention
 from vllm.platforms.hpu.attention.settings import attention_settings
 from vllm.platforms.hpu.bucketing import make_demand, make_table
 from vllm.platforms.hpu.defragmentation import ContiguousPlacement
 from vllm.platforms.hpu.device import HpuDevice
+from vllm.platforms.hpu.interfaces import check_interfaces, prepare_host_groups
 from vllm.platforms.hpu.memory import log_split, split
 from vllm.platforms.hpu.ops import hpu_ops
 from vllm.platforms.hpu.planner import PhasedPlanner
-from vllm.platforms.hpu.settings import settings_of
+from vllm.platforms.hpu.settings import collective_settings, settings_of
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -52,11 +56,6 @@ class HpuPlatform(Platform):
     )
 
     def resolve(self, config: VllmConfig) -> VllmConfig:
-        if config.parallel.world_size > 1:
-            raise ConfigError(
-                f"{config.parallel.world_size} ranks: several Gaudis are not supported by this "
-                "version yet. Leave --tensor-parallel-size and --pipeline-parallel-size out."
-            )
         if config.cache.block_size != KERNEL_BLOCK_SIZE:
             logger.warning_once(
                 "--block-size %d: works on HPU, but inefficiently; its kernels are made for %d.",
@@ -66,10 +65,35 @@ class HpuPlatform(Platform):
         return _without_shared_blocks(config)
 
     def device(self, index: int) -> Device:
-        return HpuDevice(index)
+        # A rank's process sees its module alone.
+        return HpuDevice(index if modules.OWN.module is None else 0)
+
+    @contextmanager
+    def devices(self, config: VllmConfig, num_ranks: int) -> Iterator[Sequence[int]]:
+        if num_ranks > 1:
+            check_interfaces()
+        listed = envs.inherited(modules.VISIBLE)
+        count = 0 if listed else bridge.require_devices()
+        visible = modules.visible_modules(listed, count)
+        is_in_process = config.parallel.distributed_executor_backend != "mp"
+        with modules.set_aside(num_ranks, visible, is_in_process) as chosen:
+            yield chosen
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
+        if place.world_size > 1:
+            prepare_host_groups(place)
+        if place.rank > 0:
+            _leave_telling_to_the_first_rank()
+        if place.device >= 0:
+            modules.acquire(place)
         bridge.load()
+
+    def collectives(self, config: VllmConfig, place: Place) -> Collectives:
+        if place.tp.size == 1:
+            return super().collectives(config, place)
+        from vllm.platforms.hpu.collectives import Hccl
+
+        return Hccl(place, collective_settings(config))
 
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
         env = Environment()
@@ -93,7 +117,7 @@ class HpuPlatform(Platform):
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.hpu.warmup import WarmUp
 
-        WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization).run()
+        WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization, tp).run()
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
         settings = settings_of(config)
@@ -116,6 +140,14 @@ class HpuPlatform(Platform):
 
         tally = ShapeTally(device, config.cache.block_size, is_logging=rank == 0)
         return [*step_metrics(Environment()), tally]
+
+
+def _leave_telling_to_the_first_rank() -> None:
+    """All ranks prepare and launch the same: one logs it, and writes it down."""
+    envs.pass_on("VLLM_BUCKETING_TO_FILE", None)
+    ours = logging.getLogger("vllm.platforms.hpu")
+    if ours.getEffectiveLevel() == logging.INFO:
+        ours.setLevel(logging.WARNING)
 
 
 def _without_shared_blocks(config: VllmConfig) -> VllmConfig:

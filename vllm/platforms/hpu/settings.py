@@ -39,6 +39,16 @@ class GraphSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectiveSettings:
+    """What several ranks compute together."""
+
+    timeout_s: int  # 0: the library's
+    host_timeout_s: int  # likewise, of what ranks exchange on the host
+    row_chunks: int  # pieces of a row-parallel product; 1: it is summed as a whole
+    row_chunk_threshold: int  # tokens from which it is cut
+
+
+@dataclass(frozen=True, slots=True)
 class HpuSettings:
     is_lazy: bool
     enforce_eager: bool  # no graphs are captured, nothing is compiled ahead
@@ -75,4 +85,15 @@ def settings_of(config: VllmConfig, env: Environment | None = None) -> HpuSettin
             prompt_strategy=env.VLLM_GRAPH_PROMPT_STRATEGY,
             decode_strategy=env.VLLM_GRAPH_DECODE_STRATEGY,
         ),
+    )
+
+
+def collective_settings(config: VllmConfig, env: Environment | None = None) -> CollectiveSettings:
+    env, parallel = env or Environment(), config.parallel
+    timeout_s = parallel.distributed_timeout_seconds
+    return CollectiveSettings(
+        timeout_s=timeout_s,
+        host_timeout_s=parallel.cpu_distributed_timeout_seconds or timeout_s,
+        row_chunks=env.VLLM_ROW_PARALLEL_CHUNKS,
+        row_chunk_threshold=env.VLLM_ROW_PARALLEL_CHUNK_THRESHOLD,
     )

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Final
 from tqdm import tqdm
 
 from vllm.device.launch import Launch, Phase
+from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.platforms.hpu.bucketing.table import Bucket
 from vllm.platforms.hpu.device import LEAST_PUT, MOST_PUT
-from vllm.platforms.hpu.graphs import HpuGraphRunner, HpuRunner
+from vllm.platforms.hpu.graphs import HpuGraphRunner, HpuRunner, named
 from vllm.platforms.hpu.memory import GIB, is_out_of_memory
 from vllm.platforms.hpu.planner import PhasedPlanner
 from vllm.platforms.hpu.settings import GraphSettings, HpuSettings
 
 if TYPE_CHECKING:
+    from vllm.device.collectives import Collectives
     from vllm.device.warmup import WarmUpRunner
 
 logger = init_logger(__name__)
@@ -47,7 +49,9 @@ class CaptureReport:
 class WarmUp:
     """One engine's warm-up; `run` does all of it."""
 
-    def __init__(self, runner: WarmUpRunner, settings: HpuSettings, utilization: float) -> None:
+    def __init__(
+        self, runner: WarmUpRunner, settings: HpuSettings, utilization: float, tp: Collectives
+    ) -> None:
         assert isinstance(runner.planner, PhasedPlanner), runner.planner
         assert isinstance(runner.graphs, HpuRunner), runner.graphs
         self._runner = runner
@@ -55,6 +59,7 @@ class WarmUp:
         self._graphs = runner.graphs
         self._settings = settings
         self._utilization = utilization
+        self._tp = tp  # what steers rehearsals must be the same on all of its ranks
         self._sampled_rows: set[int] = set()
         self._failed: dict[Phase, list[Bucket]] = {Phase.PREFILL: [], Phase.DECODE: []}
 
@@ -96,8 +101,7 @@ class WarmUp:
             try:
                 self._rehearse(launch, captures=False)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
+                self._check_skippable(error, "compiling", launch)
                 self._graphs.forget(launch.key)
                 self._failed[phase].append(bucket)
             bar.update()
@@ -123,7 +127,7 @@ class WarmUp:
     ) -> None:
         """Prompts within their share of the memory, decodes within the rest, then what is left."""
         spare = int(self._runner.device.memory().total_bytes * _SPARE_SHARE)
-        available = max(0, self._free_bytes() - spare)
+        available = int(self._tp.least(max(0, self._free_bytes() - spare)))
         reserved = int(available * settings.reserved_of_free(self._utilization))
         strategies = {
             Phase.PREFILL: settings.prompt_strategy,
@@ -165,14 +169,14 @@ class WarmUp:
                 return list(buckets[number:])
             self._log("Graph/", phase, number + 1, len(buckets), bucket)
             free = self._free_bytes()
+            launch = self._planner.rehearsal_of(phase, bucket)
             try:
-                self._rehearse(self._planner.rehearsal_of(phase, bucket), captures=True)
+                self._rehearse(launch, captures=True)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
+                self._check_skippable(error, "capturing", launch)
                 report.lacks_memory = True
                 return list(buckets[number:])
-            used = max(0, free - self._free_bytes())
+            used = int(self._tp.agreed(max(0, free - self._free_bytes())))
             report.used_bytes += used
             report.captured.append(bucket)
             dearest = max(dearest, used / tokens)
@@ -206,6 +210,22 @@ class WarmUp:
             self._runner.rehearse_puts(size)
             size *= 2
 
+    def _check_skippable(self, error: RuntimeError, doing: str, launch: Launch) -> None:
+        """Raises unless the engine can go on without this shape, for lack of memory alone.
+
+        Raises ConfigError where other ranks are in the same launch: they wait for this one in a
+        sum, and nothing can call them back.
+        """
+        if not is_out_of_memory(error):
+            raise error
+        if self._tp.size > 1:
+            raise ConfigError(
+                f"--device hpu: rank {self._tp.rank} of {self._tp.size} ran out of memory while "
+                f"{doing} the shape {named(launch.key)}, which no other rank can leave out now: "
+                f"{error}. Lower --gpu-memory-utilization, --max-num-batched-tokens or "
+                "--max-num-seqs, or end other processes on its device (hl-smi shows them)."
+            ) from error
+
     def _free_bytes(self) -> int:
         return self._runner.device.memory().free_bytes
 
@@ -233,7 +253,8 @@ class WarmUp:
 
     @contextmanager
     def _progress(self, total: int, name: str) -> Iterator[tqdm]:
-        with tqdm(total=total, desc=name, unit="shape", disable=not sys.stderr.isatty()) as bar:
+        is_shown = self._tp.rank == 0 and sys.stderr.isatty()
+        with tqdm(total=total, desc=name, unit="shape", disable=not is_shown) as bar:
             yield bar
 
 

@@ -1,0 +1,107 @@
+"""What is done in the process of each rank: its memory, and what its steps launch.
+
+Functions are given to `collective_rpc`, worker types to an executor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from vllm.config.vllm import VllmConfig
+from vllm.device.launch import Launch
+from vllm.device.observer import Observers, StepObserver
+from vllm.distributed.place import Place
+from vllm.platforms.hpu.graphs import HpuGraphRunner, named
+from vllm.worker.model_runner import ModelRunner
+from vllm.worker.worker import Worker
+
+MEMORIES = "TEST_MEMORIES"  # by rank, separated by commas
+FULL_RANK = "TEST_FULL_RANK"  # whose memory is taken while it captures its second graph
+
+
+class Unequal(Worker):
+    """A rank whose device has a size of its own."""
+
+    def __init__(self, config: VllmConfig, place: Place) -> None:
+        # Before the plugin is imported, which reads it.
+        os.environ["HPU_EMULATOR_MEMORY"] = os.environ[MEMORIES].split(",")[place.rank]
+        if os.environ.get(FULL_RANK) == str(place.rank):
+            ModelRunner.rehearse = _in_little_memory  # type: ignore[method-assign]
+        super().__init__(config, place)
+
+
+_rehearse = ModelRunner.rehearse
+_captures = 0
+
+
+def _in_little_memory(
+    runner: ModelRunner, launch: Launch, draws_all_ways: bool = False, captures: bool = False
+) -> None:
+    global _captures
+    _captures += captures
+    with _ballast() if captures and _captures == 2 else ExitStack():
+        _rehearse(runner, launch, draws_all_ways, captures)
+
+
+@contextmanager
+def _ballast() -> Iterator[None]:
+    """A few bytes are left, as another process on the device would leave."""
+    import torch
+
+    free = torch.hpu.mem_get_info()[0]
+    held = torch.empty(free - 4096, dtype=torch.uint8, device="hpu")
+    yield
+    del held
+
+
+class Recorder(StepObserver):
+    """Every launch with all that its shape and its place depend on."""
+
+    def __init__(self) -> None:
+        self.launches: list[str] = []
+        self.draws = 0
+
+    def launch_begins(self, launch: Launch) -> None:
+        arrays = (launch.plan_rows_np, launch.slots_np, launch.starts_np, launch.counts_np)
+        self.launches.append(f"{launch.key} {[array.tolist() for array in arrays]}")
+
+    def drawing_begins(self, launch: Launch) -> None:
+        self.draws += 1
+
+
+_recorder = Recorder()
+_forbidding = ExitStack()
+_before: Any = None
+
+
+def begin(worker: Worker) -> None:
+    """From now on launches are recorded, and nothing may be compiled or waited for."""
+    global _before
+    from hpu_emulator import counters, strict
+
+    worker.runner.observer = Observers([worker.runner.observer, _recorder])
+    _before = counters.snapshot()
+    _forbidding.enter_context(strict.strict("no_sync", "no_compile"))
+
+
+def end(worker: Worker) -> dict[str, Any]:
+    """What happened since."""
+    from hpu_emulator import counters
+
+    _forbidding.close()
+    return {
+        "seen": _recorder.launches,
+        "draws": _recorder.draws,
+        **asdict(counters.since(_before)),
+    }
+
+
+def captured(worker: Worker) -> list[str]:
+    """The shapes that have a graph."""
+    graphs = worker.runner.graphs
+    assert isinstance(graphs, HpuGraphRunner), graphs
+    return sorted(map(named, graphs.captured))

@@ -1,0 +1,144 @@
+"""Ranks on Gaudis that compute together: HCCL on the devices, gloo on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vllm.device.collectives import Collectives
+from vllm.distributed.place import Place
+from vllm.errors import ConfigError
+from vllm.logger import init_logger
+from vllm.platforms.hpu import bridge
+from vllm.platforms.hpu.settings import CollectiveSettings
+
+logger = init_logger(__name__)
+
+# Renamed in torch 2.12, which warns of the old names; Dynamo traces both.
+_gather_rows: Final = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_scatter_rows: Final = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
+
+class Hccl(Collectives):
+    """All ranks of the engine; ops of lazy graphs, of HPU graphs and of compiled ones as well.
+
+    `agreed` and `least` stay on the host: they are asked for where the device's memory is short.
+    """
+
+    def __init__(self, place: Place, settings: CollectiveSettings) -> None:
+        """Meets the others at `place.rendezvous`, an empty file that all can open.
+
+        Raises ConfigError, with which the start of every rank ends.
+        """
+        assert place.tp.size == place.world_size, place
+        self.rank, self.size = place.tp.rank, place.tp.size
+        self._settings = settings
+        self._mark_step: Callable[[], None] = bridge.module("core").mark_step
+        self._is_lazy = bridge.is_lazy()
+        bridge.module("distributed.hccl")  # registers the backend
+        try:
+            self._join(place.rendezvous)
+            self._check()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"rank {self.rank} of {self.size} cannot compute with the others: {error}. Ranks "
+                "reach each other over HCCL, and on the host over the network interface that "
+                "GLOO_SOCKET_IFNAME names; HCCL_SOCKET_IFNAME names the one over which HCCL meets."
+            ) from error
+
+    def sum(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        self._before_sum()
+        dist.all_reduce(x)
+        return x
+
+    def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
+        x = x.contiguous()
+        if torch.compiler.is_compiling():
+            return self._begin_traced_sum(x)
+        self._before_sum()
+        work = dist.all_reduce(x, async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()
+            return x
+
+        return wait
+
+    def sum_of(self, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        settings = self._settings
+        if settings.row_chunks == 1 or x.shape[0] < settings.row_chunk_threshold:
+            return self.sum(compute(x))
+        sums = [self.begin_sum(compute(rows)) for rows in x.chunk(settings.row_chunks)]
+        return torch.cat([wait() for wait in sums])
+
+    def gather(self, x: Tensor) -> Tensor:
+        # Rows of all ranks below each other: the form that can be traced.
+        rows = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        _gather_rows(rows, x.contiguous())
+        return rows.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
+
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
+        self._before_sum()
+        _scatter_rows(out.view(len(out), -1), x.view(len(x), -1))  # HCCL takes two dimensions
+        return out
+
+    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        out = x.new_empty((sum(received), *x.shape[1:]))
+        dist.all_to_all_single(out, x.contiguous(), list(received), list(sent))
+        return out
+
+    def broadcast(self, x: Tensor, source: int) -> Tensor:
+        x = x.contiguous()
+        dist.broadcast(x, source)
+        return x
+
+    def agreed(self, value: float) -> float:
+        greatest = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX, self._host)
+        return float(greatest)
+
+    def _join(self, rendezvous: str) -> None:
+        settings = self._settings
+        dist.init_process_group(
+            "hccl",
+            store=dist.FileStore(rendezvous, self.size),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=_limit(settings.timeout_s),
+        )
+        self._host: Any = dist.new_group(backend="gloo", timeout=_limit(settings.host_timeout_s))
+        self._group_name: str = dist.distributed_c10d._get_default_group().group_name
+
+    def _check(self) -> None:
+        """Raises RuntimeError unless all ranks are in one group: HCCL connects when it is used."""
+        found = int(self.sum(torch.ones(1, device="hpu")).item())
+        if found != self.size:
+            raise RuntimeError(f"a first sum of ones counted {found} of them")
+        logger.info("Rank %d of %d has met the others through HCCL", self.rank, self.size)
+
+    def _before_sum(self) -> None:
+        # The bridge can mix up a sum and what comes before it in one lazy graph.
+        if self._is_lazy:
+            self._mark_step()
+
+    def _begin_traced_sum(self, x: Tensor) -> Callable[[], Tensor]:
+        """As nodes of the graph: where `wait` is called, not where the sum begins, it is waited."""
+        total = torch.ops._c10d_functional.all_reduce.default(x, "sum", self._group_name)
+
+        def wait() -> Tensor:
+            out: Tensor = torch.ops._c10d_functional.wait_tensor.default(total)
+            return out
+
+        return wait
+
+
+def _limit(seconds: int) -> timedelta | None:
+    return timedelta(seconds=seconds) if seconds else None
