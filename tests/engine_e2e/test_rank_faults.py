@@ -1,7 +1,4 @@
-"""Whatever happens to a rank, and when: users get an error that names it, and nothing stays behind.
-
-TEST_ALL_FAULTS=1 runs every rank x signal x phase, which takes minutes; by default a pair of each.
-"""
+"""Whatever happens to a rank, and when: users get an error that names it, and nothing stays behind."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import os
 import re
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +37,23 @@ DOING = {
     "step": r"in step \d+",
     "idle": r"idle",
 }
-ALL = list(itertools.product([0, 1], SAID, DOING))
-IN_A_CORE = [
+BUSY = [phase for phase in DOING if phase != "idle"]
+IN_A_CORE = {
     (0, "SIGSTOP", "loading"),
     (1, "SIGKILL", "warm-up"),
     (1, "SIGSTOP", "step"),
     (0, "SIGKILL", "step"),
     (0, "SIGSTOP", "idle"),
-]
-IN_THIS_PROCESS = [(1, "SIGKILL", "loading"), (0, "SIGSTOP", "warm-up"), (1, "SIGSTOP", "step")]
-if os.environ.get("TEST_ALL_FAULTS") == "1":
-    IN_A_CORE, IN_THIS_PROCESS = ALL, [case for case in ALL if case[2] != "idle"]
+}
+IN_THIS_PROCESS = {(1, "SIGKILL", "loading"), (0, "SIGSTOP", "warm-up"), (1, "SIGSTOP", "step")}
+
+
+def cases(some: Collection[tuple[int, str, str]], phases: Collection[str]) -> list[Any]:
+    """Every rank, signal and phase, of which all but `some` are left to the full product."""
+    return [
+        pytest.param(*case, marks=[] if case in some else [pytest.mark.product])
+        for case in itertools.product([0, 1], SAID, phases)
+    ]
 
 
 def arguments(path: Path) -> dict[str, Any]:
@@ -120,7 +123,7 @@ async def answers(engine: AsyncLLM, number: int) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("rank", "what", "phase"), IN_A_CORE)
+@pytest.mark.parametrize(("rank", "what", "phase"), cases(IN_A_CORE, DOING))
 async def test_a_fault_of_a_rank_ends_every_request_with_its_name(
     rank: int,
     what: str,
@@ -153,7 +156,7 @@ async def test_a_fault_of_a_rank_ends_every_request_with_its_name(
         engine.shutdown()
 
 
-@pytest.mark.parametrize(("rank", "what", "phase"), IN_THIS_PROCESS)
+@pytest.mark.parametrize(("rank", "what", "phase"), cases(IN_THIS_PROCESS, BUSY))
 def test_an_engine_in_this_process_leaves_nothing_behind(
     rank: int,
     what: str,

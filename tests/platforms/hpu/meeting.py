@@ -21,6 +21,7 @@ from torch import Tensor
 from tests.limits import HANG_S, wait_until
 from vllm.distributed.place import Place, make_places
 from vllm.executor.local_ranks import LocalRanks
+from vllm.executor.pulse import Pulse
 from vllm.executor.ranks import Channel
 from vllm.platforms.hpu import bridge, interfaces, modules
 from vllm.platforms.hpu.collectives import Hccl
@@ -121,7 +122,7 @@ def timeline(tp: Hccl, rank: int, folder: Path) -> list[tuple[str, float]]:
     return events
 
 
-def main(folder: Path, place: Place, channel: Channel) -> None:
+def main(folder: Path, place: Place, channel: Channel, pulse: Pulse) -> None:
     interfaces.prepare_host_groups(place)
     modules.acquire(place)
     with torch.inference_mode():
@@ -134,7 +135,7 @@ def main(folder: Path, place: Place, channel: Channel) -> None:
 def run(folder: Path) -> None:
     visible = modules.visible_modules(None, bridge.require_devices())
     ranks = LocalRanks(lambda size: modules.set_aside(size, visible, is_in_process=False))
-    ranks.start(partial(main, folder), make_places(SIZE))
+    ranks.start(partial(main, folder), make_places(SIZE), on_wait=lambda: None)
     try:
         answered = 0
         while answered < SIZE:

@@ -85,7 +85,7 @@ def holder(emulated: Emulated) -> Iterator[subprocess.Popen[str]]:
 def test_a_device_of_another_process_is_said_to_be_taken(emulated: Emulated) -> None:
     expect(
         serve(emulated, HPU_EMULATOR_DEVICES="1"),
-        "rank 0: module 0 cannot be acquired",
+        "module 0 cannot be acquired",
         "end the one that holds it",
         "HABANA_VISIBLE_MODULES",
     )

@@ -46,7 +46,7 @@ class Hccl(Collectives):
             self._check()
         except RuntimeError as error:
             raise ConfigError(
-                f"rank {self.rank} of {self.size} cannot compute with the others: {error}. Ranks "
+                f"--device hpu: the {self.size} ranks cannot compute together: {error}. They "
                 "reach each other over HCCL, and on the host over the network interface that "
                 "GLOO_SOCKET_IFNAME names; HCCL_SOCKET_IFNAME names the one over which HCCL meets."
             ) from error

@@ -303,7 +303,7 @@ def acquire(place: Place) -> None:
         if place.world_size == 1 and not is_chosen and _acquire_another(place.device):
             return
         raise ConfigError(
-            f"--device hpu: rank {place.rank}: module {place.device} cannot be acquired: {error}. "
+            f"--device hpu: module {place.device} cannot be acquired: {error}. "
             "Each module belongs to one process: end the one that holds it (hl-smi shows it), or "
             f"choose others with {VISIBLE}."
         ) from error

@@ -220,9 +220,8 @@ class WarmUp:
             raise error
         if self._tp.size > 1:
             raise ConfigError(
-                f"--device hpu: rank {self._tp.rank} of {self._tp.size} ran out of memory while "
-                f"{doing} the shape {named(launch.key)}, which no other rank can leave out now: "
-                f"{error}. Lower --gpu-memory-utilization, --max-num-batched-tokens or "
+                f"--device hpu: memory ran out while {doing} the shape {named(launch.key)}, which "
+                f"the other ranks cannot leave out any more: {error}. Lower --gpu-memory-utilization, --max-num-batched-tokens or "
                 "--max-num-seqs, or end other processes on its device (hl-smi shows them)."
             ) from error
 
