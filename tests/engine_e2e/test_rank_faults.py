@@ -1,4 +1,4 @@
-"""Whatever happens to a rank, and when: users get an error that names it, and nothing stays behind."""
+"""Whatever happens to a rank: users get an error that names it, and nothing stays behind."""
 
 from __future__ import annotations
 

@@ -221,8 +221,9 @@ class WarmUp:
         if self._tp.size > 1:
             raise ConfigError(
                 f"--device hpu: memory ran out while {doing} the shape {named(launch.key)}, which "
-                f"the other ranks cannot leave out any more: {error}. Lower --gpu-memory-utilization, --max-num-batched-tokens or "
-                "--max-num-seqs, or end other processes on its device (hl-smi shows them)."
+                f"the other ranks cannot leave out any more: {error}. Lower "
+                "--gpu-memory-utilization, --max-num-batched-tokens or --max-num-seqs, or end "
+                "other processes on its device (hl-smi shows them)."
             ) from error
 
     def _free_bytes(self) -> int:
