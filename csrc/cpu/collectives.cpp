@@ -31,34 +31,37 @@ void copy(char* to, const char* from, int64_t count, int64_t element_bytes) {
   });
 }
 
-// Elements [begin, end) of all areas, added up, to `out`, where the first of them goes.
-void add_areas(const Ranks& ranks, DType dtype, int64_t element_bytes, int64_t begin, int64_t end,
-               char* out) {
+// Elements [begin, end) of what all ranks show, added up, to `out`, where the first of them goes.
+// `own` is what this rank shows, which is nearer than its area.
+void add_areas(const Ranks& ranks, DType dtype, int64_t element_bytes, const char* own,
+               int64_t begin, int64_t end, char* out) {
   const char* arrays[kMaxRanks];
-  for (int64_t rank = 0; rank < ranks.size(); ++rank) arrays[rank] = ranks.area(rank);
+  for (int64_t rank = 0; rank < ranks.size(); ++rank) {
+    arrays[rank] = rank == ranks.rank() ? own : ranks.area(rank);
+  }
   const auto add = kernels().add_arrays[dtype];
   parallel_for(begin, end, kGrain, [&](int64_t first, int64_t last) {
     add(arrays, static_cast<int>(ranks.size()), first, last, out + (first - begin) * element_bytes);
   });
 }
 
-// `count` elements, which fit into an area and all ranks have shown.
-void add_shown(Ranks& ranks, DType dtype, int64_t element_bytes, int64_t count, char* out) {
+// `count` elements of x, which fit into an area and all ranks have shown, become their sums.
+void add_shown(Ranks& ranks, DType dtype, int64_t element_bytes, int64_t count, char* x) {
   const int64_t size = ranks.size();
   if (size == 2 || count * element_bytes < kShareBytes) {
-    add_areas(ranks, dtype, element_bytes, 0, count, out);
+    add_areas(ranks, dtype, element_bytes, x, 0, count, x);
     return;
   }
   const int64_t share = (count + size - 1) / size;
   const auto from = [&](int64_t rank) { return std::min(count, rank * share); };
   // Of this rank's own area others do not read its own share.
   const int64_t begin = from(ranks.rank()), end = from(ranks.rank() + 1);
-  add_areas(ranks, dtype, element_bytes, begin, end,
+  add_areas(ranks, dtype, element_bytes, x, begin, end,
             ranks.area(ranks.rank()) + begin * element_bytes);
   ranks.meet();
   for (int64_t rank = 0; rank < size; ++rank) {
     const int64_t first = from(rank) * element_bytes;
-    copy(out + first, ranks.area(rank) + first, from(rank + 1) - from(rank), element_bytes);
+    copy(x + first, ranks.area(rank) + first, from(rank + 1) - from(rank), element_bytes);
   }
 }
 
@@ -121,7 +124,7 @@ at::Tensor scatter_sum_over_ranks(const at::Tensor& x, int64_t handle) {
     ranks.meet();
     ranks.check_same("elements");
     const int64_t own = ranks.rank() * piece;
-    add_areas(ranks, dtype, element_bytes, own, own + piece,
+    add_areas(ranks, dtype, element_bytes, ranks.area(ranks.rank()), own, own + piece,
               mutable_bytes(out) + begin * element_bytes);
     ranks.turn();
   }
@@ -146,7 +149,8 @@ at::Tensor gather_over_ranks(const at::Tensor& x, int64_t handle) {
     ranks.meet();
     ranks.check_same("bytes");
     for (int64_t rank = 0; rank < ranks.size(); ++rank) {
-      const char* area = ranks.area(rank);
+      const bool is_own = rank == ranks.rank();
+      const char* area = is_own ? bytes(dense) + begin : ranks.area(rank);
       for (int64_t at = begin; at < end;) {
         const int64_t row = at / row_bytes, column = at % row_bytes;
         const int64_t length = std::min(row_bytes - column, end - at);

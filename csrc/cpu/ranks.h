@@ -13,8 +13,9 @@
 namespace vllm::cpu {
 
 constexpr int64_t kMaxRanks = 64;
-// Of an area, what a rank shows the others at a time. It stays in a cache that cores share.
-constexpr int64_t kAreaBytes = 1 << 20;
+// Of an area, what a rank shows the others at a time. Two of its own and one of another rank stay
+// in a core's L2 cache.
+constexpr int64_t kAreaBytes = 256 << 10;
 
 // One per rank, at the beginning of the shared memory, which is zero at first.
 struct alignas(64) Progress {

@@ -15,6 +15,7 @@ from tests.hpu_emulator.conftest import ROOT, Emulated
 from tests.limits import HANG_S
 from tests.platforms.hpu.test_memory import TOKENS
 from tests.platforms.hpu.test_modes import MODES, run
+from tools.tiny_models import random_checkpoint
 from vllm.messages.functions import LEAVE
 
 pytestmark = pytest.mark.engine
@@ -22,6 +23,12 @@ pytestmark = pytest.mark.engine
 CHUNKS = {"VLLM_ROW_PARALLEL_CHUNKS": "3", "VLLM_ROW_PARALLEL_CHUNK_THRESHOLD": "5"}
 FEW_SHAPES = {"num_hidden_layers": 1, "max_num_seqs": 2, "max_num_batched_tokens": 16}
 FUNCTIONS = {LEAVE: "1"}
+FOREIGN = {"olmo2", "phi3"}  # run through transformers
+NATIVE = [
+    arch
+    for arch in random_checkpoint.ARCHITECTURES
+    if arch not in FOREIGN and not arch.endswith("-rope")  # ranks do not share rotations
+]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +38,11 @@ FUNCTIONS = {LEAVE: "1"}
         # Has biases after its row-parallel products.
         ("eager", "gpt_bigcode", 2, {"pipeline_depth": 1}, CHUNKS),
         ("lazy", "deepseek_v3", 2, {}, CHUNKS),  # has experts and a shared block
-        ("graphs", "llama", 8, FEW_SHAPES, {}),
+        *(
+            pytest.param(mode, arch, size, FEW_SHAPES, {}, marks=pytest.mark.product)
+            for arch in NATIVE
+            for mode, size in (("graphs", 8), ("compile", 2), ("eager", 2))
+        ),
     ],
 )
 def test_tokens_are_those_of_one_rank(

@@ -38,6 +38,7 @@ class Hccl(Collectives):
         assert place.tp.size == place.world_size, place
         self.rank, self.size = place.tp.rank, place.tp.size
         self._settings = settings
+        self._where, self._num_calls = "", 0
         self._mark_step: Callable[[], None] = bridge.module("core").mark_step
         self._is_lazy = bridge.is_lazy()
         bridge.module("distributed.hccl")  # registers the backend
@@ -51,10 +52,13 @@ class Hccl(Collectives):
                 "GLOO_SOCKET_IFNAME names; HCCL_SOCKET_IFNAME names the one over which HCCL meets."
             ) from error
 
+    def where(self) -> str:
+        return self._where
+
     def sum(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         self._before_sum()
-        dist.all_reduce(x)
+        self._call("sum", dist.all_reduce, x)
         return x
 
     def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
@@ -80,30 +84,44 @@ class Hccl(Collectives):
     def gather(self, x: Tensor) -> Tensor:
         # Rows of all ranks below each other: the form that can be traced.
         rows = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
-        _gather_rows(rows, x.contiguous())
+        self._call("gather", _gather_rows, rows, x.contiguous())
         return rows.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
 
     def scatter_sum(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
         self._before_sum()
-        _scatter_rows(out.view(len(out), -1), x.view(len(x), -1))  # HCCL takes two dimensions
+        # HCCL takes two dimensions.
+        self._call("scattered sum", _scatter_rows, out.view(len(out), -1), x.view(len(x), -1))
         return out
 
     def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         out = x.new_empty((sum(received), *x.shape[1:]))
-        dist.all_to_all_single(out, x.contiguous(), list(received), list(sent))
+        counts = list(received), list(sent)
+        self._call("exchange", dist.all_to_all_single, out, x.contiguous(), *counts)
         return out
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         x = x.contiguous()
-        dist.broadcast(x, source)
+        self._call("broadcast", dist.broadcast, x, source)
         return x
 
     def agreed(self, value: float) -> float:
         greatest = torch.tensor([value], dtype=torch.float64)
-        dist.all_reduce(greatest, dist.ReduceOp.MAX, self._host)
+        self._call("agreement", dist.all_reduce, greatest, dist.ReduceOp.MAX, self._host)
         return float(greatest)
+
+    def _call(self, name: str, collective: Callable[..., object], *args: object) -> None:
+        """`where` tells of it while the host waits, or hands it over; devices wait unseen."""
+        if torch.compiler.is_compiling():
+            collective(*args)
+            return
+        self._num_calls += 1
+        self._where = f"{name} {self._num_calls}"
+        try:
+            collective(*args)
+        finally:
+            self._where = ""
 
     def _join(self, rendezvous: str) -> None:
         settings = self._settings
