@@ -108,7 +108,7 @@ class MoE(nn.Module):
     def _share(self, x: Tensor) -> Tensor:
         """What the experts' columns of this rank give; partial sums."""
         weights, ids = self.router(x)
-        out = self.experts(x, weights, ids)
+        out: Tensor = self.experts(x, weights, ids)
         if self.shared is not None:
             out = out + self.shared(x)
         return out

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.limits import wait_until
+from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.errors import ConfigError
-from vllm.platforms.hpu import modules
+from vllm.platforms.hpu import bridge, modules
 from vllm.platforms.hpu.modules import (
     ModuleLocks,
     OwnModule,
+    acquire,
     choose,
     chosen_module,
     set_aside,
@@ -222,3 +225,25 @@ def test_a_chosen_module_of_another_engine_is_an_error(
     monkeypatch.setenv("HLS_MODULE_ID", "0")
     with pytest.raises(ConfigError, match="0 of 1 are free: other engines have modules 0"):
         start(engines, 1)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_container_whose_module_has_another_number_leaves_the_choice_to_the_driver(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: int
+) -> None:
+    monkeypatch.setenv("HLS_MODULE_ID", "")  # so that what is set is taken back
+    monkeypatch.delenv("HABANA_VISIBLE_MODULES", raising=False)
+
+    def open_device(index: int) -> None:
+        if os.environ.get("HLS_MODULE_ID") is not None:
+            raise RuntimeError("synStatus=8 [Device not found]")
+
+    monkeypatch.setattr(bridge, "open_device", open_device)
+    monkeypatch.setattr(bridge, "num_devices", lambda: 1)
+    place = Place(rank=0, world_size=num_ranks, local_rank=0, tp=Group(0, num_ranks), device=0)
+    if num_ranks == 1:
+        acquire(place)
+        assert modules.OWN.module == 0 and "HLS_MODULE_ID" not in os.environ
+    else:
+        with pytest.raises(ConfigError, match="rank 0: module 0 cannot be acquired: synStatus=8"):
+            acquire(place)

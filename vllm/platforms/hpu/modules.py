@@ -325,5 +325,16 @@ def _acquire_another(taken: int) -> bool:
         OWN.keep(module, held)
         logger.info("Module %d belongs to another process: rank 0 is on module %d", taken, module)
         return True
+    if not envs.inherited(VISIBLE):
+        # A container with some of a box's devices need not have the modules that count from 0.
+        OWN.name(None)
+        try:
+            bridge.open_device(0)
+        except (RuntimeError, ValueError):
+            pass
+        else:
+            OWN.keep(taken, {})
+            logger.info("Module %d is not there: rank 0 is on one that the driver chose", taken)
+            return True
     OWN.name(taken)
     return False
