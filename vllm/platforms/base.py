@@ -88,6 +88,10 @@ class Platform(PlatformFacts):
             "--tensor-parallel-size 1."
         )
 
+    def report(self) -> list[tuple[str, str]]:
+        """Of the devices, for `vllm collect-env`: names and values. Takes none of them."""
+        return []
+
     def profiler_activities(self) -> Sequence[torch.profiler.ProfilerActivity]:
         """What the torch profiler is to record, of the host and of the device."""
         return (torch.profiler.ProfilerActivity.CPU,)

@@ -64,11 +64,12 @@ def test_collect_env_hides_secrets(capsys, monkeypatch):
     assert main(["collect-env"]) == 0
     text = capsys.readouterr().out
     assert "very-private" not in text
-    titles = ("System", "Limits", "Packages", "torch", "Kernels", "Environment")
+    titles = ("System", "Limits", "Packages", "torch", "Kernels", "Devices", "Environment")
     assert all(f"{title}\n---" in text for title in titles)
     found = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line.strip()}
     assert found["HF_TOKEN"] == "(hidden)" and found["OMP_NUM_THREADS"] == "1"
     assert found["HTTP_PROXY"] == "http://(hidden)@proxy:80"
+    assert found["platform"] == "cpu"
 
 
 def test_a_users_mistake_is_one_line_and_code_2(capsys):

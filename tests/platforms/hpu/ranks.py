@@ -43,9 +43,9 @@ def tokens(arch: str, size: str, how: str) -> None:
     tell(problem="" if given == expected else f"ranks {given}, one {expected}")
 
 
-def everything(engine: str) -> None:
+def everything(engine: str, *flags: str) -> None:
     """What requests can ask for, but for functions, which need the model in this process."""
-    how = features.ENGINES[engine]
+    how = {**features.ENGINES[engine], "enforce_eager": "--enforce-eager" in flags}
     given = features.answers("hpu", {**how, "tensor_parallel_size": 2}, functions=False)
     expected = features.answers("cpu", how, functions=False)
     for want in given:

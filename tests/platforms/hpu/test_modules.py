@@ -247,3 +247,18 @@ def test_a_container_whose_module_has_another_number_leaves_the_choice_to_the_dr
     else:
         with pytest.raises(ConfigError, match="rank 0: module 0 cannot be acquired: synStatus=8"):
             acquire(place)
+
+
+def test_a_report_says_which_modules_engines_have(
+    engines: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HABANA_VISIBLE_MODULES", "2,3,5")
+    monkeypatch.setattr(bridge, "num_devices", lambda: 8)
+    start(engines, 2, [2, 3, 5])
+    for _ in range(2):  # looking takes nothing
+        assert dict(modules.report()) == {
+            "visible modules": "2, 3, 5",
+            "modules of engines": "2, 3",
+        }
+    monkeypatch.setenv("HABANA_VISIBLE_MODULES", "two")
+    assert "separated by commas" in dict(modules.report())["visible modules"]

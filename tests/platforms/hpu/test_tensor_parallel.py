@@ -59,8 +59,20 @@ def test_tokens_are_those_of_one_rank(
     assert line["problem"] == ""
 
 
-def test_whatever_a_request_wants_it_gets_from_two_ranks(emulated: Emulated) -> None:
-    lines = run(emulated, "1", "ranks", "everything", "depth 3, short of blocks")
+@pytest.mark.parametrize(
+    ("mode", "engine"),
+    [
+        ("graphs", "depth 3, short of blocks"),
+        pytest.param("graphs", "processed logprobs", marks=pytest.mark.product),
+        pytest.param("compile", "depth 3, short of blocks", marks=pytest.mark.product),
+        pytest.param("eager", "depth 3, short of blocks", marks=pytest.mark.product),
+    ],
+)
+def test_whatever_a_request_wants_it_gets_from_two_ranks(
+    emulated: Emulated, mode: str, engine: str
+) -> None:
+    lazy, is_eager = MODES[mode]
+    lines = run(emulated, lazy, "ranks", "everything", engine, *["--enforce-eager"] * is_eager)
     assert len(lines) > 15
     assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
 

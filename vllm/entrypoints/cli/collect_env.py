@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
         ("Packages", list(packages())),
         ("torch", list(torch_facts())),
         ("Kernels", list(kernels())),
+        ("Devices", list(devices())),
         ("Environment", list(envs.shown(VARIABLES).items())),
     ):
         print(f"{title}\n{'-' * len(title)}")
@@ -171,6 +172,18 @@ def kernels() -> Iterator[Row]:
     yield "instruction sets", " ".join(torch.ops.vllm.available_isas())
     yield "chosen", torch.ops.vllm.select_isa(envs.VLLM_CPU_ISA)
     yield from _compiler_flags()
+
+
+def devices() -> Iterator[Row]:
+    from vllm.errors import ConfigError
+    from vllm.platforms import platform_of
+
+    try:
+        platform = platform_of()
+        yield "platform", platform.name
+        yield from platform.report()
+    except ConfigError as error:
+        yield "platform", f"cannot be used: {error}"
 
 
 def _compiler_flags() -> Iterator[Row]:

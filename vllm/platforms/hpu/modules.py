@@ -167,6 +167,18 @@ class ModuleLocks:
             release({-1: fd})
 
 
+def report() -> list[tuple[str, str]]:
+    """Modules that are visible, and those of them that engines have."""
+    try:
+        visible = visible_modules(envs.inherited(VISIBLE), bridge.num_devices())
+    except ConfigError as error:
+        return [("visible modules", str(error))]
+    held = ModuleLocks.of_machine().take(visible)
+    release(held)
+    taken = [module for module in visible if module not in held]
+    return [("visible modules", _listed(visible)), ("modules of engines", _listed(taken))]
+
+
 def release(locks: Mapping[int, int]) -> None:
     for fd in locks.values():
         if fd >= 0:

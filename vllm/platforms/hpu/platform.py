@@ -131,6 +131,13 @@ class HpuPlatform(Platform):
     def ops(self) -> Mapping[str, Callable[..., Any]]:
         return hpu_ops()
 
+    def report(self) -> list[tuple[str, str]]:
+        return [
+            ("plugin", f"{bridge.version()}, {bridge.mode_name()}"),
+            ("devices", str(bridge.num_devices())),
+            *modules.report(),
+        ]
+
     def profiler_activities(self) -> Sequence[torch.profiler.ProfilerActivity]:
         return (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.HPU)
 
