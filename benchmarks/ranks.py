@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ def measure_driver(num_ranks: int, folder: Path) -> None:
     steps = 200
     params = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, detokenize=False)
     prompts = [{"prompt_token_ids": [5, 6, 7, 8]}] * 4
-    path = ensure(SHAPES[SMALL], folder)
+    shape = replace(SHAPES[SMALL], name="tiny-heads", num_heads=8, num_kv_heads=8)
+    path = ensure(shape, folder)
     for ranks, backend in ((1, "uni"), (1, "mp"), (num_ranks, "mp")):
         llm = LLM(
             str(path),
