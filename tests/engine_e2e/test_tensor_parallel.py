@@ -193,3 +193,14 @@ async def test_the_death_of_a_rank_ends_the_engine_with_its_name(
         await until(lambda: not any(map(is_running, pids)), "the ends of the ranks")
     finally:
         engine.shutdown()
+
+
+def test_every_line_of_a_rank_says_whose_it_is_and_one_shows_progress(
+    tiny_story: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    llm = engine(tiny_story, 2, use_tqdm_on_load=True)
+    llm.llm_engine.shutdown()
+    said = capfd.readouterr().err
+    for rank in range(2):
+        assert f"(rank {rank}) INFO" in said
+    assert said.count("Loading weights: 100%") <= 1

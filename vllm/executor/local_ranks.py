@@ -26,7 +26,7 @@ from vllm.executor.rank_state import RankState
 from vllm.executor.ranks import RankMain, SetAside, no_devices
 from vllm.executor.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed, broadcast_queue
 from vllm.executor.silence import Silence
-from vllm.logger import init_logger
+from vllm.logger import init_logger, tag_process
 from vllm.utils.spawning import begin_process, killed_with_parent, undisturbed
 
 logger = init_logger(__name__)
@@ -208,6 +208,8 @@ def _run(
     # Ctrl-C reaches the whole terminal group; the engine decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begin_process()
+    if place.world_size > 1:
+        tag_process(f"rank {place.rank}")
     if is_lasting:
         killed_with_parent()  # which ends this process even where it is stopped
     threading.Thread(target=_die_with_parent, daemon=True).start()

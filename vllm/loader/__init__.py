@@ -53,7 +53,7 @@ def load_model(
             files = _files(config)
             model = _fitting(config, files, lambda wanted: _declared(wanted, platform, device, tp))
             _take_memory(model, config, platform, device, files)
-            _fill(model, config, files)
+            _fill(model, config, files, _shows_progress(config, 0 if tp is None else tp.rank))
     num_bytes = sum(p.nbytes for p in model.parameters())
     logger.info(
         "Loaded %s: %.2f GiB of weights in %.1f s",
@@ -64,7 +64,9 @@ def load_model(
     return model
 
 
-def reload_weights(model: Model, config: VllmConfig, path: Path | None = None) -> None:
+def reload_weights(
+    model: Model, config: VllmConfig, path: Path | None = None, rank: int = 0
+) -> None:
     """Fill a loaded `model` again, in place, from the checkpoint at `path`, by default its own.
 
     The checkpoint must have the shapes and the encoding of the first one. Raises LoadError: before
@@ -81,7 +83,7 @@ def reload_weights(model: Model, config: VllmConfig, path: Path | None = None) -
         check = Filler(model, _rules(model), config.model.dtype, fills=False)
         check.run(stream(files, progress=False))
         try:
-            _fill(model, config, files)
+            _fill(model, config, files, _shows_progress(config, rank))
         finally:
             for _, layer in loadable_layers(model):
                 layer.unstage_all()
@@ -133,9 +135,14 @@ def _files(config: VllmConfig, path: Path | None = None) -> list[Path]:
     return checkpoint_files(path or config.model.path, load_format, load.ignore_patterns)
 
 
-def _fill(model: Model, config: VllmConfig, files: Sequence[Path]) -> None:
+def _shows_progress(config: VllmConfig, rank: int) -> bool:
+    """All ranks read at the same time: one bar says it."""
+    return config.load.use_tqdm_on_load and rank == 0
+
+
+def _fill(model: Model, config: VllmConfig, files: Sequence[Path], shows_progress: bool) -> None:
     filler = Filler(model, _rules(model), config.model.dtype)
-    filler.run(stream(files, progress=config.load.use_tqdm_on_load))
+    filler.run(stream(files, progress=shows_progress))
 
 
 def _fitting(

@@ -92,7 +92,7 @@ class Worker:
         Raises LoadError; then the weights must be loaded again before they are used.
         """
         path = None if weights_path is None else Path(weights_path)
-        reload_weights(self.model, self.config, path)
+        reload_weights(self.model, self.config, path, self.place.rank)
 
     def facts(self) -> WorkerFacts:
         """Measure memory; runs the model on a few tokens."""
