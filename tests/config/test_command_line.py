@@ -52,6 +52,8 @@ def test_every_field_has_a_flag() -> None:
     ("words", "expected"),
     [
         (["--max-model-len", "1k"], {"max_model_len": 1000}),
+        (["-tp", "2"], {"tensor_parallel_size": 2}),
+        (["-pp=2"], {"pipeline_parallel_size": 2}),
         (["--max-model-len=1K"], {"max_model_len": 1024}),
         (["--max_model_len", "2.5k"], {"max_model_len": 2500}),
         (["--max-model-len", "10.212345k"], {"max_model_len": 10212}),

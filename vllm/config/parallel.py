@@ -10,10 +10,10 @@ from vllm.config.option import option
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelConfig:
     tensor_parallel_size: int = option(
-        1, low=1, folded=True, help="Devices each layer is split over."
+        1, low=1, folded=True, aliases=("-tp",), help="Devices each layer is split over."
     )
     pipeline_parallel_size: int = option(
-        1, low=1, folded=True, help="Stages the layers are spread over."
+        1, low=1, folded=True, aliases=("-pp",), help="Stages the layers are spread over."
     )
     distributed_executor_backend: str = option(
         "",
