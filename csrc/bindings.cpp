@@ -12,13 +12,14 @@ TORCH_LIBRARY(vllm, m) {
   m.def("select_isa(str name) -> str", &vllm::cpu::select_isa);
   m.def("available_isas() -> str[]", &vllm::cpu::available_isas);
 
-  m.def("join_ranks(int fd, int rank, int size, int limit_s) -> int", &vllm::cpu::join_ranks);
+  m.def("join_ranks(int fd, int rank, int size, bool spins) -> int", &vllm::cpu::join_ranks);
   m.def("sum_over_ranks(Tensor(a!) x, int ranks) -> ()");
   m.def("scatter_sum_over_ranks(Tensor x, int ranks) -> Tensor");
   m.def("gather_over_ranks(Tensor x, int ranks) -> Tensor");
   m.def("greatest_over_ranks(Tensor values, Tensor ids, int ranks) -> Tensor");
   m.def("exchange_over_ranks(Tensor x, int[] sent, int[] received, int ranks) -> Tensor");
   m.def("broadcast_over_ranks(Tensor x, int source, int ranks) -> Tensor");
+  m.def("limit_ranks(int ranks, int seconds) -> ()", &vllm::cpu::limit_ranks);
   m.def("where_ranks(int ranks) -> str", &vllm::cpu::where_ranks);
 
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");

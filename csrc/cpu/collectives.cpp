@@ -77,6 +77,9 @@ int64_t row_bytes_of(const at::Tensor& x) {
   return std::accumulate(sizes.begin(), sizes.end(), x.element_size(), std::multiplies<int64_t>());
 }
 
+// Of any tensor: ranks must give the same.
+uint64_t type_of(const at::Tensor& x) { return static_cast<uint64_t>(x.scalar_type()); }
+
 std::vector<int64_t> offsets_of(at::IntArrayRef rows, int64_t row_bytes) {
   std::vector<int64_t> offsets{0};
   for (const int64_t count : rows) offsets.push_back(offsets.back() + count * row_bytes);
@@ -94,7 +97,7 @@ void sum_over_ranks(at::Tensor& x, int64_t handle) {
   const int64_t most = kAreaBytes / element_bytes;
   for (int64_t begin = 0; begin < count; begin += most) {
     const int64_t offset = begin * element_bytes, piece = std::min(most, count - begin);
-    ranks.begin("sum", count);
+    ranks.begin(Operation::kSum, dtype, count);
     copy(ranks.area(ranks.rank()), bytes(x) + offset, piece, element_bytes);
     ranks.meet();
     ranks.check_same("elements");
@@ -116,7 +119,7 @@ at::Tensor scatter_sum_over_ranks(const at::Tensor& x, int64_t handle) {
   const int64_t most = kAreaBytes / element_bytes / size;  // of each rank's rows
   for (int64_t begin = 0; begin < count; begin += most) {
     const int64_t piece = std::min(most, count - begin);
-    ranks.begin("scattered sum", dense.numel());
+    ranks.begin(Operation::kScatterSum, dtype, dense.numel());
     for (int64_t rank = 0; rank < size; ++rank) {
       copy(ranks.area(ranks.rank()) + rank * piece * element_bytes,
            bytes(dense) + (rank * count + begin) * element_bytes, piece, element_bytes);
@@ -144,7 +147,7 @@ at::Tensor gather_over_ranks(const at::Tensor& x, int64_t handle) {
   const int64_t out_row = row_bytes * ranks.size();
   for (int64_t begin = 0; begin < total; begin += kAreaBytes) {
     const int64_t end = std::min(total, begin + kAreaBytes);
-    ranks.begin("gather", total);
+    ranks.begin(Operation::kGather, type_of(dense), total);
     copy(ranks.area(ranks.rank()), bytes(dense) + begin, end - begin, 1);
     ranks.meet();
     ranks.check_same("bytes");
@@ -182,7 +185,7 @@ at::Tensor greatest_over_ranks(const at::Tensor& values, const at::Tensor& ids, 
   const int64_t count = values.numel();
   for (int64_t begin = 0; begin < count; begin += kMost) {
     const int64_t end = std::min(count, begin + kMost);
-    ranks.begin("greatest", count);
+    ranks.begin(Operation::kGreatest, 0, count);
     auto* own = reinterpret_cast<Found*>(ranks.area(ranks.rank()));
     for (int64_t row = begin; row < end; ++row) {
       own[row - begin] = {dense_values.const_data_ptr<float>()[row],
@@ -219,23 +222,32 @@ at::Tensor exchange_over_ranks(const at::Tensor& x, at::IntArrayRef sent, at::In
   auto shape = dense.sizes().vec();
   shape[0] = std::accumulate(received.begin(), received.end(), int64_t{0});
   at::Tensor out = at::empty(shape, dense.options());
-  // An area has a slot for each rank. Who sends most decides how often the slots are filled.
-  const int64_t slot = kAreaBytes / size;
+  // An area has a slot for each rank, which begins with how many bytes that rank gets in all. Who
+  // sends most decides how often the slots are filled.
+  const int64_t stride = kAreaBytes / size, slot = stride - sizeof(int64_t);
   int64_t longest = 0;
   for (const int64_t rows : sent) longest = std::max(longest, rows * row_bytes);
   const auto part = [&](const std::vector<int64_t>& offsets, int64_t rank, int64_t begin) {
     return std::min(slot, std::max<int64_t>(0, offsets[rank + 1] - offsets[rank] - begin));
   };
   for (int64_t begin = 0, end = slot; begin < end; begin += slot) {
-    ranks.begin("exchange", longest);
+    ranks.begin(Operation::kExchange, type_of(dense), longest);
     for (int64_t rank = 0; rank < size; ++rank) {
-      std::memcpy(ranks.area(ranks.rank()) + rank * slot, bytes(dense) + from[rank] + begin,
-                  part(from, rank, begin));
+      char* place = ranks.area(ranks.rank()) + rank * stride;
+      const int64_t all = from[rank + 1] - from[rank];
+      std::memcpy(place, &all, sizeof(all));
+      std::memcpy(place + sizeof(all), bytes(dense) + from[rank] + begin, part(from, rank, begin));
     }
     ranks.meet();
+    ranks.check_operation();
     for (int64_t rank = 0; rank < size; ++rank) {
-      end = std::max(end, static_cast<int64_t>(ranks.figure(rank)));
-      std::memcpy(mutable_bytes(out) + to[rank] + begin, ranks.area(rank) + ranks.rank() * slot,
+      end = std::max(end, static_cast<int64_t>(ranks.number(rank)));
+      const char* place = ranks.area(rank) + ranks.rank() * stride;
+      int64_t all;
+      std::memcpy(&all, place, sizeof(all));
+      TORCH_CHECK(all == to[rank + 1] - to[rank], "rank ", ranks.rank(), " expects ",
+                  to[rank + 1] - to[rank], " bytes of rank ", rank, ", which sends ", all);
+      std::memcpy(mutable_bytes(out) + to[rank] + begin, place + sizeof(all),
                   part(to, rank, begin));
     }
     ranks.turn();
@@ -253,7 +265,7 @@ at::Tensor broadcast_over_ranks(const at::Tensor& x, int64_t source, int64_t han
   const int64_t total = dense.numel() * dense.element_size();
   for (int64_t begin = 0; begin < total; begin += kAreaBytes) {
     const int64_t length = std::min(total - begin, kAreaBytes);
-    ranks.begin("broadcast", total);
+    ranks.begin(Operation::kBroadcast, source, total);
     if (ranks.rank() == source) copy(ranks.area(source), bytes(dense) + begin, length, 1);
     ranks.meet();
     ranks.check_same("bytes");

@@ -14,9 +14,12 @@
 namespace vllm::cpu {
 
 // Joins `size` ranks as `rank`, through the memory behind the descriptor `fd`, which was empty
-// before the first of them joined. Returns a handle. The descriptor may be closed afterwards. A
-// rank waits for another for `limit_s` seconds at most; 0: without a limit.
-int64_t join_ranks(int64_t fd, int64_t rank, int64_t size, int64_t limit_s);
+// before the first of them joined. Returns a handle. The descriptor may be closed afterwards.
+// `spins`: every rank has a processor of its own.
+int64_t join_ranks(int64_t fd, int64_t rank, int64_t size, bool spins);
+
+// From now on a rank waits for another for `seconds` at most; 0, as at first: without a limit.
+void limit_ranks(int64_t ranks, int64_t seconds);
 
 // "sum 12: waits for rank 1" of a rank that waits, "" otherwise. Any thread may ask.
 std::string where_ranks(int64_t ranks);

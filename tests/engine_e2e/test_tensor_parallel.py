@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.limits import is_running, until
+from tests.limits import HANG_S, is_running, until
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, AsyncEngineArgs, SamplingParams
 from vllm.engine.async_llm import AsyncLLM
@@ -19,6 +21,8 @@ from vllm.errors import ConfigError, EngineDeadError
 from vllm.sampling_params import StructuredOutputsParams
 
 pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PROMPTS = [[7, 11, 5], [100, 3, 44, 9, 250, 17, 30], list(range(3, 60)), [9]]
 PARAMS: dict[str, Callable[[], SamplingParams]] = {
@@ -193,6 +197,25 @@ async def test_the_death_of_a_rank_ends_the_engine_with_its_name(
         await until(lambda: not any(map(is_running, pids)), "the ends of the ranks")
     finally:
         engine.shutdown()
+
+
+def test_a_program_without_a_guard_is_told_what_to_do(tiny_story: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from vllm import LLM\n"
+        f"LLM({str(tiny_story)!r}, tensor_parallel_size=2, max_model_len=64)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ConfigError: this program starts an engine when it is imported" in done.stderr
+    assert "bootstrapping" not in done.stderr, "what multiprocessing says is long and of no use"
 
 
 def test_every_line_of_a_rank_says_whose_it_is_and_one_shows_progress(

@@ -18,6 +18,7 @@ from tests.ops.overrides import isas
 from tools.tiny_models import random_checkpoint
 from vllm.config.vllm import VllmConfig
 from vllm.device.attention import AttentionBackend
+from vllm.device.collectives import Imagined
 from vllm.errors import ConfigError
 from vllm.layers.methods import DeviceMethods
 from vllm.loader import load_model
@@ -80,6 +81,24 @@ def test_quantized_weights_are_shared_too(arch, kind, tmp_path):
         expected.logits,
     )
     assert_ranks_agree(2, given, References())
+
+
+def test_every_number_of_ranks_that_an_error_names_works(tmp_path):
+    """Of 12 heads, 4 KV heads (which may repeat) and 352 columns."""
+    path = random_checkpoint.make(
+        "llama",
+        tmp_path / "llama",
+        hidden_size=96,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        intermediate_size=352,
+    )
+    for size in (3, 5):
+        config, cpu = config_for(path), torch.device("cpu")
+        with pytest.raises(ConfigError, match=rf"size {size} does not .* one of 1, 2, 4\.$"):
+            load_model(config, References(), cpu, Imagined(size))
+    for size in (2, 4):
+        assert_ranks_agree(size, generate(path, (5, 17)), References())
 
 
 def test_a_vocabulary_that_does_not_divide_is_padded(tmp_path):
@@ -164,8 +183,8 @@ def test_ranks_hold_their_share_of_the_modules_of_transformers(arch, reference):
     [
         (2, None, r"its plan is not known here \(no plan\).*those of .*, Qwen3Moe"),
         (2, {"layers.*.mlp.up_proj": "diagonal"}, r"\(diagonal for a Linear\)"),
-        (3, ..., r"does not divide the 4 attention heads.*1, 2, 4"),
-        (4, ..., r"does not divide the 2 KV heads.*1, 2"),
+        (3, ..., r"does not divide the 4 attention heads.* one of 1, 2\.$"),
+        (4, ..., r"does not divide the 2 KV heads.* one of 1, 2\.$"),
     ],
 )
 def test_plans_that_cannot_be_followed_are_refused(size, plan, message, reference, monkeypatch):

@@ -194,9 +194,9 @@ def test_ranks_that_come_late_are_waited_for(size):
 
 def test_errors_name_what_is_wrong():
     with pytest.raises(RuntimeError, match="rank 2 of 2 ranks"):
-        torch.ops.vllm.join_ranks(0, 2, 2, 0)
+        torch.ops.vllm.join_ranks(0, 2, 2, True)
     with pytest.raises(RuntimeError, match="at most 64"):
-        torch.ops.vllm.join_ranks(0, 2, 65, 0)
+        torch.ops.vllm.join_ranks(0, 2, 65, True)
     with pytest.raises(RuntimeError, match="no ranks have handle 123456"):
         torch.ops.vllm.sum_over_ranks(torch.ones(1), 123456)
     with pytest.raises(RuntimeError, match="x must be float32, bfloat16 or float16"):
@@ -208,22 +208,60 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(RuntimeError, match="rank 2 of 2 ranks cannot be the source"):
         on_ranks(2, lambda tp: tp.broadcast(torch.ones(3), 2))
     with pytest.raises(RuntimeError, match="cannot have"), open("/dev/null") as file:
-        torch.ops.vllm.join_ranks(file.fileno(), 0, 2, 0)
+        torch.ops.vllm.join_ranks(file.fileno(), 0, 2, True)
 
 
-def test_ranks_that_give_different_tensors_are_told():
-    with pytest.raises(
-        RuntimeError,
-        match=r"sum 1: rank 0 gives 3 elements, rank 1 gives 4|"
-        r"sum 1: rank 1 gives 4 elements, rank 0 gives 3",
-    ):
-        on_ranks(2, lambda tp: tp.sum(torch.ones(3 + tp.rank)))
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda tp: tp.sum(torch.ones(3)), lambda tp: tp.sum(torch.ones(4))),
+        (lambda tp: tp.sum(torch.ones(8)), lambda tp: tp.gather(torch.ones(8, dtype=torch.int8))),
+        (lambda tp: tp.sum(torch.ones(8)), lambda tp: tp.sum(torch.ones(8, dtype=torch.half))),
+        (lambda tp: tp.broadcast(torch.ones(8), 0), lambda tp: tp.broadcast(torch.ones(8), 1)),
+        (lambda tp: tp.sum(torch.ones(4, 2)), lambda tp: tp.scatter_sum(torch.ones(4, 2))),
+        (
+            lambda tp: tp.exchange(torch.ones(3, 2), [1, 2], [1, 1]),
+            lambda tp: tp.sum(torch.ones(6)),
+        ),
+    ],
+)
+def test_ranks_that_do_different_things_are_told(first, second):
+    def run(tp: Collectives) -> list[str]:
+        errors = []
+        for _ in range(2):  # and nothing can be computed afterwards
+            with pytest.raises(RuntimeError, match="Ranks must run the same launches") as caught:
+                (second if tp.rank else first)(tp)
+            errors.append(str(caught.value))
+        return errors
+
+    for rank, (error, again) in enumerate(on_ranks(2, run)):
+        assert f"operation 1: rank {rank} gives" in error
+        assert f"rank {1 - rank} gives" in error
+        assert again.splitlines()[0] == error.splitlines()[0]
+
+
+def test_ranks_that_expect_other_rows_than_are_sent_are_told():
+    def run(tp: Collectives) -> Tensor:
+        return tp.exchange(torch.ones(3, 2), [1, 2], [1, 1] if tp.rank else [1, 2])
+
+    with pytest.raises(RuntimeError, match=r"rank . expects \d+ bytes of rank ., which sends \d+"):
+        on_ranks(2, run)
+
+
+def test_until_steps_begin_a_rank_may_wait_for_as_long_as_another_loads():
+    def run(tp: Collectives) -> float:
+        if tp.rank:
+            time.sleep(1.5)
+        return tp.agreed(tp.rank)
+
+    assert on_ranks(2, run, limit_s=1) == [1.0, 1.0]
 
 
 def test_a_rank_says_for_whom_it_waits_and_gives_up_at_its_limit():
     seen: list[str] = []
 
     def run(tp: Collectives) -> None:
+        tp.steps_begin()
         if tp.rank == 1:
             tp.sum(torch.ones(3))
             return
@@ -235,7 +273,8 @@ def test_a_rank_says_for_whom_it_waits_and_gives_up_at_its_limit():
             waiting.result()
 
     with pytest.raises(
-        RuntimeError, match=r"gather 2: waits for rank 1, which did not come within 1 s"
+        RuntimeError,
+        match=r"gather 2: waits for rank 1, which did not come within the 1 s of",
     ):
         on_ranks(2, run, limit_s=1)
     assert "gather 2: waits for rank 1" in seen

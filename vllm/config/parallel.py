@@ -25,8 +25,9 @@ class ParallelConfig:
     distributed_timeout_seconds: int = option(
         0,
         low=0,
-        help="Seconds that a rank waits for another in what they compute together. 0: as long as "
-        "the watchdog of steps lets it (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS).",
+        help="Seconds that a rank waits for another in what they compute together, once all have "
+        "started. 0: as long as HCCL or gloo do, and the watchdog of steps lets it "
+        "(VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS).",
     )
     cpu_distributed_timeout_seconds: int = option(
         0,

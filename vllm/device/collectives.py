@@ -62,6 +62,9 @@ class Collectives(ABC):
         total = self.sum(x)
         return lambda: total
 
+    def steps_begin(self) -> None:
+        """All ranks have started. Before, one may wait for as long as another loads."""
+
     def where(self) -> str:
         """Which collective this rank waits in, and for whom; "" if in none. Any thread may ask."""
         return ""
@@ -104,3 +107,10 @@ class Alone(Collectives):
 
     def agreed(self, value: float) -> float:
         return value
+
+
+class Imagined(Alone):
+    """The first of so many ranks: what a model would be for it, without the others."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size

@@ -8,7 +8,6 @@ import multiprocessing.util  # its exit hook joins children: it must be register
 import os
 import queue
 import signal
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,13 +32,12 @@ from vllm.messages.engine import (
     ToEngine,
 )
 from vllm.utils.open_files import need_open_files
-from vllm.utils.spawning import undisturbed
+from vllm.utils.spawning import IMPORTED, IMPORTED_EXIT, refuse_while_imported, undisturbed
 
 logger = init_logger(__name__)
 
 PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
 START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
-IMPORTED_EXIT: Final = 75  # exit code of a core whose program starts an engine on import
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
 
 
@@ -165,9 +163,7 @@ class ProcessClient:
         Raises ConfigError, LoadError or EngineDeadError.
         """
         self._stopped = True  # until there is something to stop
-        if multiprocessing.current_process().name == CORE_NAME:
-            # A core of ours is importing the program to find its classes: it would start another.
-            sys.exit(IMPORTED_EXIT)
+        refuse_while_imported()
         need_open_files()
         self._scratch = Scratch()
         self.directory = self._scratch.path
@@ -254,11 +250,7 @@ class ProcessClient:
             return message
         self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
         if self._process.exitcode == IMPORTED_EXIT:
-            raise ConfigError(
-                "this program starts an engine when it is imported, and the engine's own process "
-                "has to import it. Put what the program does into a function, and call that under: "
-                "if __name__ == '__main__':"
-            )
+            raise ConfigError(IMPORTED)
         raise EngineDeadError(self._obituary())
 
     def _obituary(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -40,6 +40,9 @@ from vllm.messages.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
+
+
+_STARTS: Final = frozenset({Kind.START, Kind.WARM_UP})
 
 
 class DistributedExecutor:
@@ -106,8 +109,10 @@ class DistributedExecutor:
     def stop(self) -> None:
         """End the ranks; may be called again. Steps still in flight are given up."""
         self._dead = self._dead or ExecutorDied("the executor was stopped")
-        if any(queue and queue[0].has_failed for queue in self._unanswered):
-            self.ranks.kill()  # this rank may wait for the one that has failed
+        pending = [request for queue in self._unanswered for request in queue]
+        # Ranks may wait for one that has failed; and one that starts hears nothing for long.
+        if any(request.has_failed or request.awaited.kind in _STARTS for request in pending):
+            self.ranks.kill()
         self.ranks.stop()
 
     def receive(self, timeout_s: float | None = None) -> None:

@@ -20,6 +20,7 @@ from typing import Final
 from tqdm import tqdm
 
 from vllm.distributed.place import Place
+from vllm.errors import ConfigError
 from vllm.executor.base import ExecutorDied
 from vllm.executor.pulse import RECORD_BYTES, Pulse, read
 from vllm.executor.rank_state import RankState
@@ -27,7 +28,14 @@ from vllm.executor.ranks import RankMain, SetAside, no_devices
 from vllm.executor.shm_queue import BroadcastReader, BroadcastWriter, QueueClosed, broadcast_queue
 from vllm.executor.silence import Silence
 from vllm.logger import init_logger, tag_process
-from vllm.utils.spawning import begin_process, killed_with_parent, undisturbed
+from vllm.utils.spawning import (
+    IMPORTED,
+    IMPORTED_EXIT,
+    begin_process,
+    killed_with_parent,
+    refuse_while_imported,
+    undisturbed,
+)
 
 logger = init_logger(__name__)
 
@@ -54,6 +62,7 @@ class LocalRanks:
 
     def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
         self._on_wait = on_wait
+        refuse_while_imported()
         context = multiprocessing.get_context("spawn")
         self._requests, request_readers = broadcast_queue(len(places))
         self._channels.callback(self._requests.close)
@@ -170,6 +179,8 @@ class LocalRanks:
         process = self.processes[rank]
         process.join(1.0)  # its pipes end a moment before its exit code is known
         code = process.exitcode
+        if code == IMPORTED_EXIT:
+            raise ConfigError(IMPORTED)
         if code is None:
             why = "closed its queues but is still running"
         elif code < 0:
@@ -225,8 +236,11 @@ def _run(
 
 
 def _begin_pulse(records: str, rank: int) -> Pulse:
-    with open(records, "r+b") as file:
-        pulse = Pulse(mmap.mmap(file.fileno(), 0), rank)
+    try:
+        with open(records, "r+b") as file:
+            pulse = Pulse(mmap.mmap(file.fileno(), 0), rank)
+    except FileNotFoundError:  # the engine is gone
+        os._exit(1)
     pulse.start()
     return pulse
 

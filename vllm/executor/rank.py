@@ -146,10 +146,12 @@ class _Server:
         pulse.began(Activity.JOINING)
         worker = self._make_worker()
         pulse.ask(worker.where)
-        worker.observe(PulseObserver(pulse, worker.launch_shapes() is not None))
+        prepares_shapes = worker.launch_shapes() is not None
+        worker.observe(PulseObserver(pulse, prepares_shapes))
         pulse.began(Activity.LOADING)
         worker.load()
-        pulse.began(Activity.MEASURING)
+        if prepares_shapes:  # which takes as long as compilers take
+            pulse.began(Activity.MEASURING)
         return worker, Loaded(worker.facts())
 
     def _values_of(self, step: RankStep, number: int) -> Callable[[], StepDone]:

@@ -57,22 +57,22 @@ class Watchdog:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._request: object = None  # that the time is of
+        self._request = -1  # the number of the one that the time is of
         self._waited_s = 0.0
 
     def look(
         self,
-        request: object,
+        request: int,
         awaited: Awaited,
         missing: Collection[int],
         states: Sequence[RankState],
         lapse_s: float,
     ) -> None:
-        """`request` is the oldest unanswered one, which lacks the answers of ranks `missing`.
+        """`request` numbers the oldest unanswered one, which lacks the answers of ranks `missing`.
 
         Raises ExecutorDied when it has waited for too long.
         """
-        if request is not self._request and awaited.kind is not Kind.START:
+        if request != self._request and awaited.kind is not Kind.START:
             self._waited_s = 0.0
         self._request = request
         now_s = time.monotonic()

@@ -12,7 +12,10 @@ from torch import Tensor
 from vllm.errors import ConfigError
 
 ROWS_TOGETHER: Final = 64  # rows of a vocabulary that kernels take at a time
-MOST_RANKS: Final = 64  # that an error names
+
+
+class UnevenShares(ConfigError):
+    """Something of a model cannot be shared by so many ranks; which numbers can, is not said."""
 
 
 class Shard(Enum):
@@ -36,15 +39,14 @@ class ShardInfo:
         """(start, length) of this rank's share of `width`, cut at multiples of `unit`.
 
         With `repeats`, neighbouring ranks hold the same unit where there are fewer than ranks.
-        Raises ConfigError, which calls the units `what`, if they cannot be shared evenly.
+        Raises UnevenShares, which calls the units `what`.
         """
         units = width // unit
         divides = units % self.size == 0 or (repeats and self.size % units == 0)
         if not divides:
-            sizes = [str(n) for n in range(1, MOST_RANKS + 1) if units % n == 0]
-            raise ConfigError(
+            raise UnevenShares(
                 f"--tensor-parallel-size {self.size} does not divide the {units} {what} of this "
-                f"model. Choose one of {', '.join(sizes)}."
+                "model."
             )
         if units % self.size == 0:
             length = units // self.size * unit

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from vllm.config.vllm import VllmConfig
-from vllm.device.collectives import Alone, Collectives
-from vllm.errors import LoadError
+from vllm.device.collectives import Alone, Collectives, Imagined
+from vllm.errors import ConfigError, LoadError
 from vllm.layers.context import ModelContext
 from vllm.layers.schemes import Checkpoint
+from vllm.layers.shapes import UnevenShares
 from vllm.loader import dummy
 from vllm.loader.architecture import resolve_model
 from vllm.loader.build import allocate, choose
@@ -32,6 +33,7 @@ from vllm.platforms.base import Platform
 logger = init_logger(__name__)
 
 GIB = 1 << 30
+MOST_RANKS = 64  # that an error names
 
 
 def load_model(
@@ -92,7 +94,29 @@ def reload_weights(
 def _declared(
     config: VllmConfig, platform: Platform, device: torch.device, tp: Collectives | None
 ) -> Model:
-    """The model without memory for its weights."""
+    """The model without memory for its weights.
+
+    Raises ConfigError, which lists the numbers of ranks that could share it if `tp` cannot.
+    """
+    try:
+        return _declare(config, platform, device, tp)
+    except UnevenShares as error:
+
+        def can_share(size: int) -> bool:
+            try:
+                _declare(config, platform, device, Imagined(size))
+            except UnevenShares:
+                return False
+            return True
+
+        heads = getattr(config.model.hf_config, "num_attention_heads", 0)
+        sizes = [n for n in range(1, MOST_RANKS + 1) if heads % n == 0 and can_share(n)]
+        raise ConfigError(f"{error} Choose one of {', '.join(map(str, sizes))}.") from error
+
+
+def _declare(
+    config: VllmConfig, platform: Platform, device: torch.device, tp: Collectives | None
+) -> Model:
     context = ModelContext(
         config=config,
         device=device,

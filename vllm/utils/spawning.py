@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -11,8 +13,18 @@ from typing import Final
 
 from vllm.utils.output import STDERR, STDOUT, forgive
 
+PREFIX: Final = "vllm-"  # of the names of our processes
+IMPORTED_EXIT: Final = 75  # exit code of a process of ours whose program starts an engine on import
+IMPORTED: Final = (
+    "this program starts an engine when it is imported, and the engine's own processes have to "
+    "import it. Put what the program does into a function, and call that under: "
+    "if __name__ == '__main__':"
+)
 _DEATH_SIGNAL: Final = 1  # of prctl(2)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+_has_begun = False
 
 
 @contextmanager
@@ -31,8 +43,16 @@ def undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def refuse_while_imported() -> None:
+    """Ends this process, if it is one of ours that imports the program: it would start another."""
+    if multiprocessing.current_process().name.startswith(PREFIX) and not _has_begun:
+        sys.exit(IMPORTED_EXIT)
+
+
 def begin_process() -> None:
     """What was held back comes now; and output that fails is no reason to end."""
+    global _has_begun
+    _has_begun = True
     forgive(STDOUT, STDERR)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 

@@ -115,6 +115,7 @@ class Worker:
             self._bind_caches(layout)
         self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs, self.observer)
         self.platform.warm_up(self.config, self.runner, self.collectives)
+        self.collectives.steps_begin()
         self._closing.callback(self.runner.planner.close)
         self.device.synchronize()
         self.observer.warm_up_ends()

@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm.device.collectives import Collectives
 from vllm.distributed.groups import Group
 
-_SECONDS: Final = 1800  # what gloo itself waits where no limit is given
+_SECONDS: Final = 1800  # gloo's own limit in torch.distributed
 
 
 class Gloo(Collectives):
@@ -25,6 +25,7 @@ class Gloo(Collectives):
     def __init__(self, group: Group, rendezvous: str, limit_s: int = 0) -> None:
         """`rendezvous` is a path to an empty file, or host:port at which rank 0 listens."""
         self.rank, self.size = group.rank, group.size
+        self._where, self._num_calls = "", 0
         limit = timedelta(seconds=limit_s or _SECONDS)
         self._store = _store(group, rendezvous, limit)  # kept, as ranks may connect later
         self._ranks = dist.ProcessGroupGloo(self._store, group.rank, group.size, timeout=limit)
@@ -37,7 +38,7 @@ class Gloo(Collectives):
 
     def gather(self, x: Tensor) -> Tensor:
         shown = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in self._all]
-        self._ranks.allgather([shown], [x.contiguous()]).wait()
+        self._wait("gather", self._ranks.allgather([shown], [x.contiguous()]))
         return torch.cat(shown, dim=-1)
 
     def scatter_sum(self, x: Tensor) -> Tensor:
@@ -51,15 +52,27 @@ class Gloo(Collectives):
 
     def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         rows = x.new_empty(sum(received), *x.shape[1:])
-        self._ranks.alltoall_base(rows, x.contiguous(), list(received), list(sent)).wait()
+        counts = list(received), list(sent)
+        self._wait("exchange", self._ranks.alltoall_base(rows, x.contiguous(), *counts))
         return rows
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         out = x.clone(memory_format=torch.contiguous_format)
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = source, 0
-        self._ranks.broadcast([out], options).wait()
+        self._wait("broadcast", self._ranks.broadcast([out], options))
         return out
+
+    def where(self) -> str:
+        return self._where
+
+    def _wait(self, name: str, work: dist.Work) -> None:
+        self._num_calls += 1
+        self._where = f"{name} {self._num_calls}"
+        try:
+            work.wait()
+        finally:
+            self._where = ""
 
     @property
     def _all(self) -> range:

@@ -22,7 +22,7 @@ from vllm.platforms.base import Platform
 from vllm.platforms.cpu import native
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
 from vllm.platforms.cpu.device import CpuDevice
-from vllm.platforms.cpu.threads import plan_threads
+from vllm.platforms.cpu.threads import num_usable_cores, plan_threads
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -48,6 +48,8 @@ class CpuPlatform(Platform):
         default_memory_utilization=0.5,  # the machine has other things to do
     )
 
+    ranks_have_cores = True  # as of `prepare_process`
+
     def resolve(self, config: VllmConfig) -> VllmConfig:
         block_size = config.cache.block_size
         if block_size not in BLOCK_SIZES:
@@ -62,6 +64,8 @@ class CpuPlatform(Platform):
         return CpuDevice()
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
+        # Before this process is bound to some of them.
+        self.ranks_have_cores = num_usable_cores() >= config.parallel.world_size
         plan = plan_threads(
             envs.VLLM_CPU_OMP_THREADS_BIND,
             place.local_rank,
@@ -95,7 +99,7 @@ class CpuPlatform(Platform):
             return Gloo(place.tp, place.rendezvous, limit_s)
         from vllm.platforms.cpu.collectives import SharedMemory
 
-        return SharedMemory(place.tp, place.rendezvous, limit_s)
+        return SharedMemory(place.tp, place.rendezvous, limit_s, self.ranks_have_cores)
 
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.cpu.warmup import warm_up

@@ -46,12 +46,18 @@ def plan_threads(bind: str, rank: int, world_size: int, wanted: int) -> ThreadPl
             )
         return ThreadPlan(cpus, len(cpus))
     cores = physical_cores(sorted(os.sched_getaffinity(0)), _CPUS)
-    budget = min(len(cores), cpu_quota(_CGROUP))
+    budget = num_usable_cores()
     share = max(1, budget // world_size)
     if world_size == 1 or len(cores) < world_size:
         return ThreadPlan((), max(1, min(share, wanted)))
     mine = tuple(cores[rank * share : (rank + 1) * share])
     return ThreadPlan(mine, max(1, min(len(mine), wanted)))
+
+
+def num_usable_cores() -> int:
+    """Physical cores that this process may use at a time."""
+    cores = physical_cores(sorted(os.sched_getaffinity(0)), _CPUS)
+    return min(len(cores), cpu_quota(_CGROUP))
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
