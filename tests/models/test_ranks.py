@@ -183,6 +183,7 @@ def test_ranks_hold_their_share_of_the_modules_of_transformers(arch, reference):
     [
         (2, None, r"its plan is not known here \(no plan\).*those of .*, Qwen3Moe"),
         (2, {"layers.*.mlp.up_proj": "diagonal"}, r"\(diagonal for a Linear\)"),
+        (2, {"layers.*.input_layernorm.weight": "rowwise"}, r"\(rowwise for .* 1 dimensions\)"),
         (3, ..., r"does not divide the 4 attention heads.* one of 1, 2\.$"),
         (4, ..., r"does not divide the 2 KV heads.* one of 1, 2\.$"),
     ],

@@ -63,8 +63,8 @@ class Ranks(Protocol):
         """Replies that have come, as (rank, reply); those of one rank in the order it sent them.
 
         Waits up to `timeout_s` (None: without a limit) for the first of them. Raises ExecutorDied,
-        which names the rank and the reason, as soon as any rank is gone and the replies that came
-        before are taken.
+        which names the rank and the reason, as soon as any rank is gone and has no reply left to
+        be taken.
         """
         ...
 

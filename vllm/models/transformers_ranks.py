@@ -98,10 +98,10 @@ def _share_experts(
     shares = {}
     for name, parameter in list(shell.named_parameters()):
         style = styles.get(_starred(name))
-        if style is None or parameter.dim() != 3:
+        if style is None or style in _WHOLE:
             continue
-        if style not in _EXPERTS:
-            raise KeyError(f"{style} for experts")
+        if style not in _EXPERTS or parameter.dim() != 3:
+            raise KeyError(f"{style} for a parameter of {parameter.dim()} dimensions")
         dim, halves = _EXPERTS[style], 2 if style == "packed_colwise" else 1
         width = parameter.shape[dim] // halves
         info = ShardInfo(tp.rank, tp.size)
