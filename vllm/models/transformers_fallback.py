@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from vllm.models.registry import ModelRegistry
 from vllm.models.transformers_ranks import share_modules
 
 _NUMBERS = itertools.count()  # of the models built in this process
+# transformers exchanges functions of torch while it builds one, and would put back the wrong ones.
+_BUILDING = threading.Lock()
 # Frequencies that transformers changes with the longest request of a batch.
 FOLLOWING_ROPES = {"dynamic", "longrope"}
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -100,7 +103,7 @@ class TransformersModel(Model, Loadable):
             # What other ranks keep takes no memory of the device.
             is_whole = self.context.tp.size == 1
             device = self.context.device if is_whole else torch.device("cpu")
-            with torch.device(device), no_init_weights():
+            with _BUILDING, torch.device(device), no_init_weights():
                 shell = AutoModelForCausalLM.from_config(
                     hf,
                     dtype=self.context.dtype,

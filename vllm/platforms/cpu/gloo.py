@@ -29,6 +29,8 @@ class Gloo(Collectives):
         limit = timedelta(seconds=limit_s or _SECONDS)
         self._store = _store(group, rendezvous, limit)  # kept, as ranks may connect later
         self._ranks = dist.ProcessGroupGloo(self._store, group.rank, group.size, timeout=limit)
+        # All are connected: before, one that leaves takes the others' connections with it.
+        self._ranks.barrier().wait()
 
     def sum(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1)
