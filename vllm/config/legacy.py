@@ -216,7 +216,7 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         name="disable_custom_all_reduce",
         kind=BOOL,
         neutral=False,
-        help="One device has nothing to reduce over.",
+        help="There is one way to sum over ranks.",
     ),
     Legacy(
         name="max_parallel_loading_workers",

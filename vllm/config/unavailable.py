@@ -181,7 +181,7 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         kv_offloading_backend=(TEXT, None),
     ),
     *_rows(
-        "running over more than one device or machine",
+        "parallelism other than of tensors on one machine",
         "Run one engine per device and put a proxy in front.",
         data_parallel_size=(INT, 1),
         data_parallel_size_local=(INT, None),
