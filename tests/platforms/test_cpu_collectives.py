@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,19 @@ def test_the_greatest_is_the_first_of_equals_and_nan_is_no_token(kind):
     for found in on_ranks(3, run, kind):
         assert found.tolist() == [100, 1, 2, -1, -1, 105]
         assert found.dtype == torch.int32
+
+
+def test_ranks_of_several_machines_meet_at_an_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+
+    def run(rank: int) -> Tensor:
+        return Gloo(Group(rank, 2), address, int(HANG_S)).sum(torch.ones(3))
+
+    with ThreadPoolExecutor(2) as pool:
+        for total in pool.map(run, range(2)):
+            assert total.tolist() == [2, 2, 2]
 
 
 @KINDS

@@ -21,7 +21,6 @@ class ParallelConfig:
         auto="uni for one rank, else mp",
         help="uni: the model runs in the engine's own process; mp: in worker processes.",
     )
-
     distributed_timeout_seconds: int = option(
         0,
         low=0,

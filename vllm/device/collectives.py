@@ -50,17 +50,12 @@ class Collectives(ABC):
         values [S] float32, ids [S] int32 -> [S] int32. NO_TOKEN for a row with NaN, or with nothing
         but -inf.
         """
-        # As floats, since a collective has one type: exact for any vocabulary.
+        # As floats, since a collective has one type: exact below 2^24.
         pairs = self.gather(torch.stack((values, ids.to(values.dtype)), dim=1))
         values, ids = pairs.view(-1, self.size, 2).unbind(dim=2)
         best, rank = values.max(dim=1)  # of equals the first, and NaN of any
         token_ids = ids.gather(1, rank.unsqueeze(1)).squeeze(1).int()
         return token_ids.masked_fill(~(best > -torch.inf), NO_TOKEN)
-
-    def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
-        """Begin `sum`; the result waits for it. Here it is over at once."""
-        total = self.sum(x)
-        return lambda: total
 
     def steps_begin(self) -> None:
         """All ranks have started. Before, one may wait for as long as another loads."""

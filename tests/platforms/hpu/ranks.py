@@ -17,7 +17,7 @@ import numpy as np
 
 import vllm.worker.worker
 from tests.platforms.hpu import features, in_mode, watching
-from tests.platforms.hpu.traffic import MODEL, WAYS, Arrival, serve
+from tests.platforms.hpu.traffic import MODEL, WAYS, Arrival, engine, serve
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
 
@@ -57,16 +57,10 @@ def everything(engine: str, *flags: str) -> None:
 
 def traffic(num_requests: str) -> None:
     """Chat as it comes, after which all ranks must have launched the same."""
-    llm = LLM(
-        str(MODEL),
-        device="hpu",
-        dtype="float32",
-        block_size=16,
+    llm = engine(
         max_model_len=MAX_MODEL_LEN,
-        max_num_seqs=8,
         max_num_batched_tokens=64,
         num_gpu_blocks_override=24,
-        disable_log_stats=True,
         tensor_parallel_size=2,
     )
     llm.collective_rpc(watching.begin)

@@ -131,17 +131,21 @@ def worker_of(llm: LLM) -> Any:
     return executor._inline._worker
 
 
-def main(num_requests: int, provoked: str = "") -> None:
-    llm = LLM(
+def engine(**options: Any) -> LLM:
+    return LLM(
         str(MODEL),
         device="hpu",
         dtype="float32",
         block_size=16,
-        max_model_len=MAX_MODEL_LEN,
         max_num_seqs=8,
-        max_num_batched_tokens=128,
-        num_gpu_blocks_override=45,
         disable_log_stats=True,
+        **options,
+    )
+
+
+def main(num_requests: int, provoked: str = "") -> None:
+    llm = engine(
+        max_model_len=MAX_MODEL_LEN, max_num_batched_tokens=128, num_gpu_blocks_override=45
     )
     core = llm.llm_engine.client.core
     before = hpu_emulator.counters.snapshot()

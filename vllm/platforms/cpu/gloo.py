@@ -39,7 +39,9 @@ class Gloo(Collectives):
         return self.gather(self.scatter_sum(padded))[: flat.numel()].view(x.shape)
 
     def gather(self, x: Tensor) -> Tensor:
-        shown = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in self._all]
+        shown = [
+            torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self.size)
+        ]
         self._wait("gather", self._ranks.allgather([shown], [x.contiguous()]))
         return torch.cat(shown, dim=-1)
 
@@ -75,10 +77,6 @@ class Gloo(Collectives):
             work.wait()
         finally:
             self._where = ""
-
-    @property
-    def _all(self) -> range:
-        return range(self.size)
 
 
 def _store(group: Group, rendezvous: str, limit: timedelta) -> dist.Store:

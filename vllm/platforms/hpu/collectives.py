@@ -62,6 +62,7 @@ class Hccl(Collectives):
         return x
 
     def begin_sum(self, x: Tensor) -> Callable[[], Tensor]:
+        """Begin `sum`; the result waits for it."""
         x = x.contiguous()
         if torch.compiler.is_compiling():
             return self._begin_traced_sum(x)
