@@ -18,6 +18,7 @@ from vllm.sampling_params import SamplingParams
 Int32Array = NDArray[np.int32]
 NO_ROWS: Final = np.empty(0, np.int32)
 NO_MASKS: Final = np.empty((0, 0), np.int32)
+NO_VALUES: Final = np.empty((0, 3), np.int32)
 NO_TOKEN: Final = -1  # drawn from logits that are NaN, or forbid every token
 
 
@@ -36,7 +37,7 @@ class Admission(msgspec.Struct, frozen=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True):
-    """One step. Ranks apply, in this order: releases, admissions, blocks, rows.
+    """One step. Ranks apply, in this order: releases, admissions, given values, blocks, rows.
 
     Row r computes the token positions [starts[r], starts[r] + counts[r]) of the request in
     slots[r]; where samples[r], the token at position starts[r] + counts[r] is drawn and written to
@@ -56,6 +57,8 @@ class StepPlan(msgspec.Struct, frozen=True):
     # token of the vocabulary, least significant first.
     masked_rows: np.ndarray = NO_ROWS  # [G] int32
     masks: np.ndarray = NO_MASKS  # [G, ceil(V / 32)] int32
+    # Tokens whose values ranks may not have, because another rank or the host chose them.
+    given: np.ndarray = NO_VALUES  # [*, 3] int32: slot, position, token id
 
     @property
     def num_rows(self) -> int:
@@ -87,10 +90,11 @@ class PromptLogprobs(msgspec.Struct, frozen=True):
 
 
 class StepResult(msgspec.Struct, frozen=True):
-    """What a step produced, for the rows with samples[r] set, in row order."""
+    """What a step produced, for the S rows with samples[r] set, in row order."""
 
     step: int
-    token_ids: np.ndarray  # [S] int32; NO_TOKEN fails its request
-    logprobs: LogprobArrays | None = None  # S entries, when any row asked for log-probabilities
+    token_ids: np.ndarray  # [N] int32, row after row; NO_TOKEN fails its request
+    logprobs: LogprobArrays | None = None  # N entries, when any row asked for log-probabilities
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: dict[int, str] = {}  # by slot: requests whose own code failed; their tokens are void
+    counts: np.ndarray = NO_ROWS  # [S] int32: tokens of each row, at least one; empty: one each
