@@ -386,9 +386,9 @@ def run_prefix(model: str, args: argparse.Namespace) -> None:
         for turn in range(3):
             prompt = ids[: num_tokens + 64 * turn]
             scheduler.add(engine_request(str(turn), prompt, max_tokens=2))
-            request = scheduler.waiting.peek()
+            request = scheduler.lifecycle.waiting.peek()
             found += time_steps(lambda kv=scheduler.kv, request=request: kv.match(request), 2)
-            while scheduler.has_requests:
+            while scheduler.has_work:
                 scheduler_step(scheduler)
         show({"workload": "prefix", "tokens": num_tokens, "match_us": [round(us) for us in found]})
 

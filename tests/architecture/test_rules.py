@@ -84,11 +84,13 @@ def test_circles_are_found_be_they_of_annotations_or_within_functions() -> None:
 
 def test_long_files_and_functions_are_found() -> None:
     long_file = Source("vllm/a.py", "x = 1\n" * 601)
-    long_runner = Source("vllm/worker/model_runner.py", "x = 1\n" * 501)
+    long_runner = Source("vllm/worker/model_runner.py", "x = 1\n" * 201)
+    long_pass = Source("vllm/core/a.py", "x = 1\n" * 251)
     long_function = Source("vllm/a.py", "def f():\n" + "    x = 1\n" * 80)
 
     assert list(rules.too_long_files(long_file, {}))
     assert list(rules.too_long_files(long_runner, {}))
+    assert list(rules.too_long_files(long_pass, {}))
     assert list(rules.too_long_functions(long_function, {}))
     assert not list(rules.too_long_files(long_file, {"vllm/a.py": "generated"}))
     assert not list(rules.too_long_functions(long_function, {"vllm/a.py:f": "a table"}))

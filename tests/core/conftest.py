@@ -14,6 +14,8 @@ from vllm.messages.step import StepPlan, StepResult
 from vllm.sampling_params import SamplingParams
 
 BLOCK = 4
+# Steps in flight, and pipeline stages.
+PIPELINES = [(1, 1), (2, 1), (4, 1), (3, 1), (3, 3), (4, 3)]
 
 
 def layout(num_blocks: int = 64, window: int | None = None, hybrid: bool = False) -> KVCacheLayout:
@@ -47,10 +49,12 @@ def make_config(**changes: Any) -> Any:
     enable_prefix_caching = changes.pop("enable_prefix_caching", True)
     max_model_len = changes.pop("max_model_len", 128)
     eos = changes.pop("eos_token_ids", frozenset())
+    num_stages = changes.pop("num_stages", 1)
     scheduler.update(changes)
     return SimpleNamespace(
         scheduler=SimpleNamespace(**scheduler),
         cache=SimpleNamespace(enable_prefix_caching=enable_prefix_caching),
+        parallel=SimpleNamespace(pipeline_parallel_size=num_stages),
         model=SimpleNamespace(max_model_len=max_model_len, eos_token_ids=eos),
     )
 
@@ -59,12 +63,14 @@ class Engine:
     """A scheduler and a device model, `pipeline_depth` steps apart."""
 
     def __init__(self, kv: KVCacheLayout | None = None, **changes: Any) -> None:
+        tokens_per_draw = changes.pop("tokens_per_draw", 1)
         least_steady_rows = changes.pop("least_steady_rows", 0)
         self.config = make_config(**changes)
         self.layout = kv or layout()
         self.scheduler = Scheduler(self.config, self.layout)
-        self.scheduler.steady.least_rows = least_steady_rows
-        self.device = DeviceModel(self.layout, self.config.model.max_model_len)
+        self.scheduler.lifecycle.steady.least_rows = least_steady_rows
+        num_stages = self.config.parallel.pipeline_parallel_size
+        self.device = DeviceModel(self.layout, num_stages, tokens_per_draw)
         self.inflight: deque[tuple[StepPlan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason] = {}
@@ -90,10 +96,12 @@ class Engine:
             updates, slots, token_ids = self.scheduler.commit(*self.inflight.popleft())
             self.num_steady += len(slots)
             for slot, token_id in zip(slots.tolist(), token_ids.tolist(), strict=True):
-                updates.append(RequestUpdate(self.scheduler.steady.holder(slot).id, [token_id]))
+                updates.append(
+                    RequestUpdate(self.scheduler.lifecycle.steady.holder(slot).id, [token_id])
+                )
         else:
             updates = self.scheduler.take_updates()
-            assert updates or not self.scheduler.has_requests, "stuck"
+            assert updates or not self.scheduler.has_work, "stuck"
         for update in updates:
             self.outputs[update.request_id] += update.token_ids
             if update.finish_reason is not None:
@@ -104,7 +112,7 @@ class Engine:
 
     def run(self) -> None:
         for _ in range(10_000):
-            if not (self.scheduler.has_requests or self.inflight or self.scheduler.updates):
+            if not (self.scheduler.has_work or self.inflight):
                 break
             self.step()
         self.scheduler.check_idle()

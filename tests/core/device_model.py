@@ -1,7 +1,8 @@
 """A model of the device: executes plans on symbolic keys and values, and checks every read.
 
 A cache entry holds the prefix it was computed from, so a row that reads a block which was freed,
-reused or shared wrongly is caught at the position where it happens.
+reused or shared wrongly is caught at the position where it happens. With several stages, the first
+one knows a drawn token only once a plan has brought it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ def next_token(prefix: tuple[int, ...], seed: int) -> int:
 class DeviceModel:
     """Executes plans in the order they are submitted, as a rank does."""
 
-    def __init__(self, layout: KVCacheLayout, max_len: int) -> None:
+    def __init__(
+        self, layout: KVCacheLayout, num_stages: int = 1, tokens_per_draw: int = 1
+    ) -> None:
+        self.num_stages = num_stages
+        self.tokens_per_draw = tokens_per_draw
+        self.known: dict[int, list[int]] = {}  # by slot: what the first of several stages knows
         self.block_size = layout.groups[0].spec.block_size
         self.windows = [group.spec.window for group in layout.groups]
         self.caches: list[dict[int, tuple[int, ...]]] = [{} for _ in layout.groups]
@@ -44,11 +50,18 @@ class DeviceModel:
             self.tokens[admission.slot] = admission.token_ids.tolist()
             self.tables[admission.slot] = [{} for _ in self.caches]
             self.seeds[admission.slot] = admission.params.seed or 0
+            self.known[admission.slot] = admission.token_ids.tolist()
+        for slot, position, token_id in plan.given.tolist():
+            assert position == len(self.known[slot]), "given twice, or not in order"
+            self.known[slot].append(token_id)
         for slot, group, index, block in plan.blocks.tolist():
             assert block != 0
             self.tables[slot][group][index] = block
         rows = zip(plan.slots.tolist(), plan.starts.tolist(), plan.counts.tolist(), strict=True)
         for slot, start, count in rows:
+            if self.num_stages > 1:
+                first = self.known[slot][: start + count]
+                assert first == self.tokens[slot][: start + count], "stages know different tokens"
             for position in range(start, start + count):
                 self._compute(slot, position)
         drawn = []
@@ -63,9 +76,15 @@ class DeviceModel:
                 row = self.tokens[slot]
                 assert len(row) == start + count, "a draw must follow all known tokens"
                 seed = self.seeds[slot]
-                row.append(NO_TOKEN if seed == BROKEN else next_token(tuple(row), seed))
-                drawn.append(row[-1])
-        return StepResult(plan.step, np.array(drawn, np.int32))
+                for _ in range(self.tokens_per_draw):
+                    row.append(NO_TOKEN if seed == BROKEN else next_token(tuple(row), seed))
+                    drawn.append(row[-1])
+        token_ids = np.array(drawn, np.int32)
+        if self.tokens_per_draw == 1:
+            return StepResult(plan.step, token_ids)
+        num_drawing = int(plan.samples.sum())
+        counts = np.full(num_drawing, self.tokens_per_draw, np.int32)
+        return StepResult(plan.step, token_ids, counts=counts)
 
     def _compute(self, slot: int, position: int) -> None:
         row = self.tokens[slot]

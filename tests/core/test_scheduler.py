@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.conftest import BLOCK, Engine, expected, layout
+from tests.core.conftest import BLOCK, PIPELINES, Engine, expected, layout
 from tests.core.device_model import BROKEN
 from vllm.core.kv_cache.sizing import blocks_per_sequence
 from vllm.messages.engine import FinishReason
@@ -14,9 +14,9 @@ from vllm.messages.engine import FinishReason
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
-def test_tokens_do_not_depend_on_depth_and_blocks_come_back(depth: int) -> None:
-    engine = Engine(pipeline_depth=depth)
+@pytest.mark.parametrize(("depth", "num_stages"), PIPELINES)
+def test_tokens_do_not_depend_on_depth_and_blocks_come_back(depth: int, num_stages: int) -> None:
+    engine = Engine(pipeline_depth=depth, num_stages=num_stages)
     for i in range(5):
         engine.add(str(i), PROMPT[: i + 3], max_tokens=4 + i)
     engine.run()
@@ -25,18 +25,21 @@ def test_tokens_do_not_depend_on_depth_and_blocks_come_back(depth: int) -> None:
         assert engine.reasons[str(i)] is FinishReason.LENGTH
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
-def test_stop_token_ends_request_and_surplus_tokens_are_dropped(depth: int) -> None:
+@pytest.mark.parametrize(("depth", "num_stages"), PIPELINES)
+def test_stop_token_ends_request_and_surplus_tokens_are_dropped(
+    depth: int, num_stages: int
+) -> None:
     plain = expected(PROMPT, 12)
     stop = plain[5]
-    engine = Engine(pipeline_depth=depth)
+    engine = Engine(pipeline_depth=depth, num_stages=num_stages)
     engine.add("a", PROMPT, max_tokens=50, stop_token_ids=[stop])
     engine.run()
     assert engine.outputs["a"] == plain[: plain.index(stop) + 1]
     assert engine.reasons["a"] is FinishReason.STOP
-    # At most depth - 1 tokens are computed for nothing.
+    # As many tokens are computed for nothing as further draws were in flight.
     computed = sum(plan.num_tokens for plan in engine.plans)
-    assert computed <= len(PROMPT) + plain.index(stop) + depth - 1
+    surplus = depth - 1 if num_stages == 1 else 0
+    assert computed == len(PROMPT) + plain.index(stop) + surplus
 
 
 def test_eos_has_no_stop_reason_and_a_stop_token_is_its_own() -> None:
@@ -70,24 +73,32 @@ def test_without_chunked_prefill_a_prompt_is_computed_whole() -> None:
     assert sorted({c for plan in engine.plans for c in plan.counts.tolist()} - {1}) == [20, 30]
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize(("depth", "num_stages"), PIPELINES)
 @pytest.mark.parametrize("caching", [False, True])
-def test_preempted_requests_are_recomputed_to_the_same_tokens(depth: int, caching: bool) -> None:
+def test_preempted_requests_are_recomputed_to_the_same_tokens(
+    depth: int, num_stages: int, caching: bool
+) -> None:
     engine = Engine(
-        layout(num_blocks=12), pipeline_depth=depth, enable_prefix_caching=caching, max_model_len=40
+        layout(num_blocks=12),
+        pipeline_depth=depth,
+        num_stages=num_stages,
+        enable_prefix_caching=caching,
+        max_model_len=40,
     )
     prompts = [[i, *PROMPT] for i in range(4)]
     for i, prompt in enumerate(prompts):
         engine.add(str(i), prompt, max_tokens=20)
     engine.run()
-    assert engine.scheduler.stats.num_preemptions > 0
+    assert engine.scheduler.lifecycle.stats.num_preemptions > 0
     for i, prompt in enumerate(prompts):
         assert engine.outputs[str(i)] == expected(prompt, 20)
 
 
-@pytest.mark.parametrize("depth", [1, 4])
-def test_a_prefix_is_shared_from_the_step_after_the_one_that_computes_it(depth: int) -> None:
-    engine = Engine(pipeline_depth=depth)
+@pytest.mark.parametrize(("depth", "num_stages"), PIPELINES)
+def test_a_prefix_is_shared_from_the_step_after_the_one_that_computes_it(
+    depth: int, num_stages: int
+) -> None:
+    engine = Engine(pipeline_depth=depth, num_stages=num_stages)
     shared = PROMPT * 2
     for i, name in enumerate("abc"):
         engine.add(name, [*shared, i], max_tokens=1)
@@ -154,12 +165,14 @@ def test_fully_cached_prompt_still_computes_one_token() -> None:
         engine.add(name, prompt, max_tokens=2)
         engine.run()
         assert engine.outputs[name] == expected(prompt, 2)
-    assert engine.scheduler.stats.prefix_hits == BLOCK
+    assert engine.scheduler.lifecycle.stats.prefix_hits == BLOCK
 
 
-@pytest.mark.parametrize("depth", [1, 4])
-def test_nobody_starts_from_what_a_request_without_a_token_computed(depth: int) -> None:
-    engine = Engine(pipeline_depth=depth)
+@pytest.mark.parametrize(("depth", "num_stages"), PIPELINES)
+def test_nobody_starts_from_what_a_request_without_a_token_computed(
+    depth: int, num_stages: int
+) -> None:
+    engine = Engine(pipeline_depth=depth, num_stages=num_stages)
     engine.add("broken", PROMPT * 2, seed=BROKEN)
     engine.run()
     assert engine.reasons["broken"] is FinishReason.ERROR
@@ -194,7 +207,7 @@ def test_requests_with_different_salts_share_nothing() -> None:
     for name, salt in (("a", None), ("b", "x"), ("c", "y"), ("d", "x")):
         engine.add(name, PROMPT, cache_salt=salt)
         engine.run()
-    assert engine.scheduler.stats.prefix_hits == 2 * BLOCK, "only d finds b's blocks"
+    assert engine.scheduler.lifecycle.stats.prefix_hits == 2 * BLOCK, "only d finds b's blocks"
 
 
 def test_prompt_logprobs_recompute_the_whole_prompt() -> None:
@@ -203,7 +216,7 @@ def test_prompt_logprobs_recompute_the_whole_prompt() -> None:
     engine.run()
     engine.add("b", PROMPT, prompt_logprobs=1)
     engine.run()
-    assert engine.scheduler.stats.prefix_hits == 0
+    assert engine.scheduler.lifecycle.stats.prefix_hits == 0
 
 
 def test_priority_is_served_first_and_preempted_last() -> None:
@@ -212,7 +225,7 @@ def test_priority_is_served_first_and_preempted_last() -> None:
     engine.add("high", [7, *PROMPT], priority=-1, max_tokens=12)
     engine.add("middle", [8, *PROMPT], priority=1, max_tokens=12)
     order = []
-    while engine.scheduler.has_requests:
+    while engine.scheduler.has_work:
         order += [u.request_id for u in engine.step() if u.finish_reason is not None]
     assert order == ["high", "middle", "low"]
 
@@ -222,14 +235,14 @@ def test_fcfs_keeps_the_place_of_a_preempted_request() -> None:
     for name in "abcd":
         engine.add(name, [ord(name), *PROMPT], max_tokens=20)
     order = []
-    while engine.scheduler.has_requests:
+    while engine.scheduler.has_work:
         order += [u.request_id for u in engine.step() if u.finish_reason is not None]
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_abort_frees_everything_wherever_the_request_is(depth: int) -> None:
-    engine = Engine(pipeline_depth=depth, max_num_seqs=1)
+@pytest.mark.parametrize(("depth", "num_stages"), PIPELINES)
+def test_abort_frees_everything_wherever_the_request_is(depth: int, num_stages: int) -> None:
+    engine = Engine(pipeline_depth=depth, num_stages=num_stages, max_num_seqs=1)
     engine.add("running", PROMPT, max_tokens=50)
     engine.add("waiting", PROMPT, max_tokens=50)
     engine.step()
@@ -245,9 +258,9 @@ def test_a_request_whose_values_the_host_needs_is_never_drawn_ahead() -> None:
     engine.add("host", PROMPT, logits_processors=[lambda ids, logits: logits])
     engine.add("device", PROMPT[:5])
     most = 0
-    while engine.scheduler.has_requests:
+    while engine.scheduler.has_work:
         engine.step()
-        request = engine.scheduler.requests.get("host")
+        request = engine.scheduler.lifecycle.by_id.get("host")
         most = max(most, request.num_pending if request else 0)
     assert most <= 1
     assert engine.outputs["host"] == expected(PROMPT, 8)
@@ -291,7 +304,7 @@ def test_sliding_window_gives_back_passed_blocks_and_still_matches_prefixes() ->
     engine = Engine(kv, max_model_len=100, max_num_batched_tokens=8)
     engine.add("a", PROMPT * 5, max_tokens=20)
     held = 0
-    while engine.scheduler.has_requests:
+    while engine.scheduler.has_work:
         engine.step()
         held = max(held, kv.num_blocks - 1 - engine.scheduler.kv.pool.num_free)
     assert held <= 5, "window 6 and a step of 8 in blocks of 4"
@@ -299,7 +312,7 @@ def test_sliding_window_gives_back_passed_blocks_and_still_matches_prefixes() ->
     engine.add("b", PROMPT * 5, max_tokens=20)
     engine.run()
     assert engine.outputs["b"] == expected(PROMPT * 5, 20)
-    assert engine.scheduler.stats.prefix_hits == 48
+    assert engine.scheduler.lifecycle.stats.prefix_hits == 48
 
 
 def test_prompt_and_drawn_tokens_are_counted_apart() -> None:
@@ -312,16 +325,18 @@ def test_prompt_and_drawn_tokens_are_counted_apart() -> None:
 
 @pytest.mark.parametrize("caching", [False, True])
 @pytest.mark.parametrize(
-    ("window", "depth", "budget"), [(5, 1, 3), (4, 2, 1), (7, 2, 2), (6, 4, 3)]
+    ("window", "depth", "num_stages", "budget"),
+    [(5, 1, 1, 3), (4, 2, 1, 1), (7, 2, 1, 2), (6, 4, 1, 3), (6, 4, 3, 3), (4, 3, 3, 1)],
 )
 def test_the_smallest_pool_for_a_window_serves_a_long_sequence(
-    window: int, depth: int, budget: int, caching: bool
+    window: int, depth: int, num_stages: int, budget: int, caching: bool
 ) -> None:
     groups = layout(2, window).groups
     needed = blocks_per_sequence(groups, 100, budget * depth)
     engine = Engine(
         layout(1 + needed, window),
         pipeline_depth=depth,
+        num_stages=num_stages,
         max_num_batched_tokens=budget,
         max_num_seqs=1,
         enable_prefix_caching=caching,
@@ -330,7 +345,7 @@ def test_the_smallest_pool_for_a_window_serves_a_long_sequence(
     engine.add("a", PROMPT * 8, max_tokens=15)
     engine.run()
     assert engine.outputs["a"] == expected(PROMPT * 8, 15)
-    assert engine.scheduler.stats.num_preemptions == 0
+    assert engine.scheduler.lifecycle.stats.num_preemptions == 0
 
 
 request_strategy = st.fixed_dictionaries(
@@ -350,7 +365,8 @@ request_strategy = st.fixed_dictionaries(
 @settings(max_examples=120, deadline=None)
 @given(
     requests=st.lists(request_strategy, min_size=1, max_size=10),
-    depth=st.sampled_from([1, 2, 4]),
+    pipeline=st.sampled_from(PIPELINES),
+    least_steady_rows=st.sampled_from([0, 2, 100]),
     chunked=st.booleans(),
     caching=st.booleans(),
     policy=st.sampled_from(["fcfs", "priority"]),
@@ -360,7 +376,8 @@ request_strategy = st.fixed_dictionaries(
 )
 def test_any_mix_gives_each_request_its_own_tokens(
     requests: list[dict[str, Any]],
-    depth: int,
+    pipeline: tuple[int, int],
+    least_steady_rows: int,
     chunked: bool,
     caching: bool,
     policy: str,
@@ -372,7 +389,9 @@ def test_any_mix_gives_each_request_its_own_tokens(
     kv = layout(num_blocks * (2 if kind == "hybrid" else 1), window, hybrid=kind == "hybrid")
     engine = Engine(
         kv,
-        pipeline_depth=depth,
+        pipeline_depth=pipeline[0],
+        num_stages=pipeline[1],
+        least_steady_rows=least_steady_rows,
         enable_chunked_prefill=chunked,
         max_num_batched_tokens=16 if chunked else 64,
         enable_prefix_caching=caching,

@@ -39,9 +39,9 @@ def trace(seed: int, least_steady_rows: int, **changes: Any) -> tuple[list[Any],
                 stop_token_ids=draw.sample(range(50), draw.choice([0, 0, 2])),
                 min_tokens=draw.choice([0, 0, 1]),
             )
-        if draw.random() < 0.05 and engine.scheduler.requests:
-            engine.scheduler.abort(draw.choice(sorted(engine.scheduler.requests)))
-        if not (engine.scheduler.requests or engine.inflight or engine.scheduler.updates):
+        if draw.random() < 0.05 and engine.scheduler.lifecycle.by_id:
+            engine.scheduler.abort(draw.choice(sorted(engine.scheduler.lifecycle.by_id)))
+        if not (engine.scheduler.has_work or engine.inflight):
             continue
         num_plans = len(engine.plans)
         updates = engine.step()
@@ -75,10 +75,13 @@ def test_steps_do_not_depend_on_whether_rows_are_handled_together(
         for step, (some, others) in enumerate(zip(together, one_by_one, strict=True)):
             assert some == others, step
         assert engine.outputs == other.outputs
-        assert engine.scheduler.stats.num_generation_tokens == (
-            other.scheduler.stats.num_generation_tokens
+        assert engine.scheduler.lifecycle.stats.num_generation_tokens == (
+            other.scheduler.lifecycle.stats.num_generation_tokens
         )
-        assert engine.scheduler.stats.num_preemptions == other.scheduler.stats.num_preemptions
+        assert (
+            engine.scheduler.lifecycle.stats.num_preemptions
+            == other.scheduler.lifecycle.stats.num_preemptions
+        )
 
 
 @pytest.mark.parametrize("caching", [True, False])
@@ -88,8 +91,8 @@ def test_more_tokens_than_are_kept_as_recent_reach_the_request(caching: bool) ->
     engine.add("a", [1, 2, 3], max_tokens=count)
     for _ in range(count - 1):
         engine.step()
-    request = engine.scheduler.requests["a"]
-    engine.scheduler.steady.leave(request)
+    request = engine.scheduler.lifecycle.by_id["a"]
+    engine.scheduler.lifecycle.steady.leave(request)
     assert request.tokens.view(3).tolist() == expected([1, 2, 3], count - 1)
     engine.run()
     assert engine.outputs["a"] == expected([1, 2, 3], count)
@@ -102,7 +105,7 @@ def test_what_steady_rows_fill_is_found_by_later_prompts() -> None:
     known = [1, 2, 3, *engine.outputs["a"]]
     engine.add("b", known[: 3 * BLOCK + 1], max_tokens=1)
     engine.run()
-    assert engine.scheduler.stats.prefix_hits == 3 * BLOCK
+    assert engine.scheduler.lifecycle.stats.prefix_hits == 3 * BLOCK
 
 
 def test_few_rows_are_not_worth_it() -> None:
@@ -111,9 +114,11 @@ def test_few_rows_are_not_worth_it() -> None:
         engine.add(str(i), [i + 1], max_tokens=10 if i < 3 else 30)
     for _ in range(6):
         engine.step()
-    assert len(engine.scheduler.steady) == 4
+    assert len(engine.scheduler.lifecycle.steady) == 4
     for _ in range(10):
         engine.step()
-    assert len(engine.scheduler.running) == 1 and not len(engine.scheduler.steady)
+    assert len(engine.scheduler.lifecycle.running) == 1 and not len(
+        engine.scheduler.lifecycle.steady
+    )
     engine.run()
     assert [len(engine.outputs[str(i)]) for i in range(4)] == [10, 10, 10, 30]

@@ -10,13 +10,6 @@ from vllm.messages.engine import EngineRequest, FinishReason
 from vllm.structured_output.grammar import Grammar
 
 
-class Feedback(enum.Enum):
-    """Where the next step of a request gets its newest token from."""
-
-    DEVICE = enum.auto()  # read on the device: steps may be planned before the value is known
-    HOST = enum.auto()  # the host needs the value first, so at most one draw is in flight
-
-
 class Status(enum.Enum):
     COMPILING = enum.auto()  # holds nothing, and waits for its grammar
     WAITING = enum.auto()  # holds nothing; new, or preempted and drained
@@ -69,13 +62,15 @@ class Request:
     __slots__ = (
         "block_hashes",
         "blocks",
-        "feedback",
         "finish_reason",
         "grammar",
         "id",
         "max_total_tokens",
+        "most_draws",
+        "needs_values",
         "num_cached_tokens",
         "num_computed",
+        "num_given",
         "num_inflight",
         "num_pending",
         "num_prompt_logprobs",
@@ -98,7 +93,9 @@ class Request:
         order: tuple[float, ...],
         eos_token_ids: frozenset[int],
         max_len: int,
+        most_draws: int,
     ) -> None:
+        """`most_draws`: steps in flight that may draw a token of it; one if it needs the values."""
         self.source = source
         self.id = source.request_id
         self.params = source.params
@@ -108,8 +105,9 @@ class Request:
         assert self.params.max_tokens is not None
         self.max_total_tokens = min(self.num_prompt_tokens + self.params.max_tokens, max_len)
         self.stop_token_ids = self.params.ending_token_ids(eos_token_ids)
-        needs_host = self.params.logits_processors or self.params.structured_outputs
-        self.feedback = Feedback.HOST if needs_host else Feedback.DEVICE
+        # The host decides something from each drawn token before the next is drawn.
+        self.needs_values = bool(self.params.logits_processors or self.params.structured_outputs)
+        self.most_draws = 1 if self.needs_values else most_draws
         self.grammar: Grammar | None = None  # from when it is compiled
         self.status = Status.WAITING
         self.finish_reason: FinishReason | None = None
@@ -119,6 +117,7 @@ class Request:
         self.num_inflight = 0
         self.num_pending = 0
         self.num_cached_tokens = 0
+        self.num_given = 0  # tokens whose values plans have brought to the ranks
         self.num_prompt_logprobs = 1  # next prompt position to report; the first token has none
         # The KV-cache manager's, per KV group: block ids by position in the sequence (0 where the
         # sliding window has passed), how many lead blocks it has passed; and, for all groups, the
@@ -138,6 +137,11 @@ class Request:
         return self.num_computed + self.num_inflight
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether the next row of this request goes on from a drawn token."""
+        return self.num_computed + self.num_inflight >= self.num_prompt_tokens
+
+    @property
     def num_output_tokens(self) -> int:
         return self.tokens.length - self.num_prompt_tokens
 
@@ -149,9 +153,10 @@ class Request:
         """Positions that a next row could compute; 0 when this request cannot go on yet.
 
         Lengths alone decide: a token drawn in flight counts as known (its value is on the device),
-        and nothing is planned past the position that ends the request by length.
+        and nothing is planned past the position that ends the request by length. No more than
+        `most_draws` draws are in flight.
         """
-        if self.feedback is Feedback.HOST and self.num_pending:
+        if self.num_pending >= self.most_draws:
             return 0
         known = self.tokens.length + self.num_pending
         if known >= self.max_total_tokens and self.num_pending:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from vllm.core.kv_cache.manager import KVCacheManager
-from vllm.core.request import Feedback, Request, Status
+from vllm.core.request import Request, Status
 from vllm.messages.step import NO_ROWS, Int32Array
 
 FEW_ROWS: Final = 8  # with fewer, calls that work on arrays cost more than a loop
@@ -21,9 +21,10 @@ class SteadyPlan(NamedTuple):
     slots: Int32Array  # [R]
     starts: Int32Array  # [R]
     begins_block: np.ndarray  # int64: rows whose token is the first of a block
+    values: Int32Array  # [R] the tokens at `starts`, unless their draws are in flight
 
 
-NO_STEADY_ROWS: Final = SteadyPlan(NO_ROWS, NO_ROWS, NO_ROWS)
+NO_STEADY_ROWS: Final = SteadyPlan(NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS)
 
 
 class SteadyRows:
@@ -34,8 +35,10 @@ class SteadyRows:
     happens outside: it leaves first, and may join again.
     """
 
-    def __init__(self, num_slots: int, kv: KVCacheManager) -> None:
+    def __init__(self, num_slots: int, kv: KVCacheManager, most_draws: int) -> None:
+        """`most_draws`: draws that a request may have in flight."""
         self.least_rows = FEW_ROWS
+        self._most_draws = most_draws
         self._kv = kv
         self._block_size = kv.block_size
         self._is_due = kv.commit_residues()
@@ -52,6 +55,7 @@ class SteadyRows:
         self._stops = np.full((num_slots, 1), _NO_STOP, np.int32)
         self._recent = np.zeros((num_slots, RECENT_TOKENS), np.int32)
         self._num_recent = np.zeros(num_slots, np.int32)
+        self._last = np.zeros(num_slots, np.int32)  # the token at `computed`
 
     def __len__(self) -> int:
         return self._num_in
@@ -69,7 +73,7 @@ class SteadyRows:
         """Take a running request over, if its next steps are all alike."""
         if (
             request.status is not Status.RUNNING
-            or request.feedback is not Feedback.DEVICE
+            or request.needs_values
             or request.params.logprobs is not None
             or request.num_inflight != request.num_pending
             or request.num_tokens != request.num_computed + 1
@@ -83,6 +87,7 @@ class SteadyRows:
         self._computed[slot] = request.num_computed
         self._limit[slot] = request.max_total_tokens
         self._num_recent[slot] = 0
+        self._last[slot] = request.tokens.view(request.num_computed)[0]
         stops = request.stop_token_ids
         missing = len(stops) - self._stops.shape[1]
         if missing > 0:
@@ -105,38 +110,46 @@ class SteadyRows:
         for slot in self._current().tolist():
             self.leave(self.holder(slot))
 
-    def next_rows(self) -> SteadyPlan:
-        """The next row of each, but for those that wait for their last token. Changes nothing."""
+    def next_rows(self, most_rows: int) -> SteadyPlan:
+        """The next row of each request that can go on, at most `most_rows`. Changes nothing.
+
+        A request waits for its last token, and for a draw if `most_draws` are in flight.
+        """
         if not self._num_in:
             return NO_STEADY_ROWS
         slots = self._current()
         starts = self._planned[slots]
         going_on = starts + 1 < self._limit[slots]
+        going_on &= starts - self._computed[slots] < self._most_draws
         if not going_on.all():
             slots, starts = slots[going_on], starts[going_on]
-        return SteadyPlan(slots, starts, np.flatnonzero(starts % self._block_size == 0))
+        if len(slots) > most_rows:
+            slots, starts = slots[:most_rows], starts[:most_rows]
+        begins_block = np.flatnonzero(starts % self._block_size == 0)
+        return SteadyPlan(slots, starts, begins_block, self._last[slots])
 
     def submit(self, plan: SteadyPlan) -> None:
         """The rows of `next_rows` are in flight."""
         self._planned[plan.slots] += 1
 
-    def commit(self, slots: Int32Array, token_ids: Int32Array, failed: list[int]) -> np.ndarray:
+    def commit(self, slots: Int32Array, token_ids: Int32Array, apart: list[int]) -> np.ndarray:
         """Take over tokens drawn in these slots, where nothing else happens.
 
-        -> [R] bool: rows taken over. For the others nothing has changed: of requests that have
-        left, that end, or that are in a slot of `failed`.
+        -> [R] bool: rows taken over. Nothing has changed for the others: their requests have left
+        or end here, or their slots are in `apart`.
         """
         taken: np.ndarray = self._is_in[slots]
         computed = self._computed[slots] + 1
         taken &= (token_ids >= 0) & (computed + 1 < self._limit[slots])
         taken &= (self._stops[slots] != token_ids[:, None]).all(axis=1)
-        if failed:
-            taken &= ~np.isin(slots, failed)
+        if apart:
+            taken &= ~np.isin(slots, apart)
         if not taken.all():
             slots, token_ids, computed = slots[taken], token_ids[taken], computed[taken]
         self._computed[slots] = computed
         ends = self._num_recent[slots]
         self._recent[slots, ends] = token_ids
+        self._last[slots] = token_ids
         ends += 1
         self._num_recent[slots] = ends
         due = self._is_due[computed % self._block_size] | (ends == RECENT_TOKENS)
@@ -156,5 +169,6 @@ class SteadyRows:
         slot = request.slot
         request.num_computed = int(self._computed[slot])
         request.num_inflight = request.num_pending = int(self._planned[slot]) - request.num_computed
+        request.num_given = int(self._planned[slot])
         request.tokens.extend(self._recent[slot, : self._num_recent[slot]])
         self._num_recent[slot] = 0

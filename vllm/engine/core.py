@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from vllm.config.vllm import VllmConfig
 from vllm.core.kv_cache.sizing import plan_kv_cache
-from vllm.core.scheduler import Committed, Scheduler
+from vllm.core.results import Committed
+from vllm.core.scheduler import Scheduler
 from vllm.engine.core_watch import make_watch
 from vllm.engine.tokenizer import model_tokenizer
 from vllm.errors import BadRequest
@@ -81,8 +82,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        scheduler = self.scheduler
-        return bool(self.inflight) or scheduler.has_requests or bool(scheduler.updates)
+        return bool(self.inflight) or self.scheduler.has_work
 
     def handle(self, message: ToEngine) -> CallResult | None:
         """Take a message from the front end; calls are answered at once."""
@@ -126,11 +126,11 @@ class EngineCore:
     def _wait_compiled(self) -> None:
         """All there is to do is compiling: look again soon, also for new requests."""
         scheduler = self.scheduler
-        if scheduler.compiling:
+        if scheduler.is_compiling:
             scheduler.wait_compiled(COMPILING_WAIT_S)
         else:
-            stuck = scheduler.has_requests
-            assert not stuck, "requests wait, nothing is in flight, and nothing can be planned"
+            is_stuck = scheduler.has_work
+            assert not is_stuck, "requests wait, nothing is in flight, and nothing can be planned"
 
     def _grammar_compiler(self) -> GrammarCompiler:
         model = self.config.model

@@ -1,0 +1,28 @@
+"""DrawnTokens: the tokens of a result, by row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vllm.messages.step import Int32Array, StepResult
+
+
+class DrawnTokens:
+    """The tokens of a result by drawing row, whether each row has one or several."""
+
+    def __init__(self, result: StepResult) -> None:
+        self.token_ids = result.token_ids
+        self._ends = np.cumsum(result.counts) if len(result.counts) else None
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Where the tokens of drawing row `index` begin and end."""
+        if self._ends is None:
+            return index, index + 1
+        return int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+
+    def first(self, num_rows: int) -> tuple[Int32Array, list[int]]:
+        """First token of each of the first rows, and the rows that have more."""
+        if self._ends is None:
+            return self.token_ids[:num_rows], []
+        begins = np.concatenate(([0], self._ends))[: num_rows + 1]
+        return self.token_ids[begins[:-1]], np.flatnonzero(np.diff(begins) > 1).tolist()
