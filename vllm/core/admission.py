@@ -21,6 +21,8 @@ class WaitingRows:
 
     def plan(self, step: Step) -> None:
         lifecycle = self._lifecycle
+        if not len(lifecycle.waiting):
+            return
         # A preempted request that still drains comes before any that waits.
         if step.is_short_of_blocks or not all(r.is_finished for r in lifecycle.draining):
             return
@@ -36,16 +38,14 @@ class WaitingRows:
                 num_expecting += 1
                 passed_over.append(waiting.pop())
                 continue
-            behind = request.num_tokens - match.num_tokens
-            count = self._count(request, behind, step)
+            count = self._count(request, request.num_tokens - match.num_tokens, step)
             if count is None:
                 passed_over.append(waiting.pop())
                 continue
             if count == 0 or not self._kv.fits(request, request.num_tokens, match):
                 break
             waiting.pop()
-            self._admit(request, match, step)
-            self._plan_first(request, behind, count, step)
+            self._admit(request, match, count, step)
         for request in passed_over:
             waiting.push(request)
 
@@ -69,21 +69,20 @@ class WaitingRows:
             count = min(count, most)
         return count
 
-    def _admit(self, request: Request, match: PrefixMatch, step: Step) -> None:
+    def _admit(self, request: Request, match: PrefixMatch, count: int, step: Step) -> None:
+        """Give the request a slot and blocks, and its first row of `count` tokens."""
+        kv, behind = self._kv, request.num_tokens - match.num_tokens
         step.admissions.append(self._lifecycle.admit(request))
-        step.add_blocks(request.slot, self._kv.start(request, match))
+        step.add_blocks(request.slot, kv.start(request, match))
         if request.num_output_tokens == 0:
             request.num_cached_tokens = match.num_tokens
-        if self._kv.enable_prefix_caching:
+        if kv.enable_prefix_caching:
             self._stats.prefix_queries += request.num_tokens
             self._stats.prefix_hits += match.num_tokens
-
-    def _plan_first(self, request: Request, behind: int, count: int, step: Step) -> None:
-        upto = request.num_computed + count
-        deltas = self._kv.reserve(request, upto)
+        deltas = kv.reserve(request, match.num_tokens + count)
         assert deltas is not None, "fits() promised these blocks"
         step.add_blocks(request.slot, deltas)
         for limit in self._limits:
             limit.take(request, behind, count)
-        self._kv.announce(request, upto)
+        kv.announce(request, match.num_tokens + count)
         step.add_row(request, count)

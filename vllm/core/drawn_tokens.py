@@ -14,6 +14,13 @@ class DrawnTokens:
         self.token_ids = result.token_ids
         self._ends = np.cumsum(result.counts) if len(result.counts) else None
 
+    def of_rows(self, first: int) -> list[list[int]]:
+        """The tokens of each drawing row from row `first` on."""
+        if self._ends is None:
+            return [[token_id] for token_id in self.token_ids[first:].tolist()]
+        spans = [self.span(index) for index in range(first, len(self._ends))]
+        return [self.token_ids[begin:end].tolist() for begin, end in spans]
+
     def span(self, index: int) -> tuple[int, int]:
         """Where the tokens of drawing row `index` begin and end."""
         if self._ends is None:

@@ -39,7 +39,7 @@ class Lifecycle:
         num_stages = config.parallel.pipeline_parallel_size
         self.most_draws = config.scheduler.pipeline_depth if num_stages == 1 else 1
         # Running requests that only decode. `steady` has their progress, not their fields.
-        self.steady = SteadyRows(config.scheduler.max_num_seqs + 1, kv, self.most_draws)
+        self.steady = SteadyRows(config.scheduler.max_num_seqs + 1, kv, num_stages > 1)
         self.max_num_seqs = config.scheduler.max_num_seqs
         self.free_slots = list(range(self.max_num_seqs, 0, -1))  # slot 0 is the dummy row's
         self._grammars = grammars

@@ -54,7 +54,9 @@ class Results:
         slots = inflight.steady.slots
         token_ids, several = drawn.first(len(slots))
         if len(slots):
-            apart = [*result.failures, *slots[several].tolist()]
+            apart = list(result.failures)
+            if several:
+                apart += slots[several].tolist()
             taken = self._steady.commit(slots, token_ids, apart)
             if not taken.all():
                 self._commit_events(inflight.steady, taken, drawn, result, updates)
@@ -90,14 +92,14 @@ class Results:
     ) -> None:
         prompt_logprobs = {p.row: p for p in result.prompt_logprobs}
         first = drawing = len(inflight.steady.slots)
-        token_ids = result.token_ids.tolist()
+        token_ids = iter(drawn.of_rows(first))
         for index, row in enumerate(inflight.rows, first):
-            begin, end = drawn.span(drawing) if row.sample else (0, 0)
-            update = self._commit_row(row, token_ids[begin:end], result)
+            update = self._commit_row(row, next(token_ids) if row.sample else [], result)
             if update is not None and update.error is None:
                 if index in prompt_logprobs:
                     update.prompt_logprobs = _unseen(prompt_logprobs[index], row.request)
                 if update.token_ids and result.logprobs is not None:
+                    begin, _ = drawn.span(drawing)
                     end = begin + len(update.token_ids)
                     update.logprobs = _pick(result.logprobs, begin, end, row.request)
             if update is not None and (
@@ -149,31 +151,35 @@ class Results:
                     return refusal
             request.tokens.append(token_id)
             update.token_ids.append(token_id)
-            if self._is_last(request, token_id, update):
+            reason = self._reason_to_end(request, token_id)
+            if reason is not None or (request.grammar is not None and request.grammar.finished):
                 break
         self._kv.commit(request)
-        if update.finish_reason is not None:
-            self._lifecycle.finish(request, update.finish_reason)
+        if reason is not None:
+            self._end(request, reason, update)
         elif request.grammar is not None and request.grammar.finished:
             self._complete(request, update)
         elif len(self._lifecycle.running) >= self._steady.least_rows:
             self._steady.join(request)
         return update
 
-    def _is_last(self, request: Request, token_id: int, update: RequestUpdate) -> bool:
-        """Whether the request ends with its newest token; the update gets the reason if it has."""
+    def _reason_to_end(self, request: Request, token_id: int) -> FinishReason | None:
+        """Why the request ends with `token_id`, its newest; None if it does not."""
         if (
             token_id in request.stop_token_ids
             and request.num_output_tokens >= request.params.min_tokens
         ):
-            update.finish_reason = FinishReason.STOP
-            if request.params.ignore_eos or token_id not in self._eos_token_ids:
-                update.stop_reason = token_id
-        elif request.num_tokens >= request.max_total_tokens:
-            update.finish_reason = FinishReason.LENGTH
-        return update.finish_reason is not None or (
-            request.grammar is not None and request.grammar.finished
-        )
+            return FinishReason.STOP
+        return FinishReason.LENGTH if request.num_tokens >= request.max_total_tokens else None
+
+    def _end(self, request: Request, reason: FinishReason, update: RequestUpdate) -> None:
+        update.finish_reason = reason
+        last = update.token_ids[-1]
+        if reason is FinishReason.STOP and (
+            request.params.ignore_eos or last not in self._eos_token_ids
+        ):
+            update.stop_reason = last
+        self._lifecycle.finish(request, reason)
 
     def _complete(self, request: Request, update: RequestUpdate) -> None:
         """End a request whose grammar allows no more."""

@@ -21,7 +21,7 @@ class SteadyPlan(NamedTuple):
     slots: Int32Array  # [R]
     starts: Int32Array  # [R]
     begins_block: np.ndarray  # int64: rows whose token is the first of a block
-    values: Int32Array  # [R] the tokens at `starts`, unless their draws are in flight
+    values: Int32Array  # [R] tokens at `starts`, if every request has one draw in flight at most
 
 
 NO_STEADY_ROWS: Final = SteadyPlan(NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS)
@@ -35,10 +35,10 @@ class SteadyRows:
     happens outside: it leaves first, and may join again.
     """
 
-    def __init__(self, num_slots: int, kv: KVCacheManager, most_draws: int) -> None:
-        """`most_draws`: draws that a request may have in flight."""
+    def __init__(self, num_slots: int, kv: KVCacheManager, has_one_draw: bool) -> None:
+        """`has_one_draw`: no request may have more in flight than one; else as many as steps."""
         self.least_rows = FEW_ROWS
-        self._most_draws = most_draws
+        self._has_one_draw = has_one_draw
         self._kv = kv
         self._block_size = kv.block_size
         self._is_due = kv.commit_residues()
@@ -87,7 +87,8 @@ class SteadyRows:
         self._computed[slot] = request.num_computed
         self._limit[slot] = request.max_total_tokens
         self._num_recent[slot] = 0
-        self._last[slot] = request.tokens.view(request.num_computed)[0]
+        if self._has_one_draw:
+            self._last[slot] = request.tokens.view(request.num_computed)[0]
         stops = request.stop_token_ids
         missing = len(stops) - self._stops.shape[1]
         if missing > 0:
@@ -113,20 +114,22 @@ class SteadyRows:
     def next_rows(self, most_rows: int) -> SteadyPlan:
         """The next row of each request that can go on, at most `most_rows`. Changes nothing.
 
-        A request waits for its last token, and for a draw if `most_draws` are in flight.
+        A request waits for its last token, and for one in flight if it may have one draw only.
         """
         if not self._num_in:
             return NO_STEADY_ROWS
         slots = self._current()
         starts = self._planned[slots]
         going_on = starts + 1 < self._limit[slots]
-        going_on &= starts - self._computed[slots] < self._most_draws
+        if self._has_one_draw:
+            going_on &= starts == self._computed[slots]
         if not going_on.all():
             slots, starts = slots[going_on], starts[going_on]
         if len(slots) > most_rows:
             slots, starts = slots[:most_rows], starts[:most_rows]
         begins_block = np.flatnonzero(starts % self._block_size == 0)
-        return SteadyPlan(slots, starts, begins_block, self._last[slots])
+        values = self._last[slots] if self._has_one_draw else NO_ROWS
+        return SteadyPlan(slots, starts, begins_block, values)
 
     def submit(self, plan: SteadyPlan) -> None:
         """The rows of `next_rows` are in flight."""
@@ -149,7 +152,8 @@ class SteadyRows:
         self._computed[slots] = computed
         ends = self._num_recent[slots]
         self._recent[slots, ends] = token_ids
-        self._last[slots] = token_ids
+        if self._has_one_draw:
+            self._last[slots] = token_ids
         ends += 1
         self._num_recent[slots] = ends
         due = self._is_due[computed % self._block_size] | (ends == RECENT_TOKENS)
@@ -168,7 +172,7 @@ class SteadyRows:
     def _settle(self, request: Request) -> None:
         slot = request.slot
         request.num_computed = int(self._computed[slot])
-        request.num_inflight = request.num_pending = int(self._planned[slot]) - request.num_computed
         request.num_given = int(self._planned[slot])
+        request.num_inflight = request.num_pending = request.num_given - request.num_computed
         request.tokens.extend(self._recent[slot, : self._num_recent[slot]])
         self._num_recent[slot] = 0

@@ -130,15 +130,13 @@ class Step:
     def _columns(self) -> tuple[Int32Array, Int32Array, Int32Array, NDArray[np.bool_]]:
         """Slots, starts, counts and samples, [R] each."""
         slots, starts = self.steady.slots, self.steady.starts
+        counts, samples = np.ones(len(slots), np.int32), np.ones(len(slots), np.bool_)
+        if not self.rows:
+            return slots, starts, counts, samples
         own_slots = np.array([row.request.slot for row in self.rows], np.int32)
         own_starts = np.array([row.start for row in self.rows], np.int32)
         own_counts = np.array([row.num_tokens for row in self.rows], np.int32)
         own_samples = np.array([row.sample for row in self.rows], np.bool_)
-        if not len(slots):
-            return own_slots, own_starts, own_counts, own_samples
-        counts, samples = np.ones(len(slots), np.int32), np.ones(len(slots), np.bool_)
-        if not self.rows:
-            return slots, starts, counts, samples
         return (
             np.concatenate([slots, own_slots]),
             np.concatenate([starts, own_starts]),
