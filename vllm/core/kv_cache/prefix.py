@@ -16,7 +16,8 @@ DIGEST_BYTES = 16
 def root_hash(request: Request) -> bytes:
     """Start of the chain: everything besides tokens that the keys and values depend on.
 
-    Requests with different salts never share blocks. LoRA names and image hashes join here.
+    Requests with different salts never share blocks. What concerns some blocks only, as an image
+    does, must join their own hashes: requests then share the blocks before it.
     """
     salt = request.source.cache_salt
     return blake2b(
