@@ -156,9 +156,9 @@ def step(runner: CpuGraphRunner, model: Doubling, rows: int, phase: Phase = Phas
 
 
 def graphs_inputs(token_ids: Tensor, positions: Tensor):
-    from vllm.device.launch import ForwardInputs
+    from vllm.device.launch import TokenInputs
 
-    return ForwardInputs(token_ids, positions)
+    return TokenInputs(token_ids, positions)
 
 
 def test_the_second_decode_step_of_a_size_is_captured():

@@ -168,7 +168,7 @@ def test_sampled_logprobs_are_those_of_the_drawn_token_and_the_best() -> None:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("vllm.worker.model_runner._LOGITS_PER_PIECE", 1)
+    monkeypatch.setattr("vllm.worker.ends.draw_tokens._LOGITS_PER_PIECE", 1)
     yield
 
 

@@ -15,7 +15,7 @@ from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
 from vllm.sample.state import SamplingState
 from vllm.sampling_params import SamplingParams
-from vllm.worker.inputs import gather_inputs
+from vllm.worker.inputs import GatherTokens
 from vllm.worker.slots import Slots, SlotsShape
 
 SHAPE = SlotsShape(
@@ -142,7 +142,7 @@ def test_inputs_hold_tokens_drawn_by_steps_that_the_host_has_not_read(
         torch.tensor([41, 42], dtype=torch.int32),
     )
     (launch,) = UnifiedPlanner(4).split(delta(rows=[(3, 1, 1), (1, 1, 3)]))
-    inputs = gather_inputs(slots, launch)
+    inputs = GatherTokens(slots).gather(launch)
     assert inputs.token_ids.tolist() == [42, 6, 7, 41]
     assert inputs.positions.tolist() == [1, 1, 2, 3]
     assert inputs.token_ids.dtype == inputs.positions.dtype == torch.int32
