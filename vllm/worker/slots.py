@@ -123,8 +123,7 @@ class Slots:
         self.device.put(self._flat_tokens, index[0], token_ids[0])
 
     def _put_given(self, given: Int32Array) -> None:
-        # Columns of their own: a device may compile for the strides of what it is sent.
-        slots, positions, token_ids = np.ascontiguousarray(given.T)
+        slots, positions, token_ids = given.T
         assert ((slots > DUMMY_SLOT) & (slots < self.shape.num_slots)).all(), slots
         assert ((positions >= 0) & (positions < self.shape.max_tokens)).all(), positions
         index = slots * np.int64(self.shape.max_tokens) + positions
