@@ -108,7 +108,6 @@ def prompts_of(count: int, seed: int) -> list[dict[str, list[int]]]:
 
 
 def watch_parts(watch: Watch) -> None:
-    import vllm.worker.model_runner as runner
     from vllm.attention.paged import PagedAttention
     from vllm.core.scheduler import Scheduler
     from vllm.device.planner import UnifiedPlanner
@@ -117,7 +116,10 @@ def watch_parts(watch: Watch) -> None:
     from vllm.models.decoder import Decoder
     from vllm.platforms.cpu.graphs import CpuGraphRunner
     from vllm.sample.sampler import Sampler
-    from vllm.worker.running_step import RunningStep
+    from vllm.worker.ends.draw_tokens import DrawTokens
+    from vllm.worker.ends.drawn import DrawnStep
+    from vllm.worker.inputs import GatherTokens
+    from vllm.worker.model_runner import ModelRunner
     from vllm.worker.slots import Slots
 
     for owner, name, part in (
@@ -127,16 +129,15 @@ def watch_parts(watch: Watch) -> None:
         (Slots, "apply", "plan to slots"),
         (UnifiedPlanner, "split", "split"),
         (PagedAttention, "plan", "attention plan"),
-        (runner, "gather_inputs", "inputs"),
+        (GatherTokens, "gather", "inputs"),
         (CpuGraphRunner, "run", "model"),
         (Decoder, "logits", "model"),
         (Decoder, "greatest", "model"),
-        (runner, "draws_of", "draws"),
-        (runner.ModelRunner, "_draw", "draws"),
-        (runner.ModelRunner, "execute", "runner"),
+        (DrawTokens, "finish", "draws"),
+        (ModelRunner, "execute", "runner"),
         (Sampler, "sample", "sampling"),
         (Slots, "write_drawn", "write drawn"),
-        (RunningStep, "result", "result"),
+        (DrawnStep, "result", "result"),
         (OutputProcessor, "process", "output, text"),
         (FrontEnd, "process", "front end"),
     ):

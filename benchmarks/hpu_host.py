@@ -45,7 +45,6 @@ def watch_parts(watch: Watch) -> None:
     from habana_frameworks.torch.dynamo.compile_backend import backends
     from habana_frameworks.torch.hpu.graphs import HPUGraph
 
-    import vllm.worker.model_runner as runner
     from vllm.core.scheduler import Scheduler
     from vllm.engine.front_end import FrontEnd
     from vllm.platforms.hpu import graphs
@@ -54,7 +53,10 @@ def watch_parts(watch: Watch) -> None:
     from vllm.platforms.hpu.planner import PhasedPlanner
     from vllm.platforms.hpu.shape_tally import ShapeTally
     from vllm.sample.static_sampler import StaticSampler
-    from vllm.worker.running_step import RunningStep
+    from vllm.worker.ends.draw_tokens import DrawTokens
+    from vllm.worker.ends.drawn import DrawnStep
+    from vllm.worker.inputs import GatherTokens
+    from vllm.worker.model_runner import ModelRunner
     from vllm.worker.slots import Slots
 
     for owner, name, part in (
@@ -64,14 +66,13 @@ def watch_parts(watch: Watch) -> None:
         (Slots, "apply", "plan to slots"),
         (PhasedPlanner, "split", "split"),
         (HpuAttention, "plan", "attention plan"),
-        (runner, "gather_inputs", "inputs"),
+        (GatherTokens, "gather", "inputs"),
         (graphs.HpuRunner, "run", "call of the model"),
         (graphs.LazyRunner, "run", "call of the model"),
         (graphs.HpuGraphRunner, "run", "call of the model"),
         (graphs.CompiledRunner, "run", "call of the model"),
-        (runner, "draws_of", "draws"),
-        (runner.ModelRunner, "_draw", "draws"),
-        (runner.ModelRunner, "execute", "runner"),
+        (DrawTokens, "finish", "draws"),
+        (ModelRunner, "execute", "runner"),
         (StaticSampler, "sample", "sampler"),
         (Slots, "write_drawn", "sampler"),
         (HpuDevice, "upload", "transfers"),
@@ -79,7 +80,7 @@ def watch_parts(watch: Watch) -> None:
         (HpuDevice, "download", "transfers"),
         (HpuDevice, "step_boundary", "transfers"),
         (StreamedCopy, "wait", "transfers"),
-        (RunningStep, "result", "result"),
+        (DrawnStep, "result", "result"),
         (ShapeTally, "launch_ends", "shape tally"),
         (FrontEnd, "process", "output, text"),
         (HPUGraph, "replay", DEVICE),

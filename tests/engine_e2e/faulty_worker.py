@@ -15,7 +15,7 @@ from vllm.executor.distributed import DistributedExecutor
 from vllm.executor.local_ranks import LocalRanks
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.step import StepPlan
-from vllm.worker.running_step import StepAnswer
+from vllm.worker.ends.launch_end import StepAnswer
 from vllm.worker.worker import Worker
 
 FAULT: Final = "TEST_FAULT"  # variable: rank, phase and what happens: a signal, `raise` or `hang`

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.attention import PagedMeta
-from vllm.device.launch import ForwardInputs
+from vllm.device.launch import TokenInputs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.models.interfaces import Model
 
@@ -64,7 +64,7 @@ class Harness:
             ids += [self.tokens[r][i] for i in span]
             positions += span
             self.computed[r] += counts[r]
-        inputs = ForwardInputs(
+        inputs = TokenInputs(
             torch.tensor(ids, dtype=torch.int32), torch.tensor(positions, dtype=torch.int32)
         )
         metas = [self._meta(rows, counts, positions, table) for table in self.tables]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.ops.overrides import isas
+from tests.platforms.stage import Stage, check_stage, inputs_of
+from vllm.device.graphs import EagerRunner, Forward
 from vllm.device.launch import Phase, ShapeKey
 from vllm.platforms.cpu import graphs
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
@@ -156,9 +158,9 @@ def step(runner: CpuGraphRunner, model: Doubling, rows: int, phase: Phase = Phas
 
 
 def graphs_inputs(token_ids: Tensor, positions: Tensor):
-    from vllm.device.launch import ForwardInputs
+    from vllm.device.launch import TokenInputs
 
-    return ForwardInputs(token_ids, positions)
+    return TokenInputs(token_ids, positions)
 
 
 def test_the_second_decode_step_of_a_size_is_captured():
@@ -225,6 +227,28 @@ def test_an_error_of_the_model_is_the_callers():
     calls = model.calls
     step(runner, model, 3)
     assert model.calls == calls
+
+
+def test_inputs_of_another_kind_are_captured_and_replayed():
+    runner = CpuGraphRunner()
+    stage = check_stage(runner, torch.device("cpu"), captures=lambda rows: False)
+    assert stage.calls == 3 * 2, "the third and fourth step of a size are replays"
+    assert check_stage(EagerRunner(), torch.device("cpu"), lambda rows: True).calls == 3 * 4
+
+
+def test_an_error_while_inputs_of_another_kind_are_captured_ends_the_capture():
+    class Failing(Stage):
+        def forward(self, inputs, metas):
+            if self.calls == 1:
+                raise ValueError("as told")
+            return super().forward(inputs, metas)
+
+    runner, forward = CpuGraphRunner(), Forward(Failing(), ())
+    key, inputs = ShapeKey(Phase.DECODE, 2, 1, 2), inputs_of(2, 0)
+    runner.run(key, forward, inputs, ())
+    with pytest.raises(ValueError, match="as told"):
+        runner.run(key, forward, inputs, ())
+    assert capture(CALLS["views"], torch.ones(3, 4))[1] == "", "no capture is left open"
 
 
 def test_eager_mode_has_no_graphs():

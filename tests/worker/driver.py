@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -79,6 +79,7 @@ class Sequence_:
     tokens: list[int] = field(default_factory=list)
     prompt_logprobs: dict[int, LogprobArrays] = field(default_factory=dict)  # by first position
     logprobs: list[LogprobArrays] = field(default_factory=list)
+    given: Mapping[int, int] = field(default_factory=dict)  # by position: what steps compute there
 
 
 class Driver:
@@ -99,10 +100,19 @@ class Driver:
         self.next_block = NUM_BLOCKS - 1
         self.step = 0
 
-    def run(self, requests: Sequence[tuple[list[int], SamplingParams]]) -> list[Sequence_]:
-        """Slots are given in order of arrival, from the highest block down."""
+    def run(
+        self,
+        requests: Sequence[tuple[list[int], SamplingParams]],
+        given: Sequence[Mapping[int, int]] = (),
+    ) -> list[Sequence_]:
+        """Slots are given in order of arrival, from the highest block down.
+
+        `given`: by request, token ids by position, which plans bring in place of drawn ones.
+        """
         self.next_block = NUM_BLOCKS - 1
         sequences = [Sequence_(prompt, params) for prompt, params in requests]
+        for sequence, tokens in zip(sequences, given, strict=False):
+            sequence.given = tokens
         for slot, sequence in enumerate(sequences, start=1):
             sequence.slot, sequence.known = slot, len(sequence.prompt)
         admitted = False
@@ -148,6 +158,12 @@ class Driver:
                     blocks.append((s.slot, group, s.num_blocks, self.next_block))
                     self.next_block -= 1
                 s.num_blocks += 1
+        given = [
+            (s.slot, position, s.given[position])
+            for s, start, count, _ in rows
+            for position in range(start, start + count)
+            if position in s.given
+        ]
         self.step += 1
         return StepPlan(
             step=self.step,
@@ -161,6 +177,7 @@ class Driver:
                 for s in admit
             ),
             blocks=np.array(blocks, np.int32).reshape(-1, 4),
+            given=np.array(given, np.int32).reshape(-1, 3),
         )
 
     def _commit(self, result: StepResult, owners: list[tuple[Sequence_, bool]]) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -60,11 +60,15 @@ def reference(path: Path) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def reference_tokens(path: Path, prompt: list[int]) -> list[int]:
-    tokens = list(prompt)
+def reference_tokens(
+    path: Path, prompt: list[int], given: Mapping[int, int] | None = None
+) -> list[int]:
+    """What the model draws; after a token of `given`, by position, it goes on from that."""
+    tokens, drawn = list(prompt), []
     for _ in range(NUM_TOKENS):
-        tokens.append(int(reference(path)(torch.tensor([tokens])).logits[0, -1].argmax()))
-    return tokens[len(prompt) :]
+        drawn.append(int(reference(path)(torch.tensor([tokens])).logits[0, -1].argmax()))
+        tokens.append((given or {}).get(len(tokens), drawn[-1]))
+    return drawn
 
 
 @torch.inference_mode()
@@ -131,6 +135,36 @@ def test_tokens_do_not_depend_on_executor_depth_or_chunks(
     assert [s.tokens for s in run(executor, mixed_params(), depth, chunk)] == expected_mixed()
 
 
+def given_tokens() -> list[dict[int, int]]:
+    """By request, none for one of them: the first drawn token, two in a row, and a late one."""
+    after = (0, 3, 4, 9)
+    return [
+        {len(prompt) + n: 5 + 7 * i + n for n in after} if i != 2 else {}
+        for i, prompt in enumerate(prompts())
+    ]
+
+
+@cache
+def expected_given() -> list[list[int]]:
+    pairs = zip(prompts(), given_tokens(), strict=True)
+    return [reference_tokens(checkpoint("llama"), *pair) for pair in pairs]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kind", [InlineExecutor, ThreadedExecutor])
+def test_given_tokens_replace_drawn_ones_also_of_steps_in_flight(
+    kind: type[InlineExecutor | ThreadedExecutor], depth: int
+) -> None:
+    executor = kind(make_config(checkpoint("llama"), depth), Worker)
+    requests = [(prompt, greedy()) for prompt in prompts()]
+    done = Driver(executor, depth).run(requests, given_tokens())
+    executor.stop()
+    assert [s.tokens for s in done] == expected_given()
+    freely = [reference_tokens(checkpoint("llama"), prompt) for prompt in prompts()]
+    same = [some == others for some, others in zip(expected_given(), freely, strict=True)]
+    assert same == [i == 2 for i in range(len(same))], "the given tokens change what follows"
+
+
 def check_logprobs(values: LogprobArrays, row: int, wanted: torch.Tensor, token: int) -> None:
     """`values[row]` against the reference's whole distribution at that position."""
     columns = values.token_ids[row]
@@ -168,7 +202,7 @@ def test_sampled_logprobs_are_those_of_the_drawn_token_and_the_best() -> None:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("vllm.worker.model_runner._LOGITS_PER_PIECE", 1)
+    monkeypatch.setattr("vllm.worker.ends.draw_tokens._LOGITS_PER_PIECE", 1)
     yield
 
 

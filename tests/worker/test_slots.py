@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given as drawn_from
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from vllm.device.device import Device, HostCopy, MemoryInfo
@@ -15,8 +16,8 @@ from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
 from vllm.sample.state import SamplingState
 from vllm.sampling_params import SamplingParams
-from vllm.worker.inputs import gather_inputs
-from vllm.worker.slots import Slots, SlotsShape
+from vllm.worker.inputs import GatherTokens
+from vllm.worker.slots import DUMMY_SLOT, Slots, SlotsShape
 
 SHAPE = SlotsShape(
     max_num_seqs=3,
@@ -72,6 +73,7 @@ def delta(
     admissions: tuple[Admission, ...] = (),
     blocks: list[tuple[int, int, int, int]] = [],  # noqa: B006
     rows: list[tuple[int, int, int]] = [],  # noqa: B006
+    given: list[tuple[int, int, int]] = [],  # noqa: B006
 ) -> StepPlan:
     slots, starts, counts = np.array(rows, np.int32).reshape(-1, 3).T.copy()
     return StepPlan(
@@ -83,6 +85,7 @@ def delta(
         releases=np.array(releases, np.int32),
         admissions=admissions,
         blocks=np.array(blocks, np.int32).reshape(-1, 4),
+        given=np.array(given, np.int32).reshape(-1, 3),
     )
 
 
@@ -101,27 +104,38 @@ BLOCK = st.tuples(
     st.integers(0, 2),
     st.integers(1, 99),
 )
+GIVEN = st.tuples(
+    st.integers(1, SHAPE.max_num_seqs),
+    st.integers(0, SHAPE.max_tokens - 1),
+    st.integers(0, 49),
+)
+Triple = tuple[int, int, int]
 STEP = st.tuples(
     st.lists(st.integers(1, SHAPE.max_num_seqs), max_size=2),
     st.lists(ADMIT, max_size=2, unique_by=lambda a: a[0]),
     st.lists(BLOCK, max_size=6, unique_by=lambda b: b[:3]),
+    st.lists(GIVEN, max_size=9, unique_by=lambda g: g[:2]),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=st.lists(STEP, max_size=6), distant=st.booleans())
+@drawn_from(steps=st.lists(STEP, max_size=6), distant=st.booleans())
 def test_device_rows_follow_any_sequence_of_deltas(
-    steps: list[tuple[list[int], list[tuple[int, list[int]]], list[tuple[int, int, int, int]]]],
+    steps: list[
+        tuple[list[int], list[tuple[int, list[int]]], list[tuple[int, int, int, int]], list[Triple]]
+    ],
     distant: bool,
 ) -> None:
     slots = make_slots(DistantDevice() if distant else platform_of("cpu").device(0))
     tokens = [[0] * SHAPE.max_tokens for _ in range(SHAPE.num_slots)]
     tables: dict[tuple[int, int, int], int] = {}
-    for releases, admits, blocks in steps:
-        plan = delta(releases, tuple(admission(slot, ids) for slot, ids in admits), blocks)
-        slots.apply(plan)
+    for releases, admits, blocks, given in steps:
+        admissions = tuple(admission(slot, ids) for slot, ids in admits)
+        slots.apply(delta(releases, admissions, blocks, given=given))
         for slot, ids in admits:
             tokens[slot][: len(ids)] = ids
+        for slot, position, token in given:
+            tokens[slot][position] = token
         for slot, group, column, block in blocks:
             tables[slot, group, column] = block
     assert slots.tokens.tolist() == tokens
@@ -142,10 +156,33 @@ def test_inputs_hold_tokens_drawn_by_steps_that_the_host_has_not_read(
         torch.tensor([41, 42], dtype=torch.int32),
     )
     (launch,) = UnifiedPlanner(4).split(delta(rows=[(3, 1, 1), (1, 1, 3)]))
-    inputs = gather_inputs(slots, launch)
+    inputs = GatherTokens(slots).gather(launch)
     assert inputs.token_ids.tolist() == [42, 6, 7, 41]
     assert inputs.positions.tolist() == [1, 1, 2, 3]
     assert inputs.token_ids.dtype == inputs.positions.dtype == torch.int32
+
+
+def test_a_given_token_replaces_what_an_earlier_step_drew_and_not_what_a_later_one_draws(
+    slots: Slots,
+) -> None:
+    slots.apply(delta(admissions=(admission(1, [5, 6]),)))
+    slots.write_drawn(*at(1, 2), torch.tensor([40], dtype=torch.int32))
+    slots.apply(delta(given=[(1, 2, 41)]))
+    assert slots.tokens[1, :4].tolist() == [5, 6, 41, 0]
+    slots.write_drawn(*at(1, 2), torch.tensor([42], dtype=torch.int32))
+    assert slots.tokens[1, :4].tolist() == [5, 6, 42, 0]
+
+
+def at(slot: int, position: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([slot], np.int32), np.array([position], np.int32)
+
+
+@pytest.mark.parametrize(
+    "given", [(DUMMY_SLOT, 0, 1), (SHAPE.num_slots, 0, 1), (1, -1, 1), (1, SHAPE.max_tokens, 1)]
+)
+def test_a_given_token_without_a_place_is_refused(slots: Slots, given: Triple) -> None:
+    with pytest.raises(AssertionError):
+        slots.apply(delta(given=[given]))
 
 
 def test_a_token_drawn_past_the_longest_request_stays_in_its_own_row(

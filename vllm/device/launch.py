@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -118,7 +118,12 @@ def make_launch(
     )
 
 
-class ForwardInputs(NamedTuple):
+# What a launch gives the model: a NamedTuple of tensors per kind, such as TokenInputs. Every kind
+# has `positions`; as with AttentionMeta, no kind carries the fields of another.
+ForwardInputs = Any
+
+
+class TokenInputs(NamedTuple):
     """The tokens of one launch."""
 
     token_ids: Tensor  # [T] int32

@@ -17,15 +17,13 @@ class WarmUpRunner(Protocol):
     planner: Planner
     graphs: GraphRunner
 
-    def rehearse(
-        self, launch: Launch, draws_all_ways: bool = False, captures: bool = False
-    ) -> None:
-        """Run a launch of dummy rows and draw from it, in one way or all usual ones.
+    def rehearse(self, launch: Launch, ends_all_ways: bool = False, captures: bool = False) -> None:
+        """Run a launch of dummy rows and end it, in one way or all usual ones.
 
         `captures`: capture it first.
         """
         ...
 
     def rehearse_puts(self, num_rows: int) -> None:
-        """Write this many rows of what admissions write, to the dummy slot."""
+        """Write this many rows of what plans write, to the dummy slot."""
         ...

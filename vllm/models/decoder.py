@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.device.attention import AttentionMetas
-from vllm.device.launch import ForwardInputs
+from vllm.device.launch import TokenInputs
 from vllm.layers.attention import AttentionShape, SelfAttention
 from vllm.layers.context import ModelContext
 from vllm.layers.embedding import Embedding, Head, TiedHead
@@ -194,11 +194,11 @@ class Decoder(Model):
         sliding = self.hf_config.layer_types[i] == "sliding_attention"
         return self.hf_config.sliding_window if sliding else None
 
-    def embed_inputs(self, inputs: ForwardInputs) -> Tensor:
+    def embed_inputs(self, inputs: TokenInputs) -> Tensor:
         """[T, H], what the first layer reads."""
         return self.embed(inputs.token_ids)
 
-    def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
+    def forward(self, inputs: TokenInputs, metas: AttentionMetas) -> Tensor:
         residual = self.embed_inputs(inputs)
         x = torch.zeros_like(residual)
         rope = self.rope(inputs.positions)

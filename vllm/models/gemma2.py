@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.device.attention import AttentionMetas
-from vllm.device.launch import ForwardInputs
+from vllm.device.launch import TokenInputs
 from vllm.layers.attention import SelfAttention
 from vllm.layers.context import ModelContext
 from vllm.layers.logits import LogitsTransform
@@ -92,7 +92,7 @@ class Gemma2(Decoder):
     def make_norm(self) -> GemmaRMSNorm:
         return GemmaRMSNorm(self.hidden, self.hf_config.rms_norm_eps, self.context)
 
-    def embed_inputs(self, inputs: ForwardInputs) -> Tensor:
+    def embed_inputs(self, inputs: TokenInputs) -> Tensor:
         return self.embed(inputs.token_ids) * self.embedding_scale
 
     def logits_transform(self) -> LogitsTransform:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vllm.device.launch import ForwardInputs
+from vllm.device.launch import TokenInputs
 from vllm.errors import ConfigError
 from vllm.layers.attention import SelfAttention
 from vllm.layers.context import ModelContext
@@ -61,5 +61,5 @@ class GPTBigCode(Decoder):
     def make_norm(self) -> LayerNorm:
         return LayerNorm(self.hidden, self.hf_config.layer_norm_epsilon, self.context)
 
-    def embed_inputs(self, inputs: ForwardInputs) -> Tensor:
+    def embed_inputs(self, inputs: TokenInputs) -> Tensor:
         return self.embed(inputs.token_ids) + self.positions(inputs.positions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vllm.device.launch import ForwardInputs
+from vllm.device.launch import TokenInputs
 from vllm.layers.attention import SelfAttention
 from vllm.layers.logits import LogitsTransform
 from vllm.models.decoder import DecoderLayer
@@ -27,7 +27,7 @@ class Granite(Llama):
         bias, scale = self.hf_config.attention_bias, self.hf_config.attention_multiplier
         return self.self_attention(qkv_bias=bias, out_bias=bias, scale=scale)
 
-    def embed_inputs(self, inputs: ForwardInputs) -> Tensor:
+    def embed_inputs(self, inputs: TokenInputs) -> Tensor:
         return self.embed(inputs.token_ids) * self.hf_config.embedding_multiplier
 
     def logits_transform(self) -> LogitsTransform:

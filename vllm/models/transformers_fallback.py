@@ -24,7 +24,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vllm.device.attention import AttentionMetas, AttentionSpec
-from vllm.device.launch import ForwardInputs
+from vllm.device.launch import TokenInputs
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
 from vllm.layers.context import ModelContext
@@ -183,7 +183,7 @@ class TransformersModel(Model, Loadable):
             return
         zero = torch.zeros(1, dtype=torch.int32, device=self.context.device)
         try:
-            self.logits(self(ForwardInputs(zero, zero), ()))
+            self.logits(self(TokenInputs(zero, zero), ()))
         except (ConfigError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -198,7 +198,7 @@ class TransformersModel(Model, Loadable):
             self.attend.append(self.context.attention(self.found[i]))
         self.call = self._attend
 
-    def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
+    def forward(self, inputs: TokenInputs, metas: AttentionMetas) -> Tensor:
         self.metas = metas
         out = self.base(
             input_ids=inputs.token_ids.long().unsqueeze(0),

@@ -45,6 +45,7 @@ class Slots:
     """Device truth of running requests, one slot each; owned by the runner.
 
     Changed by `apply` (deltas of a plan) and by `write_drawn` (sampled tokens) and by nothing else.
+    Both are queued: a token that a plan gives replaces what earlier steps draw at its position.
     """
 
     def __init__(
@@ -78,7 +79,10 @@ class Slots:
         self.prompt_logprobs_np = np.full(num_slots, _NOT_WANTED, np.int32)  # k, per slot
 
     def apply(self, plan: StepPlan) -> None:
-        """Releases, admissions and block deltas of a plan; its rows change nothing here."""
+        """Releases, admissions, given tokens and block deltas; a plan's rows change nothing here.
+
+        `plan.given` names no position twice.
+        """
         for slot in plan.releases.tolist():
             self._release(slot)
         if plan.admissions:
@@ -86,6 +90,9 @@ class Slots:
                 self._admit(admission)
             self._put_tokens(plan.admissions)
             self.sampling.flush()
+            self.device.step_boundary()
+        if len(plan.given):
+            self._put_given(plan.given)
             self.device.step_boundary()
         if len(plan.blocks):
             self._put_blocks(plan.blocks)
@@ -115,8 +122,15 @@ class Slots:
             index, token_ids = [np.concatenate(index)], [np.concatenate(token_ids)]
         self.device.put(self._flat_tokens, index[0], token_ids[0])
 
+    def _put_given(self, given: Int32Array) -> None:
+        slots, positions, token_ids = given.T
+        assert ((slots > DUMMY_SLOT) & (slots < self.shape.num_slots)).all(), slots
+        assert ((positions >= 0) & (positions < self.shape.max_tokens)).all(), positions
+        index = slots * np.int64(self.shape.max_tokens) + positions
+        self.device.put(self._flat_tokens, index, token_ids)
+
     def rehearse_puts(self, num_rows: int) -> None:
-        """Write this many rows of what admissions write, to the dummy slot; for warm-up."""
+        """Write this many rows of what plans write, to the dummy slot; for warm-up."""
         index = np.full(num_rows, DUMMY_SLOT, np.int32)
         self.device.put(self._flat_tokens, index, np.zeros(num_rows, np.int32))
         self.sampling.follow(index)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vllm.config.vllm import VllmConfig
-from vllm.device.attention import AttentionBackend
 from vllm.device.observer import StepObserver, observer_of
-from vllm.device.placement import PlacedCache
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.layers.cached_attention import Attention
@@ -29,13 +26,10 @@ from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
 from vllm.profiling.timeline import process_timeline
 from vllm.profiling.torch_profile import TorchProfile, TorchProfileSettings
-from vllm.sample.sampler import Sampler
-from vllm.sample.state import SamplingState
-from vllm.sample.static_sampler import StaticSampler
 from vllm.worker import memory
-from vllm.worker.model_runner import ModelRunner, RunnerParts
-from vllm.worker.running_step import RunningStep, SilentStep, StepAnswer
-from vllm.worker.slots import Slots, SlotsShape
+from vllm.worker.assembly import LoadedRank, make_runner
+from vllm.worker.ends.launch_end import StepAnswer
+from vllm.worker.model_runner import ModelRunner
 from vllm.worker.step_log import step_logs
 from vllm.worker.step_timeline import StepTimeline
 
@@ -223,53 +217,13 @@ class Worker:
     def _make_runner(
         self, layout: KVCacheLayout, max_num_seqs: int, observer: StepObserver
     ) -> ModelRunner:
-        config, device, groups = self.config, self.device, layout.groups
-        backends = [self._backend_of(group) for group in groups]
-        is_static = self.platform.capabilities.static_shapes
-        shape = SlotsShape(
-            max_num_seqs=max_num_seqs,
-            max_model_len=config.model.max_model_len,
-            pipeline_depth=config.scheduler.pipeline_depth,
-            vocab_size=config.model.vocab_size,
-            block_sizes=tuple(group.spec.block_size for group in groups),
-            windows=tuple(group.spec.window for group in groups),
-        )
-        sampling = SamplingState(
-            shape.num_slots,
-            shape.vocab_size,
-            shape.max_tokens,
-            device,
+        rank = LoadedRank(
+            self.config,
+            self.place,
+            self.platform,
+            self.device,
             self.ops,
-            config.model.eos_token_ids,
-            is_static,
+            self.model,
+            self.layers,
         )
-        planner = self.platform.planner(config, layout.num_blocks)
-        slots = Slots(shape, device, sampling, planner.placement)
-        caches = {layer.cache.data_ptr(): layer.cache for layer in self.layers.values()}
-        planner.placement.bind(
-            PlacedCache(slots.block_tables_np, shape.windows, list(caches.values()), device)
-        )
-        return ModelRunner(
-            RunnerParts(
-                model=self.model,
-                device=device,
-                planner=planner,
-                slots=slots,
-                backends=backends,
-                graphs=self.platform.graph_runner(config),
-                sampler=(StaticSampler if is_static else Sampler)(
-                    self.ops,
-                    config.model.vocab_size,
-                    device.torch_device,
-                    config.model.logprobs_mode,
-                ),
-                begin_answer=partial(RunningStep if self.place.is_driver else SilentStep, device),
-                observer=observer,
-            )
-        )
-
-    def _backend_of(self, group: KVGroup) -> AttentionBackend:
-        backends = [self.layers[name].backend for name in group.layers]
-        kinds = {type(backend) for backend in backends}
-        assert len(kinds) == 1, f"layers of one KV group need one attention backend, got {kinds}"
-        return backends[0]
+        return make_runner(rank, layout, max_num_seqs, observer)

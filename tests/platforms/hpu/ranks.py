@@ -57,6 +57,7 @@ def everything(engine: str, *flags: str) -> None:
 
 def traffic(num_requests: str) -> None:
     """Chat as it comes, after which all ranks must have launched the same."""
+    vllm.worker.worker.Worker = watching.Recorded  # type: ignore[misc]
     llm = engine(
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=64,

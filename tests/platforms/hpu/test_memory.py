@@ -29,7 +29,7 @@ rehearse = ModelRunner.rehearse
 seen = {{"compile": 0, "capture": 0}}
 
 
-def in_little_memory(runner, launch, draws_all_ways=False, captures=False):
+def in_little_memory(runner, launch, ends_all_ways=False, captures=False):
     what = "capture" if captures else "compile"
     seen[what] += 1
     ballast = None
@@ -37,7 +37,7 @@ def in_little_memory(runner, launch, draws_all_ways=False, captures=False):
         free = torch.hpu.mem_get_info()[0]
         ballast = torch.empty(free - 4096, dtype=torch.uint8, device="hpu")
     try:
-        rehearse(runner, launch, draws_all_ways, captures)
+        rehearse(runner, launch, ends_all_ways, captures)
     finally:
         del ballast
 

@@ -85,6 +85,29 @@ def test_whatever_a_request_wants_it_gets_as_on_the_cpu(emulated: Emulated, mode
     assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_graph_runners_take_inputs_of_any_kind(emulated: Emulated, mode: str) -> None:
+    lazy, is_eager = MODES[mode]
+    (line,) = run(emulated, lazy, "stage_inputs", *["--enforce-eager"] * is_eager)
+    runners = {
+        "compile": "CompiledRunner",
+        "eager": "HpuRunner",
+        "graphs": "HpuGraphRunner",
+        "lazy": "LazyRunner",
+    }
+    assert line["runner"] == runners[mode]
+    if mode == "graphs":
+        assert line["calls"] == 2 + 4, "two sizes are captured and replayed, the third is run"
+
+
+@pytest.mark.parametrize("mode", ["compile", "graphs"])
+def test_tokens_that_plans_give_compile_nothing(emulated: Emulated, mode: str) -> None:
+    (result,) = run(emulated, MODES[mode][0], "traffic", "60", "given")
+    assert result["problem"] == ""
+    assert (result["compilations"], result["syncs"], result["fallbacks"]) == (0, 0, 0)
+    assert result["given"] > 1000 and result["finished"] > 45
+
+
 @pytest.mark.parametrize("mode", ["compile", "graphs"])
 def test_traffic_after_warm_up_compiles_nothing_and_never_waits(
     emulated: Emulated, mode: str

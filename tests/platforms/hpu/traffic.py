@@ -1,8 +1,8 @@
 """Random traffic on a warmed-up HPU engine, in which nothing may be compiled or waited for.
 
-python -m tests.platforms.hpu.traffic [NUM_REQUESTS] [sync|compile|fallback]   prints JSON
+python -m tests.platforms.hpu.traffic [NUM_REQUESTS] [given|sync|compile|fallback]   prints JSON
 
-The second argument provokes what the check is there to find.
+`given`: plans give tokens, too. The others provoke what the check is there to find.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import Any
 import hpu_emulator.counters
 import hpu_emulator.fallbacks
 import hpu_emulator.strict
+import msgspec
 import numpy as np
 import torch
 
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
+from vllm.messages.step import StepPlan
 from vllm.sample.static_sampler import StaticSampler
 
 MODEL = Path(__file__).resolve().parents[3] / "examples" / "models" / "tiny-story"
@@ -112,9 +114,38 @@ def provoke_fallback(llm: LLM) -> None:
     StaticSampler.sample = falling  # type: ignore[method-assign]
 
 
+class Giving:
+    """Has every plan give tokens that their rows have already.
+
+    Those are whole prompts as requests are admitted, and the first token of every row. So all
+    sizes come, also those that need no padding, and nothing is generated differently.
+    """
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._first = np.zeros(9, np.int32)  # by slot
+
+    def into(self, llm: LLM) -> None:
+        worker = worker_of(llm)
+        execute = worker.execute
+        worker.execute = lambda plan: execute(self._plan(plan))
+
+    def _plan(self, plan: StepPlan) -> StepPlan:
+        tokens: list[tuple[int, int, int]] = []
+        for admission in plan.admissions:
+            self._first[admission.slot] = admission.token_ids[0]
+            ids = admission.token_ids.tolist()
+            tokens += [(admission.slot, i, ids[i]) for i in range(1, len(ids))]
+        tokens += [(slot, 0, int(self._first[slot])) for slot in plan.slots.tolist()]
+        self.num_tokens += len(tokens)
+        given = np.array(tokens, np.int32).reshape(-1, 3)
+        return msgspec.structs.replace(plan, given=given)
+
+
 # One provoked thing at a time must be found for itself, not for what follows from it.
 FORBIDDEN = {
     "": ("no_sync", "no_compile"),
+    "given": ("no_sync", "no_compile"),
     "sync": ("no_sync",),
     "compile": ("no_compile",),
     "fallback": (),
@@ -151,7 +182,10 @@ def main(num_requests: int, provoked: str = "") -> None:
     before = hpu_emulator.counters.snapshot()
     problem = ""
     finished = 0
-    if provoked:
+    giving = Giving()
+    if provoked == "given":
+        giving.into(llm)
+    elif provoked:
         PROVOKE[provoked](llm)
     try:
         with hpu_emulator.strict.strict(*FORBIDDEN[provoked]):
@@ -163,6 +197,7 @@ def main(num_requests: int, provoked: str = "") -> None:
     result = {
         "problem": problem,
         "finished": finished,
+        "given": giving.num_tokens,
         "preemptions": stats.num_preemptions,
         "prefix_hits": stats.prefix_hits,
         "fallback_ops": dict(hpu_emulator.fallbacks.counts()),

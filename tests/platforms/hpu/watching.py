@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.launch import Launch
-from vllm.device.observer import Observers, StepObserver
+from vllm.device.observer import StepObserver
 from vllm.distributed.place import Place
 from vllm.platforms.hpu.graphs import HpuGraphRunner, named
 from vllm.worker.model_runner import ModelRunner
@@ -39,12 +39,12 @@ _captures = 0
 
 
 def _in_little_memory(
-    runner: ModelRunner, launch: Launch, draws_all_ways: bool = False, captures: bool = False
+    runner: ModelRunner, launch: Launch, ends_all_ways: bool = False, captures: bool = False
 ) -> None:
     global _captures
     _captures += captures
     with _ballast() if captures and _captures == 2 else ExitStack():
-        _rehearse(runner, launch, draws_all_ways, captures)
+        _rehearse(runner, launch, ends_all_ways, captures)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _ballast() -> Iterator[None]:
 
 
 class Recorder(StepObserver):
-    """Every launch with all that its shape and its place depend on."""
+    """Every launch with all that its shape and its place depend on; rehearsals are none."""
 
     def __init__(self) -> None:
         self.launches: list[str] = []
@@ -78,18 +78,25 @@ _forbidding = ExitStack()
 _before: Any = None
 
 
+class Recorded(Worker):
+    """A rank whose launches are recorded."""
+
+    def __init__(self, config: VllmConfig, place: Place) -> None:
+        super().__init__(config, place)
+        self.observe(_recorder)
+
+
 def begin(worker: Worker) -> None:
-    """From now on launches are recorded, and nothing may be compiled or waited for."""
+    """From now on nothing may be compiled or waited for."""
     global _before
     from hpu_emulator import counters, strict
 
-    worker.runner.observer = Observers([worker.runner.observer, _recorder])
     _before = counters.snapshot()
     _forbidding.enter_context(strict.strict("no_sync", "no_compile"))
 
 
 def end(worker: Worker) -> dict[str, Any]:
-    """What happened since."""
+    """What happened since, and all launches."""
     from hpu_emulator import counters
 
     _forbidding.close()

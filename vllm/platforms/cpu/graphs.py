@@ -60,13 +60,14 @@ class CpuGraphRunner(EagerRunner):
         if not all(isinstance(backend, NativeAttention) for backend in forward.backends):
             self._refusal = "its attention is not the native one"  # and takes lengths as numbers
             return super().run(key, forward, inputs, metas)
-        graph = torch.classes.vllm.Graph(_tensors(inputs, metas), list(_constants(forward)))
+        tensors = _tensors(inputs, metas)
+        graph = torch.classes.vllm.Graph(tensors, list(_constants(forward)))
         reading = _Reading()
         try:
             with reading:
                 hidden = super().run(key, forward, inputs, metas)
         except BaseException:
-            graph.end(inputs.token_ids)
+            graph.end(tensors[0])
             raise
         self._refusal = graph.end(hidden) or reading.found
         if self._refusal:

@@ -97,7 +97,7 @@ class LazyRunner(HpuRunner):
 class HpuGraphRunner(LazyRunner):
     """Lazy mode with HPU graphs: keys that warm-up captured are replayed, others run as they are.
 
-    A replay overwrites the hidden states of the last one of its key: the runner's draws are queued
+    A replay overwrites the hidden states of the last one of its key: the end of a launch is queued
     before the next launch.
     """
 

@@ -1,0 +1,109 @@
+"""How a rank's model runner is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from vllm.config.vllm import VllmConfig
+from vllm.device.attention import AttentionBackend
+from vllm.device.device import Device
+from vllm.device.observer import StepObserver
+from vllm.device.placement import PlacedCache, Placement
+from vllm.distributed.place import Place
+from vllm.layers.cached_attention import Attention
+from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.models.interfaces import Model
+from vllm.ops.registry import Ops
+from vllm.platforms.base import Platform
+from vllm.sample.sampler import Sampler
+from vllm.sample.state import SamplingState
+from vllm.sample.static_sampler import StaticSampler
+from vllm.worker.ends.draw_tokens import DrawTokens
+from vllm.worker.ends.drawn import Drawn
+from vllm.worker.ends.launch_end import LaunchEnd
+from vllm.worker.ends.silent import Silent
+from vllm.worker.inputs import GatherTokens
+from vllm.worker.model_runner import ModelRunner, RunnerParts
+from vllm.worker.slots import Slots, SlotsShape
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRank:
+    """A rank whose model is loaded, and whose layers have their views of the KV cache."""
+
+    config: VllmConfig
+    place: Place
+    platform: Platform
+    device: Device
+    ops: Ops
+    model: Model
+    layers: Mapping[str, Attention]  # by name, in layer order
+
+
+def make_runner(
+    rank: LoadedRank, layout: KVCacheLayout, max_num_seqs: int, observer: StepObserver
+) -> ModelRunner:
+    """The runner for up to `max_num_seqs` requests at a time, over the caches of `layout`."""
+    planner = rank.platform.planner(rank.config, layout.num_blocks)
+    slots = _make_slots(rank, layout, max_num_seqs, planner.placement)
+    caches = {layer.cache.data_ptr(): layer.cache for layer in rank.layers.values()}
+    planner.placement.bind(
+        PlacedCache(slots.block_tables_np, slots.shape.windows, list(caches.values()), rank.device)
+    )
+    return ModelRunner(
+        RunnerParts(
+            model=rank.model,
+            device=rank.device,
+            planner=planner,
+            slots=slots,
+            inputs=GatherTokens(slots),
+            backends=[_backend_of(group, rank.layers) for group in layout.groups],
+            graphs=rank.platform.graph_runner(rank.config),
+            end=_make_end(rank, slots, observer),
+            observer=observer,
+        )
+    )
+
+
+def _make_slots(
+    rank: LoadedRank, layout: KVCacheLayout, max_num_seqs: int, placement: Placement
+) -> Slots:
+    config, groups = rank.config, layout.groups
+    shape = SlotsShape(
+        max_num_seqs=max_num_seqs,
+        max_model_len=config.model.max_model_len,
+        pipeline_depth=config.scheduler.pipeline_depth,
+        vocab_size=config.model.vocab_size,
+        block_sizes=tuple(group.spec.block_size for group in groups),
+        windows=tuple(group.spec.window for group in groups),
+    )
+    sampling = SamplingState(
+        shape.num_slots,
+        shape.vocab_size,
+        shape.max_tokens,
+        rank.device,
+        rank.ops,
+        config.model.eos_token_ids,
+        rank.platform.capabilities.static_shapes,
+    )
+    return Slots(shape, rank.device, sampling, placement)
+
+
+def _make_end(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchEnd[Drawn]:
+    sampler = (StaticSampler if rank.platform.capabilities.static_shapes else Sampler)(
+        rank.ops,
+        rank.config.model.vocab_size,
+        rank.device.torch_device,
+        rank.config.model.logprobs_mode,
+    )
+    make_end = partial(DrawTokens, rank.model, slots, sampler, observer)
+    return make_end(rank.device.download) if rank.place.is_driver else Silent(make_end, rank.device)
+
+
+def _backend_of(group: KVGroup, layers: Mapping[str, Attention]) -> AttentionBackend:
+    backends = [layers[name].backend for name in group.layers]
+    kinds = {type(backend) for backend in backends}
+    assert len(kinds) == 1, f"layers of one KV group need one attention backend, got {kinds}"
+    return backends[0]
