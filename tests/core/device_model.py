@@ -26,8 +26,8 @@ class DeviceModel:
     """Executes plans in the order they are submitted, as a rank does."""
 
     def __init__(self, layout: KVCacheLayout, max_len: int) -> None:
-        self.block_size = layout.groups[0].spec.block_size
-        self.windows = [group.spec.window for group in layout.groups]
+        self.block_size = layout.groups[0].needs.block_size if layout.groups else 0
+        self.windows = [group.needs.window for group in layout.groups]
         self.caches: list[dict[int, tuple[int, ...]]] = [{} for _ in layout.groups]
         self.tokens: dict[int, list[int]] = {}
         self.seeds: dict[int, int] = {}

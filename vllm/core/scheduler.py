@@ -544,9 +544,7 @@ class Scheduler:
         if self.requests or self.inflight:
             return
         pool = self.kv.pool
-        assert pool.num_free == pool.num_blocks - 1, (
-            f"{pool.num_blocks - 1 - pool.num_free} blocks leaked"
-        )
+        assert pool.is_whole, f"{pool.num_usable - pool.num_free} blocks leaked"
         assert len(self.free_slots) == self.config.max_num_seqs, "slots leaked"
         assert not self.running and not self.draining and not len(self.waiting)
         assert not self.compiling

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
-from vllm.device.attention import AttentionBackend
 from vllm.device.observer import StepObserver, observer_of
 from vllm.device.placement import PlacedCache
 from vllm.distributed.place import Place
@@ -20,7 +20,7 @@ from vllm.envs import Environment
 from vllm.layers.cached_attention import Attention
 from vllm.loader import load_model, reload_weights
 from vllm.logger import init_logger
-from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
+from vllm.messages.cache import AnySpec, KVCacheLayout
 from vllm.messages.facts import WorkerFacts
 from vllm.messages.shapes import ShapeUsage
 from vllm.messages.step import StepPlan
@@ -33,6 +33,7 @@ from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
 from vllm.sample.static_sampler import StaticSampler
 from vllm.worker import memory
+from vllm.worker.caches import backend_of, bind_caches, trial_layout
 from vllm.worker.model_runner import ModelRunner, RunnerParts
 from vllm.worker.running_step import RunningStep, SilentStep, StepAnswer
 from vllm.worker.slots import Slots, SlotsShape
@@ -110,10 +111,15 @@ class Worker:
         )
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
-        """Allocate the cache, build the runner, warm up."""
+        """Allocate the cache of this rank's layers, build the runner, warm up.
+
+        `layout` has the layers of all ranks.
+        """
+        own = layout.of(self.layers)
         with self.device.needing("the KV cache"):
-            self._bind_caches(layout)
-        self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs, self.observer)
+            tensors = bind_caches(own, self.layers, self.device)
+        max_num_seqs = self.config.scheduler.max_num_seqs
+        self.runner = self._make_runner(own, tensors, max_num_seqs, self.observer)
         self.platform.warm_up(self.config, self.runner, self.collectives)
         self.collectives.steps_begin()
         self._closing.callback(self.runner.planner.close)
@@ -182,13 +188,9 @@ class Worker:
 
     def _measure_activations(self, specs: Mapping[str, AnySpec]) -> int:
         """Peak bytes of a full step, measured on one-block caches that only the dummy slot uses."""
-        groups = tuple(
-            KVGroup(spec, tuple(name for name, other in specs.items() if other == spec))
-            for spec in dict.fromkeys(specs.values())
-        )
-        layout = KVCacheLayout(num_blocks=1, groups=groups)
-        self._bind_caches(layout)
-        runner = self._make_runner(layout, max_num_seqs=1, observer=StepObserver())
+        layout = trial_layout(specs)
+        tensors = bind_caches(layout, self.layers, self.device)
+        runner = self._make_runner(layout, tensors, max_num_seqs=1, observer=StepObserver())
         config = self.config
 
         def peak_of(num_tokens: int) -> tuple[int, int]:
@@ -202,37 +204,22 @@ class Worker:
             vocab_size=config.model.vocab_size,
         )
 
-    def _bind_caches(self, layout: KVCacheLayout) -> None:
-        """Allocate the layout's tensors and give every layer its view of one."""
-        for i in range(layout.num_tensors):
-            users = [
-                (group_idx, group.layers[i], group.spec)
-                for group_idx, group in enumerate(layout.groups)
-                if i < len(group.layers)
-            ]
-            sizes = {spec.bytes_per_block() for _, _, spec in users}
-            assert len(sizes) == 1, f"layers sharing cache tensor {i} differ in block size: {users}"
-            dtypes = {self.layers[name].spec.dtype for _, name, _ in users}
-            assert len(dtypes) == 1, f"layers sharing cache tensor {i} differ in dtype: {users}"
-            pool = self.device.zeros(layout.num_blocks * sizes.pop(), dtypes.pop())
-            for group_idx, name, spec in users:
-                layer = self.layers[name]
-                shape = layer.backend.kv_shape(spec, layout.num_blocks)
-                layer.bind(pool.view(shape), group_idx)
-
     def _make_runner(
-        self, layout: KVCacheLayout, max_num_seqs: int, observer: StepObserver
+        self,
+        layout: KVCacheLayout,
+        tensors: Sequence[Tensor],
+        max_num_seqs: int,
+        observer: StepObserver,
     ) -> ModelRunner:
         config, device, groups = self.config, self.device, layout.groups
-        backends = [self._backend_of(group) for group in groups]
+        backends = [backend_of(group, self.layers) for group in groups]
         is_static = self.platform.capabilities.static_shapes
         shape = SlotsShape(
             max_num_seqs=max_num_seqs,
             max_model_len=config.model.max_model_len,
             pipeline_depth=config.scheduler.pipeline_depth,
             vocab_size=config.model.vocab_size,
-            block_sizes=tuple(group.spec.block_size for group in groups),
-            windows=tuple(group.spec.window for group in groups),
+            kv_groups=tuple(group.needs for group in groups),
         )
         sampling = SamplingState(
             shape.num_slots,
@@ -245,10 +232,7 @@ class Worker:
         )
         planner = self.platform.planner(config, layout.num_blocks)
         slots = Slots(shape, device, sampling, planner.placement)
-        caches = {layer.cache.data_ptr(): layer.cache for layer in self.layers.values()}
-        planner.placement.bind(
-            PlacedCache(slots.block_tables_np, shape.windows, list(caches.values()), device)
-        )
+        planner.placement.bind(PlacedCache(slots.tables, tensors, device))
         return ModelRunner(
             RunnerParts(
                 model=self.model,
@@ -267,9 +251,3 @@ class Worker:
                 observer=observer,
             )
         )
-
-    def _backend_of(self, group: KVGroup) -> AttentionBackend:
-        backends = [self.layers[name].backend for name in group.layers]
-        kinds = {type(backend) for backend in backends}
-        assert len(kinds) == 1, f"layers of one KV group need one attention backend, got {kinds}"
-        return backends[0]
