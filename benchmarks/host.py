@@ -326,10 +326,10 @@ def run_serve(model: str, args: argparse.Namespace) -> None:
 def make_scheduler(model: str, num_blocks: int, max_num_seqs: int, max_model_len: int = 512) -> Any:
     from vllm.core.scheduler import Scheduler
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.messages.cache import FullAttention, KVCacheLayout, KVGroup
+    from vllm.messages.cache import FullAttention, KVCacheLayout, groups_by_needs
 
     spec = FullAttention(block_size=16, num_kv_heads=1, head_dim=8, value_dim=8, dtype_bytes=4)
-    layout = KVCacheLayout(num_blocks, (KVGroup(spec, ("layer",)),))
+    layout = KVCacheLayout(num_blocks, groups_by_needs({"layer": spec}))
     config = EngineArgs(
         model=model,
         max_num_seqs=max_num_seqs,

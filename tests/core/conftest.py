@@ -8,7 +8,13 @@ from typing import Any
 
 from tests.core.device_model import DeviceModel, next_token
 from vllm.core.scheduler import Scheduler
-from vllm.messages.cache import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
+from vllm.messages.cache import (
+    AnySpec,
+    FullAttention,
+    KVCacheLayout,
+    SlidingWindow,
+    groups_by_needs,
+)
 from vllm.messages.engine import EngineRequest, FinishReason, RequestUpdate
 from vllm.messages.step import StepPlan, StepResult
 from vllm.sampling_params import SamplingParams
@@ -26,12 +32,12 @@ def layout(num_blocks: int = 64, window: int | None = None, hybrid: bool = False
         "value_dim": 8,
         "dtype_bytes": 4,
     }
-    groups = []
+    specs: dict[str, AnySpec] = {}
     if window is None or hybrid:
-        groups.append(KVGroup(FullAttention(**sizes), ("full",)))
+        specs["full"] = FullAttention(**sizes)
     if window is not None:
-        groups.append(KVGroup(SlidingWindow(**sizes, window_tokens=window), ("sliding",)))
-    return KVCacheLayout(num_blocks, tuple(groups))
+        specs["sliding"] = SlidingWindow(**sizes, window_tokens=window)
+    return KVCacheLayout(num_blocks, groups_by_needs(specs))
 
 
 def make_config(**changes: Any) -> Any:
@@ -116,7 +122,7 @@ class Engine:
                 break
             self.step()
         self.scheduler.check_idle()
-        assert self.scheduler.kv.pool.num_free == self.layout.num_blocks - 1
+        assert self.scheduler.kv.pool.is_whole
 
 
 def expected(

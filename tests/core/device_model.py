@@ -32,8 +32,8 @@ class DeviceModel:
         self.num_stages = num_stages
         self.tokens_per_draw = tokens_per_draw
         self.known: dict[int, list[int]] = {}  # by slot: what the first of several stages knows
-        self.block_size = layout.groups[0].spec.block_size
-        self.windows = [group.spec.window for group in layout.groups]
+        self.block_size = layout.groups[0].needs.block_size if layout.groups else 0
+        self.windows = [group.needs.window for group in layout.groups]
         self.caches: list[dict[int, tuple[int, ...]]] = [{} for _ in layout.groups]
         self.tokens: dict[int, list[int]] = {}
         self.seeds: dict[int, int] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.core.conftest import PIPELINES, Engine, expected, layout
-from vllm.core.drawn_tokens import DrawnTokens
+from vllm.core.row_tokens import RowTokens
 from vllm.messages.engine import FinishReason
 from vllm.messages.step import StepResult
 
@@ -109,11 +109,11 @@ def test_a_draw_of_several_tokens_is_taken_over_up_to_the_one_that_ends_the_requ
 
 def test_tokens_of_a_result_by_row() -> None:
     token_ids = np.arange(7, dtype=np.int32)
-    drawn = DrawnTokens(StepResult(1, token_ids, counts=np.array([1, 3, 1, 2], np.int32)))
+    drawn = RowTokens(StepResult(1, token_ids, counts=np.array([1, 3, 1, 2], np.int32)))
     assert [drawn.span(i) for i in range(4)] == [(0, 1), (1, 4), (4, 5), (5, 7)]
     first, several = drawn.first(3)
     assert (first.tolist(), several) == ([0, 1, 4], [1])
-    single = DrawnTokens(StepResult(1, token_ids))
+    single = RowTokens(StepResult(1, token_ids))
     assert [single.span(i) for i in range(2)] == [(0, 1), (1, 2)]
     assert single.first(2)[0].tolist() == [0, 1] and single.first(2)[1] == []
 

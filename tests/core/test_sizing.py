@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from vllm.core.kv_cache.sizing import group_layers, plan_kv_cache
+from vllm.core.kv_cache.sizing import plan_kv_cache
 from vllm.errors import ConfigError
-from vllm.messages.cache import AnySpec, FullAttention, SlidingWindow
+from vllm.messages.cache import AnySpec, FullAttention, KVCacheLayout, SlidingWindow
 from vllm.messages.facts import WorkerFacts
 
 MIB = 1 << 20
@@ -36,23 +36,13 @@ def make_config(num_ranks: int = 1, **cache: Any) -> Any:
 
 def facts(specs: dict[str, AnySpec] | None = None, free_bytes: int = 64 * MIB) -> WorkerFacts:
     return WorkerFacts(
-        kv_specs=specs or {"0": FULL, "1": FULL},
+        kv_specs={"0": FULL, "1": FULL} if specs is None else specs,
         weight_bytes=4 * MIB,
         activation_bytes=2 * MIB,
         total_bytes=128 * MIB,
         free_bytes=free_bytes,
         load_s=0.0,
     )
-
-
-def test_layers_are_cut_into_groups_of_the_smallest_kind() -> None:
-    specs: dict[str, AnySpec] = {str(i): SLIDING if i % 3 else FULL for i in range(6)}
-    groups = group_layers(specs)
-    assert [(g.spec, g.layers) for g in groups] == [
-        (FULL, ("0", "3")),
-        (SLIDING, ("1", "2")),
-        (SLIDING, ("4", "5")),
-    ]
 
 
 def test_memory_is_used_up_to_its_share_and_no_further_than_requests_can_use() -> None:
@@ -84,3 +74,51 @@ def test_too_little_memory_names_the_length_that_would_fit() -> None:
 def test_more_cache_than_memory_is_refused_at_start_up(asked: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"more than the 0\.06 GiB that are free"):
         plan_kv_cache(make_config(**asked), [facts()])
+
+
+def test_a_model_without_a_cache_has_no_groups_and_no_blocks() -> None:
+    """Whatever is asked for: there is nothing that could be too little or too much."""
+    for asked in ({}, {"num_blocks_override": 1 << 30}, {"kv_cache_memory_bytes": 1 << 40}):
+        assert plan_kv_cache(make_config(**asked), [facts({})]) == KVCacheLayout(0, ())
+
+
+def stages(*free_bytes: int) -> list[WorkerFacts]:
+    """Two stages: one of a full and two sliding layers, one of a full layer."""
+    first: dict[str, AnySpec] = {"0": SLIDING, "1": FULL, "2": SLIDING}
+    return [
+        facts(specs, free) for specs, free in zip((first, {"3": FULL}), free_bytes, strict=True)
+    ]
+
+
+def test_stages_share_groups_and_each_has_memory_for_its_own_layers() -> None:
+    layout = plan_kv_cache(make_config(), stages(64 * MIB, 64 * MIB))
+    assert [list(group.layers) for group in layout.groups] == [["0", "2"], ["1", "3"]]
+    assert layout.bytes_per_block == 2 * BLOCK_BYTES
+    first, second = layout.of(["0", "1", "2"]), layout.of(["3"])
+    assert [list(group.layers) for group in first.groups] == [["0", "2"], ["1"]]
+    assert [list(group.layers) for group in second.groups] == [[], ["3"]]
+    assert (first.bytes_per_block, second.bytes_per_block) == (2 * BLOCK_BYTES, BLOCK_BYTES)
+    assert first.num_blocks == second.num_blocks == layout.num_blocks
+
+
+def test_the_stage_with_the_least_memory_for_its_layers_decides() -> None:
+    """Of 9, 10 and 11 MiB, 0.5, 1 and 1.5 are left for a cache of 1 or 2 tensors."""
+    assert plan_kv_cache(make_config(), stages(10 * MIB, 64 * MIB)).num_blocks == (
+        1 * MIB // (2 * BLOCK_BYTES)
+    )
+    assert plan_kv_cache(make_config(), stages(11 * MIB, 9 * MIB)).num_blocks == (
+        MIB // 2 // BLOCK_BYTES
+    )
+    assert plan_kv_cache(make_config(), stages(10 * MIB, 10 * MIB)).num_blocks == (
+        1 * MIB // (2 * BLOCK_BYTES)
+    )
+
+
+def test_a_stage_without_layers_of_its_own_does_not_limit_the_others() -> None:
+    poor = facts({}, free_bytes=0)
+    assert plan_kv_cache(make_config(), [facts(), poor]) == plan_kv_cache(make_config(), [facts()])
+
+
+def test_more_than_one_stage_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"more than the 0\.01 GiB that are free"):
+        plan_kv_cache(make_config(num_blocks_override=1000), stages(64 * MIB, 7 * MIB))

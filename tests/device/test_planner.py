@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,6 +48,15 @@ def test_a_launch_lists_every_token_of_every_row_in_order(
     assert launch.key.query_len == max(count for _, _, count in rows)
     for array in (launch.token_rows_np, launch.positions_np, launch.query_start_np):
         assert array.dtype == np.int32
+
+
+@given(rows=ROWS)
+def test_without_a_cache_a_launch_is_the_same_but_has_no_blocks(
+    rows: list[tuple[int, int, int]],
+) -> None:
+    (launch,), (usual,) = (UnifiedPlanner(size).split(plan_of(rows)) for size in (0, 16))
+    assert launch.key == replace(usual.key, kv_blocks=0)
+    assert launch.positions_np.tolist() == usual.positions_np.tolist()
 
 
 @pytest.mark.parametrize(

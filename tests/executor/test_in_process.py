@@ -10,7 +10,7 @@ from tests.executor.fake_worker import FakeWorker, FinishedStep, fake_config, fa
 from tests.limits import HANG_S
 from vllm.errors import LoadError, NotAvailable
 from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
-from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.messages.cache import KVCacheLayout, groups_by_needs
 from vllm.messages.step import StepPlan
 
 KINDS = pytest.mark.parametrize("kind", [InlineExecutor, ThreadedExecutor])
@@ -22,7 +22,7 @@ def test_steps_calls_and_cache_reach_the_worker(
 ) -> None:
     executor = kind(fake_config(), FakeWorker)
     assert [f.free_bytes for f in executor.start()] == [100]
-    executor.bind_kv_cache(KVCacheLayout(9, (KVGroup(fake.SPEC, ("layer.0",)),)))
+    executor.bind_kv_cache(KVCacheLayout(9, groups_by_needs({"layer.0": fake.SPEC})))
     handles = [executor.submit(fake_plan(step)) for step in (1, 2)]
     assert executor.call("apply_model", print) == [9]
     assert executor.call(lambda worker, more: worker.num_blocks + more, 1) == [10]

@@ -20,7 +20,7 @@ from vllm.executor import local_ranks
 from vllm.executor.base import ExecutorDied
 from vllm.executor.distributed import DistributedExecutor
 from vllm.executor.local_ranks import LocalRanks
-from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.messages.cache import KVCacheLayout, groups_by_needs
 from vllm.messages.rank import RankError, failure, revive
 
 
@@ -53,7 +53,7 @@ def doomed() -> Iterator[DistributedExecutor]:
 def test_ranks_report_facts_bind_the_cache_and_run_steps_in_order(
     executor: DistributedExecutor,
 ) -> None:
-    layout = KVCacheLayout(9, (KVGroup(fake.SPEC, ("layer.0",)),))
+    layout = KVCacheLayout(9, groups_by_needs({"layer.0": fake.SPEC}))
     executor.bind_kv_cache(layout)
     handles = [executor.submit(fake_plan(step, num_rows=3)) for step in range(5)]
     for step in reversed(range(5)):

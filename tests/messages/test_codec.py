@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vllm.errors import NotAvailable
-from vllm.messages.cache import FullAttention, KVCacheLayout, KVGroup, SlidingWindow
+from vllm.messages.cache import FullAttention, KVCacheLayout, SlidingWindow, groups_by_needs
 from vllm.messages.codec import decoder, encoder
 from vllm.messages.step import Admission
 from vllm.sampling_params import SamplingParams
@@ -56,7 +56,7 @@ def test_numpy_scalars_become_python_numbers() -> None:
 def test_a_layout_with_groups_of_several_kinds_survives() -> None:
     full = FullAttention(block_size=16, num_kv_heads=2, head_dim=8, value_dim=8, dtype_bytes=4)
     window = SlidingWindow(16, 2, 8, 8, 4, window_tokens=32)
-    layout = KVCacheLayout(7, (KVGroup(full, ("a", "b")), KVGroup(window, ("c",))))
+    layout = KVCacheLayout(7, groups_by_needs({"a": full, "b": full, "c": window}))
     assert decoder(KVCacheLayout).decode(encoder().encode(layout)) == layout
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from tools.tiny_models import random_checkpoint
 from vllm.executor.base import Executor, StepHandle
-from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.messages.cache import KVCacheLayout, groups_by_needs
 from vllm.messages.step import Admission, LogprobArrays, StepPlan, StepResult
 from vllm.sampling_params import SamplingParams
 
@@ -91,11 +91,7 @@ class Driver:
         self.chunk = chunk
         (facts,) = executor.start()
         self.facts = facts
-        specs = list(dict.fromkeys(facts.kv_specs.values()))
-        self.groups = tuple(
-            KVGroup(spec, tuple(name for name, s in facts.kv_specs.items() if s == spec))
-            for spec in specs
-        )
+        self.groups = groups_by_needs(facts.kv_specs)
         executor.bind_kv_cache(KVCacheLayout(NUM_BLOCKS, self.groups))
         self.next_block = NUM_BLOCKS - 1
         self.step = 0

@@ -31,9 +31,7 @@ from vllm.worker.model_runner import ModelRunner, RunnerParts
 from vllm.worker.slots import Slots, SlotsShape
 
 V = 12
-SHAPE = SlotsShape(
-    max_num_seqs=6, max_model_len=20, pipeline_depth=1, vocab_size=V, block_sizes=(), windows=()
-)
+SHAPE = SlotsShape(max_num_seqs=6, max_model_len=20, pipeline_depth=1, vocab_size=V, kv_groups=())
 
 
 class Tape:

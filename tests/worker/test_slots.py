@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vllm.device.device import Device, HostCopy, MemoryInfo
 from vllm.device.planner import UnifiedPlanner
+from vllm.messages.cache import BlockNeeds
 from vllm.messages.step import Admission, StepPlan
 from vllm.ops.registry import resolve
 from vllm.platforms import platform_of
@@ -24,8 +25,7 @@ SHAPE = SlotsShape(
     max_model_len=20,
     pipeline_depth=2,
     vocab_size=50,
-    block_sizes=(4, 8),
-    windows=(None, None),
+    kv_groups=(BlockNeeds(4), BlockNeeds(8)),
 )
 
 
@@ -140,10 +140,10 @@ def test_device_rows_follow_any_sequence_of_deltas(
             tables[slot, group, column] = block
     assert slots.tokens.tolist() == tokens
     for (slot, group, column), block in tables.items():
-        assert slots.block_tables_np[group][slot, column] == block
-    for group, table in enumerate(slots.block_tables_np):
-        assert not table[0].any(), "the dummy slot must keep to the dummy block"
-        assert np.count_nonzero(table) == sum(g == group for _, g, _ in tables)
+        assert slots.tables[group].blocks_np[slot, column] == block
+    for group, table in enumerate(slots.tables):
+        assert not table.blocks_np[0].any(), "the dummy slot must keep to the dummy block"
+        assert np.count_nonzero(table.blocks_np) == sum(g == group for _, g, _ in tables)
 
 
 def test_inputs_hold_tokens_drawn_by_steps_that_the_host_has_not_read(

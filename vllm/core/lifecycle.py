@@ -159,9 +159,7 @@ class Lifecycle:
     def check_idle(self) -> None:
         """Assert that everything handed out has come back. For a lifecycle without requests."""
         pool = self.kv.pool
-        assert pool.num_free == pool.num_blocks - 1, (
-            f"{pool.num_blocks - 1 - pool.num_free} blocks leaked"
-        )
+        assert pool.is_whole, f"{pool.num_usable - pool.num_free} blocks leaked"
         assert len(self.free_slots) == self.max_num_seqs, "slots leaked"
         assert not self.running and not self.draining and not len(self.waiting)
         assert not self.compiling

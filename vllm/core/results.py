@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from vllm.core.drawn_tokens import DrawnTokens
 from vllm.core.forms import end_without_form
 from vllm.core.lifecycle import Lifecycle
 from vllm.core.request import Request
+from vllm.core.row_tokens import RowTokens
 from vllm.core.steady import SteadyPlan
 from vllm.core.step import InflightStep, Row
 from vllm.messages.engine import FinishReason, RequestUpdate
@@ -50,7 +50,7 @@ class Results:
 
     def commit(self, inflight: InflightStep, result: StepResult) -> Committed:
         updates = self._lifecycle.take_updates()
-        drawn = DrawnTokens(result)
+        drawn = RowTokens(result)
         slots = inflight.steady.slots
         token_ids, several = drawn.first(len(slots))
         if len(slots):
@@ -70,7 +70,7 @@ class Results:
         self,
         steady: SteadyPlan,
         taken: np.ndarray,
-        drawn: DrawnTokens,
+        drawn: RowTokens,
         result: StepResult,
         updates: list[RequestUpdate],
     ) -> None:
@@ -86,7 +86,7 @@ class Results:
     def _commit_rows(
         self,
         inflight: InflightStep,
-        drawn: DrawnTokens,
+        drawn: RowTokens,
         result: StepResult,
         updates: list[RequestUpdate],
     ) -> None:

@@ -55,7 +55,9 @@ class RunningRows:
     def _has_room(self, rows: SteadyPlan, others: list[Request], step: Step) -> bool:
         """Whether steady rows can be planned first, with the result that order would have."""
         tokens_left = step.tokens_left - len(rows.slots)
-        blocks_left = self._kv.pool.num_free - len(rows.begins_block) * len(self._kv.rules)
+        blocks_left = (
+            self._kv.pool.num_free - len(rows.begins_block) * self._kv.blocks_per_new_block
+        )
         if tokens_left < 0 or blocks_left < 0:
             return False
         if not others or others[0] is self._lifecycle.running[len(self._steady)]:

@@ -110,3 +110,30 @@ class AttentionBackend(ABC):
 
         For MLA: q [T, N, latent + rope], k [T, 1, latent + rope], v unused -> [T, N, latent].
         """
+
+
+class NoAttention(AttentionBackend):
+    """Backend of a KV group whose layers are all on other ranks: plans and computes nothing."""
+
+    name = "none"
+
+    @classmethod
+    def rejects(cls, spec: AttentionSpec, caps: Capabilities) -> str | None:
+        return "it has no layers"
+
+    def kv_shape(self, spec: KVCacheSpec, num_blocks: int) -> tuple[int, ...]:
+        raise AssertionError(f"a group without layers has no cache of {spec}")
+
+    def plan(self, launch: Launch, tables: GroupTables, upload: Upload) -> AttentionMeta:
+        return ()
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: Tensor,
+        meta: AttentionMeta,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        raise AssertionError("a group without layers attends to nothing")

@@ -27,7 +27,7 @@ class ShapeKey:
     phase: Phase
     rows: int
     query_len: int  # tokens of the longest row; of every row on static-shape platforms
-    kv_blocks: int  # blocks of the first KV group that the launch can look at
+    kv_blocks: int  # blocks of the first KV group that the launch can look at; 0 without a cache
 
     def __str__(self) -> str:
         return f"{self.phase.name.lower()}[{self.rows}x{self.query_len}, {self.kv_blocks} blocks]"
@@ -89,7 +89,10 @@ def make_launch(
     block_size: int,
     plan_rows: Int32Array | None = None,
 ) -> Launch:
-    """The launch of these rows, unpadded. `plan_rows` defaults to 0..R-1."""
+    """The launch of these rows, unpadded. `plan_rows` defaults to 0..R-1.
+
+    `block_size`: tokens per block of the KV cache; 0: the model has none.
+    """
     num_rows = len(slots)
     row_ids = ascending(num_rows)
     num_tokens = int(counts.sum())
@@ -97,7 +100,7 @@ def make_launch(
     if longest == 1 and num_tokens == num_rows:
         phase, token_rows, positions = Phase.DECODE, row_ids, starts
         query_start = ascending(num_rows + 1)
-        kv_blocks = num_rows + int((starts // block_size).sum())
+        kv_blocks = num_rows + int((starts // block_size).sum()) if block_size else 0
     else:
         phase = Phase.MIXED
         query_start = np.zeros(num_rows + 1, np.int32)
@@ -105,7 +108,8 @@ def make_launch(
         token_rows = np.repeat(row_ids, counts)
         positions = np.arange(num_tokens, dtype=np.int32)
         positions += np.repeat(starts - query_start[:-1], counts)
-        kv_blocks = int(((starts + (counts + block_size - 1)) // block_size).sum())
+        ends = starts + counts
+        kv_blocks = int((-(-ends // block_size)).sum()) if block_size else 0
     return Launch(
         key=ShapeKey(phase, num_rows, longest, kv_blocks),
         plan_rows_np=row_ids if plan_rows is None else plan_rows,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vllm.device.attention import GroupTables
 from vllm.device.device import Device
 from vllm.messages.step import Int32Array
 
@@ -15,8 +16,7 @@ from vllm.messages.step import Int32Array
 class PlacedCache:
     """What moving a block changes."""
 
-    tables: Sequence[Int32Array]  # [num_slots, *], by KV group
-    windows: Sequence[int | None]  # by KV group
+    tables: Sequence[GroupTables]  # by KV group
     tensors: Sequence[Tensor]  # each piece of memory once
     device: Device
 

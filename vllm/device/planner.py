@@ -33,6 +33,7 @@ class UnifiedPlanner(Planner):
     """One mixed launch of the exact shape, for devices that take any shape."""
 
     def __init__(self, block_size: int) -> None:
+        """`block_size`: 0 for models without a KV cache."""
         self.block_size = block_size
 
     def split(self, plan: StepPlan) -> Sequence[Launch]:

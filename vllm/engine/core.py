@@ -42,7 +42,7 @@ def _memory_of(facts: WorkerFacts, layout: KVCacheLayout) -> RankMemory:
     return RankMemory(
         weights=facts.weight_bytes,
         activations=facts.activation_bytes,
-        kv_cache=layout.num_blocks * layout.bytes_per_block,
+        kv_cache=layout.num_blocks * layout.of(facts.kv_specs).bytes_per_block,
         device=facts.total_bytes,
     )
 

@@ -49,7 +49,7 @@ class Platform(PlatformFacts):
 
     @abstractmethod
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
-        """How steps are cut into launches, over a cache of `num_blocks` blocks."""
+        """How steps are cut into launches, over a cache of `num_blocks` blocks; 0: none."""
 
     @abstractmethod
     def graph_runner(self, config: VllmConfig) -> GraphRunner: ...

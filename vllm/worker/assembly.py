@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from torch import Tensor
+
 from vllm.config.vllm import VllmConfig
-from vllm.device.attention import AttentionBackend
 from vllm.device.device import Device
 from vllm.device.observer import StepObserver
 from vllm.device.placement import PlacedCache, Placement
 from vllm.distributed.place import Place
 from vllm.layers.cached_attention import Attention
-from vllm.messages.cache import KVCacheLayout, KVGroup
+from vllm.messages.cache import KVCacheLayout
 from vllm.models.interfaces import Model
 from vllm.ops.registry import Ops
 from vllm.platforms.base import Platform
 from vllm.sample.sampler import Sampler
 from vllm.sample.state import SamplingState
 from vllm.sample.static_sampler import StaticSampler
+from vllm.worker.caches import backend_of
 from vllm.worker.ends.draw_tokens import DrawTokens
 from vllm.worker.ends.drawn import Drawn
 from vllm.worker.ends.launch_end import LaunchEnd
@@ -43,15 +45,16 @@ class LoadedRank:
 
 
 def make_runner(
-    rank: LoadedRank, layout: KVCacheLayout, max_num_seqs: int, observer: StepObserver
+    rank: LoadedRank,
+    layout: KVCacheLayout,
+    tensors: Sequence[Tensor],
+    max_num_seqs: int,
+    observer: StepObserver,
 ) -> ModelRunner:
-    """The runner for up to `max_num_seqs` requests at a time, over the caches of `layout`."""
+    """The runner for up to `max_num_seqs` requests at a time, over the `tensors` of `layout`."""
     planner = rank.platform.planner(rank.config, layout.num_blocks)
     slots = _make_slots(rank, layout, max_num_seqs, planner.placement)
-    caches = {layer.cache.data_ptr(): layer.cache for layer in rank.layers.values()}
-    planner.placement.bind(
-        PlacedCache(slots.block_tables_np, slots.shape.windows, list(caches.values()), rank.device)
-    )
+    planner.placement.bind(PlacedCache(slots.tables, tensors, rank.device))
     return ModelRunner(
         RunnerParts(
             model=rank.model,
@@ -59,7 +62,7 @@ def make_runner(
             planner=planner,
             slots=slots,
             inputs=GatherTokens(slots),
-            backends=[_backend_of(group, rank.layers) for group in layout.groups],
+            backends=[backend_of(group, rank.layers) for group in layout.groups],
             graphs=rank.platform.graph_runner(rank.config),
             end=_make_end(rank, slots, observer),
             observer=observer,
@@ -70,14 +73,13 @@ def make_runner(
 def _make_slots(
     rank: LoadedRank, layout: KVCacheLayout, max_num_seqs: int, placement: Placement
 ) -> Slots:
-    config, groups = rank.config, layout.groups
+    config = rank.config
     shape = SlotsShape(
         max_num_seqs=max_num_seqs,
         max_model_len=config.model.max_model_len,
         pipeline_depth=config.scheduler.pipeline_depth,
         vocab_size=config.model.vocab_size,
-        block_sizes=tuple(group.spec.block_size for group in groups),
-        windows=tuple(group.spec.window for group in groups),
+        kv_groups=tuple(group.needs for group in layout.groups),
     )
     sampling = SamplingState(
         shape.num_slots,
@@ -100,10 +102,3 @@ def _make_end(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchE
     )
     make_end = partial(DrawTokens, rank.model, slots, sampler, observer)
     return make_end(rank.device.download) if rank.place.is_driver else Silent(make_end, rank.device)
-
-
-def _backend_of(group: KVGroup, layers: Mapping[str, Attention]) -> AttentionBackend:
-    backends = [layers[name].backend for name in group.layers]
-    kinds = {type(backend) for backend in backends}
-    assert len(kinds) == 1, f"layers of one KV group need one attention backend, got {kinds}"
-    return backends[0]

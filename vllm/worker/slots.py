@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm.device.attention import GroupTables
 from vllm.device.device import Device
 from vllm.device.placement import Placement
+from vllm.messages.cache import BlockNeeds
 from vllm.messages.step import Admission, Int32Array, StepPlan
 from vllm.sample.state import SamplingState
 
@@ -28,8 +29,7 @@ class SlotsShape:
     max_model_len: int
     pipeline_depth: int
     vocab_size: int
-    block_sizes: tuple[int, ...]  # tokens per block, by KV group
-    windows: tuple[int | None, ...] = (None,)  # of a query, in tokens, by KV group
+    kv_groups: tuple[BlockNeeds, ...]
 
     @property
     def num_slots(self) -> int:
@@ -65,15 +65,15 @@ class Slots:
             (num_slots, max_tokens), dtype=torch.int32, device=device.torch_device
         )
         self._flat_tokens = self.tokens.view(-1)
-        # By KV group, [num_slots, max_blocks]; to read only. Attention takes from them what a
-        # launch needs, so the device has no twin.
-        self.block_tables_np: Sequence[Int32Array] = [
-            np.zeros((num_slots, -(-max_tokens // block_size)), np.int32)
-            for block_size in shape.block_sizes
-        ]
+        # By KV group; to read only. Attention takes from them what a launch needs, so the device
+        # has no twin.
         self.tables = tuple(
-            GroupTables(*group)
-            for group in zip(self.block_tables_np, shape.block_sizes, shape.windows, strict=True)
+            GroupTables(
+                np.zeros((num_slots, needs.max_blocks(max_tokens)), np.int32),
+                needs.block_size,
+                needs.window,
+            )
+            for needs in shape.kv_groups
         )
         self.num_prompt_tokens_np = np.zeros(num_slots, np.int32)
         self.prompt_logprobs_np = np.full(num_slots, _NOT_WANTED, np.int32)  # k, per slot
@@ -136,13 +136,13 @@ class Slots:
         self.sampling.follow(index)
 
     def _put_blocks(self, blocks: Int32Array) -> None:
-        if len(self.block_tables_np) == 1:
+        if len(self.tables) == 1:
             places = self.placement.place(blocks[:, 3])
-            self.block_tables_np[0][blocks[:, 0], blocks[:, 2]] = places
+            self.tables[0].blocks_np[blocks[:, 0], blocks[:, 2]] = places
             return
-        for group, table in enumerate(self.block_tables_np):
+        for group, table in enumerate(self.tables):
             slots, _, columns, block_ids = blocks[blocks[:, 1] == group].T
-            table[slots, columns] = self.placement.place(block_ids)
+            table.blocks_np[slots, columns] = self.placement.place(block_ids)
 
     def flat_index(self, slots: Int32Array, positions: Int32Array) -> Tensor:
         """Where the tokens at (slot, position) lie in the flattened token table: int64 [T]."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.observer import StepObserver, observer_of
@@ -17,7 +18,7 @@ from vllm.envs import Environment
 from vllm.layers.cached_attention import Attention
 from vllm.loader import load_model, reload_weights
 from vllm.logger import init_logger
-from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
+from vllm.messages.cache import AnySpec, KVCacheLayout
 from vllm.messages.facts import WorkerFacts
 from vllm.messages.shapes import ShapeUsage
 from vllm.messages.step import StepPlan
@@ -28,6 +29,7 @@ from vllm.profiling.timeline import process_timeline
 from vllm.profiling.torch_profile import TorchProfile, TorchProfileSettings
 from vllm.worker import memory
 from vllm.worker.assembly import LoadedRank, make_runner
+from vllm.worker.caches import bind_caches, trial_layout
 from vllm.worker.ends.launch_end import StepAnswer
 from vllm.worker.model_runner import ModelRunner
 from vllm.worker.step_log import step_logs
@@ -104,10 +106,15 @@ class Worker:
         )
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
-        """Allocate the cache, build the runner, warm up."""
+        """Allocate the cache of this rank's layers, build the runner, warm up.
+
+        `layout` has the layers of all ranks.
+        """
+        own = layout.of(self.layers)
         with self.device.needing("the KV cache"):
-            self._bind_caches(layout)
-        self.runner = self._make_runner(layout, self.config.scheduler.max_num_seqs, self.observer)
+            tensors = bind_caches(own, self.layers, self.device)
+        max_num_seqs = self.config.scheduler.max_num_seqs
+        self.runner = self._make_runner(own, tensors, max_num_seqs, self.observer)
         self.platform.warm_up(self.config, self.runner, self.collectives)
         self.collectives.steps_begin()
         self._closing.callback(self.runner.planner.close)
@@ -176,13 +183,9 @@ class Worker:
 
     def _measure_activations(self, specs: Mapping[str, AnySpec]) -> int:
         """Peak bytes of a full step, measured on one-block caches that only the dummy slot uses."""
-        groups = tuple(
-            KVGroup(spec, tuple(name for name, other in specs.items() if other == spec))
-            for spec in dict.fromkeys(specs.values())
-        )
-        layout = KVCacheLayout(num_blocks=1, groups=groups)
-        self._bind_caches(layout)
-        runner = self._make_runner(layout, max_num_seqs=1, observer=StepObserver())
+        layout = trial_layout(specs)
+        tensors = bind_caches(layout, self.layers, self.device)
+        runner = self._make_runner(layout, tensors, max_num_seqs=1, observer=StepObserver())
         config = self.config
 
         def peak_of(num_tokens: int) -> tuple[int, int]:
@@ -196,26 +199,12 @@ class Worker:
             vocab_size=config.model.vocab_size,
         )
 
-    def _bind_caches(self, layout: KVCacheLayout) -> None:
-        """Allocate the layout's tensors and give every layer its view of one."""
-        for i in range(layout.num_tensors):
-            users = [
-                (group_idx, group.layers[i], group.spec)
-                for group_idx, group in enumerate(layout.groups)
-                if i < len(group.layers)
-            ]
-            sizes = {spec.bytes_per_block() for _, _, spec in users}
-            assert len(sizes) == 1, f"layers sharing cache tensor {i} differ in block size: {users}"
-            dtypes = {self.layers[name].spec.dtype for _, name, _ in users}
-            assert len(dtypes) == 1, f"layers sharing cache tensor {i} differ in dtype: {users}"
-            pool = self.device.zeros(layout.num_blocks * sizes.pop(), dtypes.pop())
-            for group_idx, name, spec in users:
-                layer = self.layers[name]
-                shape = layer.backend.kv_shape(spec, layout.num_blocks)
-                layer.bind(pool.view(shape), group_idx)
-
     def _make_runner(
-        self, layout: KVCacheLayout, max_num_seqs: int, observer: StepObserver
+        self,
+        layout: KVCacheLayout,
+        tensors: Sequence[Tensor],
+        max_num_seqs: int,
+        observer: StepObserver,
     ) -> ModelRunner:
         rank = LoadedRank(
             self.config,
@@ -226,4 +215,4 @@ class Worker:
             self.model,
             self.layers,
         )
-        return make_runner(rank, layout, max_num_seqs, observer)
+        return make_runner(rank, layout, tensors, max_num_seqs, observer)

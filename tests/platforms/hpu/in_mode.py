@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tests.loader.quantizing import quantized as quantize
+from tests.models import cacheless as no_cache
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
@@ -183,6 +185,20 @@ def quantized(names: Sequence[str], **options: Any) -> None:
                 compare(f"{name} {kind}", quantize(path, Path(folder) / kind, kind), {}, options)
 
 
+def cacheless(names: Sequence[str], **options: Any) -> None:
+    """A model without a KV cache, beside plain torch; names are strategies of bucketing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = no_cache.make(Path(folder))
+        expected = no_cache.greedy(path, prompts(), MAX_TOKENS)
+        for contiguous, strategy in itertools.product(("false", "true"), names or ("exp",)):
+            os.environ["VLLM_CONTIGUOUS_PA"] = contiguous
+            os.environ["VLLM_BUCKETING_STRATEGY"] = strategy
+            name = f"{strategy}, contiguous {contiguous}"
+            given = with_engine(path, "hpu", **options)["greedy"]
+            problem = "" if given == expected else f"HPU {given}, torch {expected}"
+            print(json.dumps({"name": name, "problem": problem, "seconds": 0}), flush=True)
+
+
 def bfloat16(names: Sequence[str], **options: Any) -> None:
     """Log-probabilities of a fixed text: as near to float32 as the CPU's in bfloat16 are."""
     for name in names or ("llama", "gemma2", "mixtral", "deepseek_v3"):
@@ -223,6 +239,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "combinations": combinations,
     "quantized": quantized,
     "reload": reload,
+    "cacheless": cacheless,
     "bfloat16": bfloat16,
     "equivalence": equivalence,
 }

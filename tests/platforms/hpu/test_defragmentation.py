@@ -8,6 +8,7 @@ import torch
 
 from tests.conftest import LogLines
 from tests.platforms.hpu.attention.cases import HostMemory
+from vllm.device.attention import GroupTables
 from vllm.device.placement import PlacedCache
 from vllm.platforms.hpu.defragmentation import (
     SWAP_SIZES,
@@ -86,8 +87,11 @@ class Requests:
         self.table = np.zeros((9, 12), np.int32)
         self.cache = torch.zeros(2 * num_blocks * BLOCK_SIZE, 1, 1)
         self.window_table = np.zeros((9, 12), np.int32)
-        tables, windows = (self.window_table, self.table), (8, None)
-        placement.bind(PlacedCache(tables, windows, [self.cache], Memory()))
+        tables = (
+            GroupTables(self.window_table, BLOCK_SIZE, 8),
+            GroupTables(self.table, BLOCK_SIZE, None),
+        )
+        placement.bind(PlacedCache(tables, [self.cache], Memory()))
         self.free = list(range(1, num_blocks))
         self.held: dict[int, list[int]] = {}
 

@@ -71,6 +71,17 @@ def test_tokens_are_those_of_the_cpu(emulated: Emulated, what: str, mode: str) -
     assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_without_a_cache_runs(emulated: Emulated, mode: str) -> None:
+    lazy, is_eager = MODES[mode]
+    strategies = ["lin", "exp", "pad"] if mode == "graphs" else []
+    lines = run(
+        emulated, lazy, "in_mode", "cacheless", *strategies, *["--enforce-eager"] * is_eager
+    )
+    assert len(lines) == 2 * max(1, len(strategies))
+    assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
+
+
 def test_bfloat16_is_as_near_to_float32_as_on_the_cpu(emulated: Emulated) -> None:
     lines = run(emulated, "0", "in_mode", "bfloat16", "--enforce-eager")
     assert len(lines) == 4

@@ -56,6 +56,13 @@ def test_prompts_that_would_exceed_a_steps_tokens_together_are_launched_apart() 
     assert all(launch.num_tokens <= 256 for launch in launches)
 
 
+def test_without_a_cache_launches_have_no_blocks_and_chunks_share_them() -> None:
+    rows = [(1, 0, 20), (2, 300, 1), (3, 64, 20), (4, 15, 1)]
+    decode, prompts = planner(max_prompt_rows=2, num_blocks=0).split(plan_of(rows))
+    assert (decode.plan_rows_np.tolist(), decode.key.kv_blocks) == ([1, 3], 0)
+    assert (prompts.plan_rows_np.tolist(), prompts.key.kv_blocks) == ([0, 2], 0)
+
+
 def test_block_lists_longer_than_any_prepared_one_are_cut() -> None:
     some = planner(num_blocks=20)
     most = some.buckets.max_decode_blocks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,13 @@ def test_padding_is_counted_in_tokens_and_blocks() -> None:
     assert (decode.used_blocks, decode.padding_blocks) == (1 + 2 + 4 + 1, 32 - 8)
     assert (prefill.tokens, prefill.padding_tokens) == (20, 44)
     assert (prefill.used_blocks, prefill.padding_blocks) == (2, 2)
+
+
+def test_launches_without_a_cache_have_no_blocks() -> None:
+    tally = ShapeTally(Memory(), 8, is_logging=False)
+    run(tally, launch(replace(DECODE, kv_blocks=0), ints(7, 8, 30), ints(1, 1, 1)))
+    (decode,) = tally.shapes()
+    assert (decode.used_blocks, decode.padding_blocks) == (0, 0)
 
 
 def test_rehearsals_cost_time_and_captures_memory_but_are_no_hits(clock: list[float]) -> None:

@@ -22,7 +22,8 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int, num_groups: int = 1) -> None:
-        assert num_blocks >= 2, f"a pool of {num_blocks} blocks has none to hand out"
+        """`num_blocks`: block 0 included; 0 for a model without a KV cache."""
+        assert num_blocks != 1, "a pool of the dummy block alone has none to hand out"
         self.num_blocks = num_blocks
         self._references = [0] * num_blocks
         self._content: list[tuple[int, bytes] | None] = [None] * num_blocks  # group, hash
@@ -35,6 +36,16 @@ class BlockPool:
         return len(self._free)
 
     @property
+    def num_usable(self) -> int:
+        """Blocks that can be handed out: all but the dummy block."""
+        return max(0, self.num_blocks - 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every block that was handed out has come back."""
+        return len(self._free) == self.num_usable
+
+    @property
     def num_known(self) -> int:
         """Blocks whose contents `lookup` can find, referenced or free."""
         return sum(len(known) for known in self._known)
@@ -42,7 +53,7 @@ class BlockPool:
     @property
     def usage(self) -> float:
         """Share of the blocks that requests refer to."""
-        return 1.0 - self.num_free / (self.num_blocks - 1)
+        return 1.0 - self.num_free / self.num_usable if self.num_usable else 0.0
 
     def allocate(self, count: int) -> list[BlockId]:
         """Take `count` blocks with one reference each. Raises OutOfBlocks; never partial."""
@@ -100,7 +111,7 @@ class BlockPool:
 
     def forget_all(self) -> bool:
         """Empty the prefix cache; False, and nothing done, while any block is referenced."""
-        if self.num_free != self.num_blocks - 1:
+        if not self.is_whole:
             return False
         for block in range(self.num_blocks):
             self._forget(block)
@@ -109,11 +120,11 @@ class BlockPool:
     def check(self) -> None:
         """Assert free + referenced == total and that every known content is where it says. O(n)."""
         referenced = [b for b in range(1, self.num_blocks) if self._references[b] > 0]
-        assert len(referenced) + len(self._free) == self.num_blocks - 1, (
-            f"{len(referenced)} referenced + {len(self._free)} free != {self.num_blocks - 1} blocks"
+        assert len(referenced) + len(self._free) == self.num_usable, (
+            f"{len(referenced)} referenced + {len(self._free)} free != {self.num_usable} blocks"
         )
         assert not self._free.keys() & set(referenced), "a block is both free and referenced"
-        assert DUMMY_BLOCK not in self._free and self._references[DUMMY_BLOCK] == 0
+        assert DUMMY_BLOCK not in self._free and not any(self._references[:1])
         for group, known in enumerate(self._known):
             for content, block in known.items():
                 assert self._content[block] == (group, content), (

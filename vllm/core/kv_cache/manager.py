@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from vllm.core.kv_cache.block_pool import DUMMY_BLOCK, BlockId, BlockPool
 from vllm.core.kv_cache.prefix import extend_hashes
+from vllm.core.kv_cache.rules import GroupRule, SlidingRule, rule_of
 from vllm.core.request import Request
-from vllm.messages.cache import MLA, FullAttention, KVCacheLayout, KVGroup, SlidingWindow
+from vllm.messages.cache import BlockNeeds, KVCacheLayout
+
+# Without groups there are no blocks. Steady requests are still looked at once in so many tokens.
+_NO_CACHE_BLOCK_SIZE: Final = 128
 
 
 class PrefixMatch(NamedTuple):
@@ -29,83 +32,6 @@ class BlockDelta(NamedTuple):
     block: BlockId
 
 
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-class GroupRule(ABC):
-    """How one kind of layer uses blocks: what a query needs; what may be reused or dropped."""
-
-    def __init__(self, index: int, block_size: int) -> None:
-        self.index = index
-        self.block_size = block_size
-
-    @abstractmethod
-    def first_needed(self, position: int) -> int:
-        """Index of the first block that a query at `position` reads."""
-
-    @abstractmethod
-    def most_held(self, start: int, upto: int, step_tokens: int) -> int:
-        """Most blocks held at once while going from position `start` to `upto` in such steps."""
-
-    @abstractmethod
-    def longest_match(self, pool: BlockPool, hashes: Sequence[bytes], limit: int) -> int:
-        """Most lead blocks, up to `limit`, after which a sequence can go on from cached ones."""
-
-
-class FullRule(GroupRule):
-    """Every block stays needed: full attention and MLA."""
-
-    def first_needed(self, position: int) -> int:
-        return 0
-
-    def most_held(self, start: int, upto: int, step_tokens: int) -> int:
-        return ceil_div(upto, self.block_size)
-
-    def longest_match(self, pool: BlockPool, hashes: Sequence[bytes], limit: int) -> int:
-        for i in range(limit):
-            if pool.lookup(hashes[i], self.index) is None:
-                return i
-        return limit
-
-
-class SlidingRule(GroupRule):
-    """Only the last `window` tokens are read; a match needs just the blocks that hold those."""
-
-    def __init__(self, index: int, block_size: int, window: int) -> None:
-        super().__init__(index, block_size)
-        self.window = window
-
-    def first_needed(self, position: int) -> int:
-        return max(0, position - self.window + 1) // self.block_size
-
-    def most_held(self, start: int, upto: int, step_tokens: int) -> int:
-        # The window and a step, not aligned to blocks at either end.
-        bound = ceil_div(self.window + step_tokens, self.block_size) + 1
-        return min(ceil_div(upto, self.block_size) - self.first_needed(start), bound)
-
-    def longest_match(self, pool: BlockPool, hashes: Sequence[bytes], limit: int) -> int:
-        """Scan back for the last run of cached blocks that covers the window before its end."""
-        end = limit
-        i = limit
-        while end > 0:
-            if i == self.first_needed(end * self.block_size):
-                return end
-            i -= 1
-            if pool.lookup(hashes[i], self.index) is None:
-                end = i
-        return 0
-
-
-def rule_of(group: KVGroup, index: int) -> GroupRule:
-    spec = group.spec
-    if isinstance(spec, SlidingWindow):
-        return SlidingRule(index, spec.block_size, spec.window_tokens)
-    if type(spec) is FullAttention or isinstance(spec, MLA):
-        return FullRule(index, spec.block_size)
-    raise AssertionError(f"no block rule for {type(spec).__name__}: it needs an encoder run")
-
-
 class KVCacheManager:
     """Owner of the pool and of the block lists on requests.
 
@@ -115,18 +41,29 @@ class KVCacheManager:
     """
 
     def __init__(
-        self, layout: KVCacheLayout, enable_prefix_caching: bool, step_tokens: int
+        self,
+        layout: KVCacheLayout,
+        enable_prefix_caching: bool,
+        step_tokens: int,
+        make_rule: Callable[[BlockNeeds, int], GroupRule] = rule_of,
     ) -> None:
         """`step_tokens`: positions of one request that may be planned and not yet committed."""
-        self.block_size = layout.groups[0].spec.block_size
-        assert all(g.spec.block_size == self.block_size for g in layout.groups), layout
-        self.enable_prefix_caching = enable_prefix_caching
+        sizes = {group.needs.block_size for group in layout.groups}
+        assert len(sizes) <= 1, f"KV groups with blocks of different sizes: {layout}"
+        self.block_size = sizes.pop() if sizes else _NO_CACHE_BLOCK_SIZE
         self.step_tokens = step_tokens
         self.pool = BlockPool(layout.num_blocks, len(layout.groups))
-        self.rules = [rule_of(group, i) for i, group in enumerate(layout.groups)]
+        self.rules = [make_rule(group.needs, i) for i, group in enumerate(layout.groups)]
+        self._following = [rule for rule in self.rules if rule.follows_tokens]
         self._sliding = [rule for rule in self.rules if isinstance(rule, SlidingRule)]
+        self.enable_prefix_caching = enable_prefix_caching and bool(self._following)
         # Found by `match`, but filled only by the step that is being planned.
         self._underway: set[BlockId] = set()
+
+    @property
+    def blocks_per_new_block(self) -> int:
+        """Blocks that `reserve` takes, over all groups, for the first token of a block."""
+        return len(self._following)
 
     def begin_step(self) -> None:
         """A step is planned: all before it come first, and fill what they were to fill."""
@@ -147,15 +84,17 @@ class KVCacheManager:
         length = limit = limit if most_blocks is None else min(limit, most_blocks)
         # Each rule may shorten what the others found; a shorter length is a new question for them.
         while length > 0:
-            for rule in self.rules:
+            for rule in self._following:
                 length = rule.longest_match(self.pool, hashes, length)
             if length == limit:
                 break
             limit = length
         if length == 0:
             return nothing
-        num_tokens = length * self.block_size
-        return PrefixMatch(num_tokens, [self._cached(rule, hashes, length) for rule in self.rules])
+        match = PrefixMatch(length * self.block_size, nothing.blocks)
+        for rule in self._following:
+            match.blocks[rule.index] = self._cached(rule, hashes, length)
+        return match
 
     def num_ready(self, match: PrefixMatch) -> int:
         """How many lead blocks of a match do not wait for the step that is being planned."""
@@ -172,7 +111,8 @@ class KVCacheManager:
         wanted = 0
         for rule, matched in zip(self.rules, match.blocks, strict=True):
             used = [b for b in matched if b != DUMMY_BLOCK]
-            wanted += rule.most_held(match.num_tokens, upto, self.step_tokens) - len(used)
+            reach = rule.reach(request, upto)
+            wanted += rule.most_held(reach, match.num_tokens, self.step_tokens) - len(used)
             # Matched blocks that are free leave the free list as well.
             wanted += sum(self.pool.is_free(b) for b in used)
         return wanted <= self.pool.num_free
@@ -193,11 +133,11 @@ class KVCacheManager:
 
     def missing(self, request: Request, upto: int) -> int:
         """How many blocks `reserve` would take."""
-        num_blocks = ceil_div(upto, self.block_size)
         missing = 0
-        for blocks in request.blocks:
-            if len(blocks) < num_blocks:
-                missing += num_blocks - len(blocks)
+        for rule, blocks in zip(self.rules, request.blocks, strict=True):
+            count = rule.reach(request, upto) - len(blocks)
+            if count > 0:
+                missing += count
         return missing
 
     def reserve(self, request: Request, upto: int) -> list[BlockDelta] | None:
@@ -207,10 +147,9 @@ class KVCacheManager:
             return []
         if missing > self.pool.num_free:
             return None
-        num_blocks = ceil_div(upto, self.block_size)
         deltas = []
         for rule, blocks in zip(self.rules, request.blocks, strict=True):
-            count = num_blocks - len(blocks)
+            count = rule.reach(request, upto) - len(blocks)
             if count > 0:
                 new = self.pool.allocate(count)
                 deltas += [
@@ -237,8 +176,8 @@ class KVCacheManager:
             return
         first = request.num_published
         self._publish(request, min(upto, request.num_tokens) // self.block_size)
-        for blocks in request.blocks:
-            self._underway.update(blocks[first : request.num_published])
+        for rule in self._following:
+            self._underway.update(request.blocks[rule.index][first : request.num_published])
         self._underway.discard(DUMMY_BLOCK)
 
     def commit(self, request: Request) -> None:
@@ -252,15 +191,16 @@ class KVCacheManager:
             return
         if self.enable_prefix_caching:
             extend_hashes(request, self.block_size)
-            for rule, blocks in zip(self.rules, request.blocks, strict=True):
+            for rule in self._following:
+                blocks = request.blocks[rule.index]
                 first = max(request.num_published, request.num_released[rule.index])
                 for i in range(first, num_full):
                     self.pool.publish(blocks[i], request.block_hashes[i], rule.index)
         request.num_published = num_full
 
     def retract(self, request: Request) -> None:
-        """Nobody is to start from what this request published: keys and values may be wrong."""
-        for rule in self.rules:
+        """No request is to start from what this one published: keys and values may be wrong."""
+        for rule in self._following:
             self.pool.forget(request.block_hashes[: request.num_published], rule.index)
 
     def release(self, request: Request) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm.config.vllm import VllmConfig
-from vllm.core.kv_cache.manager import rule_of
+from vllm.core.kv_cache.grouping import group_layers
+from vllm.core.kv_cache.rules import rule_of
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
 from vllm.messages.cache import AnySpec, KVCacheLayout, KVGroup
@@ -20,50 +21,58 @@ GIB = 1 << 30
 PREFIX_RESERVE = 2
 
 
-def group_layers(specs: dict[str, AnySpec]) -> tuple[KVGroup, ...]:
-    """Layers of equal spec, cut into groups of one size so that they can share tensors.
-
-    The size is that of the smallest kind: a model with 4 full and 20 sliding layers gets one group
-    of full and five of sliding layers over 4 tensors.
-    """
-    kinds: dict[AnySpec, list[str]] = {}
-    for name, spec in specs.items():
-        kinds.setdefault(spec, []).append(name)
-    size = min(len(names) for names in kinds.values())
-    return tuple(
-        KVGroup(spec, tuple(names[i : i + size]))
-        for spec, names in kinds.items()
-        for i in range(0, len(names), size)
+def blocks_per_sequence(groups: Sequence[KVGroup], num_tokens: int, step_tokens: int) -> int:
+    """Blocks that one sequence of `num_tokens` holds at most, over all groups."""
+    return sum(
+        rule_of(group.needs, i).most_held(group.needs.max_blocks(num_tokens), 0, step_tokens)
+        for i, group in enumerate(groups)
     )
 
 
-def blocks_per_sequence(groups: Sequence[KVGroup], num_tokens: int, step_tokens: int) -> int:
-    """Blocks that one sequence of `num_tokens` holds at most, over all groups."""
-    rules = [rule_of(group, i) for i, group in enumerate(groups)]
-    return sum(rule.most_held(0, num_tokens, step_tokens) for rule in rules)
-
-
 def plan_kv_cache(config: VllmConfig, facts: Sequence[WorkerFacts]) -> KVCacheLayout:
-    """The layout that the least endowed rank can hold. Raises ConfigError if no sequence fits."""
-    groups = group_layers(facts[0].kv_specs)
-    bytes_per_block = KVCacheLayout(0, groups).bytes_per_block
+    """The layout that the least endowed rank can hold. Raises ConfigError if no sequence fits.
+
+    Each rank allocates the tensors of its own layers (`KVCacheLayout.of`) for all blocks.
+    """
+    groups = group_layers(_all_layers(facts), config.model.max_model_len)
+    if not groups:
+        logger.info("KV cache: none, because no layer of the model has one")
+        return KVCacheLayout(0, groups)
     step_tokens = config.scheduler.max_num_batched_tokens * config.scheduler.pipeline_depth
     per_sequence = blocks_per_sequence(groups, config.model.max_model_len, step_tokens)
-    budget_bytes, reason = min(_budget(config, f) for f in facts)
+    layout = KVCacheLayout(0, groups)
+    shares = [(rank, layout.of(rank.kv_specs).bytes_per_block) for rank in facts]
+    shares = [(rank, bytes_per_block) for rank, bytes_per_block in shares if bytes_per_block]
+    num_blocks, reason = min(_room(config, rank, share) for rank, share in shares)
     if config.cache.num_blocks_override:
-        num_blocks = config.cache.num_blocks_override
-        reason = "--num-gpu-blocks-override"
-    else:
-        num_blocks = budget_bytes // bytes_per_block
+        num_blocks, reason = config.cache.num_blocks_override, "--num-gpu-blocks-override"
+    elif not config.cache.kv_cache_memory_bytes:
         enough = 1 + PREFIX_RESERVE * config.scheduler.max_num_seqs * per_sequence
-        if not config.cache.kv_cache_memory_bytes and num_blocks > enough:
+        if num_blocks > enough:
             num_blocks = enough
             reason = f"{PREFIX_RESERVE} x max_num_seqs x max_model_len; memory would allow more"
+    bytes_per_block = max(share for _, share in shares)
     if num_blocks - 1 < per_sequence:
         raise _too_small(config, groups, num_blocks, bytes_per_block, step_tokens)
-    _check_free(config, num_blocks * bytes_per_block, min(f.free_bytes for f in facts), reason)
+    for rank, share in shares:
+        _check_free(config, num_blocks * share, rank.free_bytes, reason)
     _explain(config, groups, num_blocks, bytes_per_block, reason)
     return KVCacheLayout(num_blocks, groups)
+
+
+def _all_layers(facts: Sequence[WorkerFacts]) -> dict[str, AnySpec]:
+    """Layers of all ranks, in the order of the model: ranks are numbered stage after stage."""
+    specs: dict[str, AnySpec] = {}
+    for rank in facts:
+        for name, spec in rank.kv_specs.items():
+            assert specs.setdefault(name, spec) == spec, f"ranks differ in {name}: {spec}"
+    return specs
+
+
+def _room(config: VllmConfig, facts: WorkerFacts, bytes_per_block: int) -> tuple[int, str]:
+    """Blocks for which a rank has memory, and the reason."""
+    budget_bytes, reason = _budget(config, facts)
+    return budget_bytes // bytes_per_block, reason
 
 
 def _budget(config: VllmConfig, facts: WorkerFacts) -> tuple[int, str]:
@@ -98,7 +107,7 @@ def _too_small(
     step_tokens: int,
 ) -> ConfigError:
     """Say how much is missing, and the longest max_model_len that would fit."""
-    block_size = groups[0].spec.block_size
+    block_size = groups[0].needs.block_size
     low, high = 0, config.model.max_model_len
     while low < high:
         middle = (low + high + 1) // 2
@@ -125,7 +134,7 @@ def _explain(
     bytes_per_block: int,
     reason: str,
 ) -> None:
-    block_size = groups[0].spec.block_size
+    block_size = groups[0].needs.block_size
     num_tokens = (num_blocks - 1) * block_size // len(groups)
     logger.info(
         "KV cache: %d blocks of %d tokens in %d group(s), %.3f GiB (%s): %d tokens, or %.1f "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vllm.device.attention import NoAttention
 from vllm.device.graphs import EagerRunner, Forward
 from vllm.device.launch import Phase, ShapeKey
 from vllm.logger import init_logger
@@ -57,7 +58,8 @@ class CpuGraphRunner(EagerRunner):
     def _capture(
         self, key: ShapeKey, forward: Forward, inputs: ForwardInputs, metas: AttentionMetas
     ) -> Tensor:
-        if not all(isinstance(backend, NativeAttention) for backend in forward.backends):
+        kinds = (NativeAttention, NoAttention)
+        if not all(isinstance(backend, kinds) for backend in forward.backends):
             self._refusal = "its attention is not the native one"  # and takes lengths as numbers
             return super().run(key, forward, inputs, metas)
         tensors = _tensors(inputs, metas)

@@ -79,7 +79,7 @@ class CpuPlatform(Platform):
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
         from vllm.device.planner import UnifiedPlanner
 
-        return UnifiedPlanner(config.cache.block_size)
+        return UnifiedPlanner(config.cache.block_size if num_blocks else 0)
 
     def graph_runner(self, config: VllmConfig) -> GraphRunner:
         from vllm.device.graphs import EagerRunner

@@ -47,7 +47,7 @@ class ContiguousPlacement(Placement):
     def release(self, slot: int) -> None:
         # What stays behind in a table would count as in use.
         for table in self.cache.tables:
-            table[slot] = 0
+            table.blocks_np[slot] = 0
 
     def highest(self, slots: Int32Array, columns: Int32Array) -> int:
         """Highest place in the first `columns` entries of these rows, windows left out."""
@@ -55,9 +55,9 @@ class ContiguousPlacement(Placement):
         is_read = np.arange(width) < columns[:, None]
         return max(
             (
-                int(np.where(is_read, table[slots, :width], 0).max(initial=0))
-                for table, window in zip(self.cache.tables, self.cache.windows, strict=True)
-                if window is None
+                int(np.where(is_read, table.blocks_np[slots, :width], 0).max(initial=0))
+                for table in self.cache.tables
+                if table.window is None
             ),
             default=0,
         )
@@ -67,7 +67,7 @@ class ContiguousPlacement(Placement):
             return
         is_used = np.zeros(self.num_blocks, bool)
         for table in self.cache.tables:
-            is_used[table.ravel()] = True
+            is_used[table.blocks_np.ravel()] = True
         is_used[DUMMY_BLOCK] = True
         pairs = choose_swaps(is_used, self.threshold)
         if len(pairs):
@@ -96,7 +96,7 @@ class ContiguousPlacement(Placement):
         moved[pairs[:, 0]], moved[pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
         self._place = moved[self._place]
         for table in self.cache.tables:
-            table[:] = moved[table]
+            table.blocks_np[:] = moved[table.blocks_np]
         size = next(size for size in SWAP_SIZES if size >= len(pairs))
         padded = np.zeros((size, 2), np.int32)
         padded[: len(pairs)] = pairs

@@ -32,6 +32,7 @@ class PhasedPlanner(Planner):
         self.contiguous = contiguous
         self.placement = contiguous or Placement()
         self.block_size = block_size
+        self.has_cache = buckets.limits.has_cache
         self.demand = demand or Demand()
         self.max_prompt_rows = buckets.limits.max_prompt_rows
         self.max_tokens = buckets.limits.max_num_batched_tokens
@@ -60,7 +61,7 @@ class PhasedPlanner(Planner):
         self.demand.close()
 
     def _decode(self, plan: StepPlan, rows: Int32Array) -> Launch:
-        lengths = plan.starts[rows] // self.block_size + 1
+        lengths = self._decode_blocks(plan, rows)
         num_blocks = int(lengths.sum())
         if self.contiguous is not None:
             highest = self.contiguous.highest(plan.slots[rows], lengths)
@@ -76,7 +77,7 @@ class PhasedPlanner(Planner):
         Requests that share a prefix can refer to more blocks than there are.
         """
         most = self.buckets.max_decode_blocks
-        ends = np.cumsum(plan.starts[rows] // self.block_size + 1)
+        ends = np.cumsum(self._decode_blocks(plan, rows))
         begin = 0
         while begin < len(rows):
             before = int(ends[begin - 1]) if begin else 0
@@ -84,11 +85,16 @@ class PhasedPlanner(Planner):
             yield rows[begin:end]
             begin = end
 
+    def _decode_blocks(self, plan: StepPlan, rows: Int32Array) -> Int32Array:
+        """Blocks that each of these rows reads, [r]."""
+        if not self.has_cache:
+            return np.zeros(len(rows), np.int32)
+        return plan.starts[rows] // self.block_size + 1
+
     def _prompts(self, plan: StepPlan, rows: Int32Array) -> Launch:
         starts, counts = plan.starts[rows], plan.counts[rows]
         longest = int(counts.max())
-        context_blocks = -(-starts // self.block_size)
-        most_blocks = int(context_blocks.max())
+        most_blocks = int((-(-starts // self.block_size)).max()) if self.has_cache else 0
         bucket = self.buckets.find_prompt(len(rows), longest, most_blocks)
         self.demand.record(len(rows), longest, most_blocks)
         key = ShapeKey(Phase.PREFILL, bucket.rows, bucket.query_len, bucket.blocks)
@@ -99,7 +105,7 @@ class PhasedPlanner(Planner):
         if self.max_prompt_rows == 1:
             yield from rows[:, None]
             return
-        has_context = plan.starts[rows] > 0
+        has_context = (plan.starts[rows] > 0) & self.has_cache
         yield from rows[has_context][:, None]
         fresh = rows[~has_context]
         fresh = fresh[np.argsort(-plan.counts[fresh], kind="stable")]

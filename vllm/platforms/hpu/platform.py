@@ -99,7 +99,7 @@ class HpuPlatform(Platform):
         env = Environment()
         buckets = make_table(config, num_blocks, env)
         demand = make_demand(buckets, env)
-        if not env.VLLM_CONTIGUOUS_PA:
+        if not env.VLLM_CONTIGUOUS_PA or not num_blocks:
             return PhasedPlanner(buckets, config.cache.block_size, demand=demand)
         moves = env.VLLM_DEFRAG is not False
         placement = ContiguousPlacement(

@@ -81,6 +81,8 @@ class ShapeTally(StepObserver):
 
     def _blocks(self, launch: Launch, num_real: int) -> tuple[int, int]:
         """Blocks that requests need of those that the launch looks at, and the latter."""
+        if not launch.key.kv_blocks:  # prompts without context, or no cache
+            return 0, 0
         starts, size = launch.starts_np[:num_real], self._block_size
         if launch.key.phase is Phase.DECODE:
             return int((starts // size + 1).sum()), launch.key.kv_blocks

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,16 @@ def test_what_was_recorded_is_read_back_as_buckets_that_serve_it(tmp_path: Path)
             found = after.find_prompt(rows, query_len, blocks)
             assert found.query_len - query_len < LIMITS.block_size
         assert found.covers(demand) and after.is_prepared(found)
+
+
+def test_buckets_are_chosen_for_models_without_a_cache() -> None:
+    limits = replace(LIMITS, num_blocks=0)
+    bare = BucketTable((), (), limits)
+    counts = {Bucket(5, 1, 0): 90, Bucket(1, 40, 0): 10}
+    more = BucketTable(bare.prompt, [*bare.decode, Bucket(3, 1, 0)], limits)
+    prompt, decode = chosen_buckets(counts, more)
+    assert Bucket(5, 1, 0) in decode
+    assert {bucket.blocks for bucket in (*prompt, *decode)} == {0}
 
 
 def test_a_phase_without_demand_keeps_its_buckets() -> None:

@@ -120,6 +120,30 @@ def test_the_run_that_measures_activations_logs_no_buckets(
     assert not any("Generated" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize("max_model_len", [1024, 16384])
+@pytest.mark.parametrize("strategy", ["lin", "exp", "pad", "file"])
+def test_without_a_cache_buckets_differ_in_rows_and_query_lengths_alone(
+    strategy: str, max_model_len: int, tmp_path: Path
+) -> None:
+    config = make_config()
+    config.model.max_model_len = max_model_len
+    path = tmp_path / "buckets.txt"
+    path.write_text("(1, [128, 512], [0, 8])\n([1, 8], 1, [64, 128])\n")
+    given = {"VLLM_CONTIGUOUS_PA": "true", "VLLM_DECODE_BLOCK_BUCKET_MAX": "99"}
+    given |= (
+        {"VLLM_BUCKETING_FROM_FILE": str(path)}
+        if strategy == "file"
+        else {"VLLM_BUCKETING_STRATEGY": strategy}
+    )
+    table = make_table(config, 0, env(**given))
+    assert {bucket.blocks for bucket in (*table.prompt, *table.decode)} == {0}
+    assert table.max_decode_blocks == 0
+    for demand in ((1, 512, 0), (1, 2, 0)):
+        assert table.is_prepared(table.find_prompt(*demand))
+    for rows in range(1, 9):
+        assert table.is_prepared(table.find_decode(rows, 0))
+
+
 @pytest.mark.parametrize(
     "line",
     [

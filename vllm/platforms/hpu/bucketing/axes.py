@@ -40,8 +40,12 @@ class Limits:
     max_num_batched_tokens: int
     max_model_len: int
     block_size: int
-    num_blocks: int
+    num_blocks: int  # 0: no cache, so that launches differ in rows and query lengths alone
     contiguous: bool = False
+
+    @property
+    def has_cache(self) -> bool:
+        return self.num_blocks > 0
 
     @property
     def blocks_per_row(self) -> int:
@@ -56,7 +60,7 @@ class Limits:
     @property
     def max_context_blocks(self) -> int:
         """Of a prompt, which has at least one more token."""
-        return -(-(self.max_model_len - 1) // self.block_size)
+        return -(-(self.max_model_len - 1) // self.block_size) if self.has_cache else 0
 
     @property
     def max_decode_blocks(self) -> int:
@@ -65,8 +69,8 @@ class Limits:
         Blocks shared by requests count for each of them, up to three times what there is. A
         contiguous cache is read up to the highest block in use, wherever that is.
         """
-        if self.contiguous:
-            return max(1, self.num_blocks)
+        if self.contiguous or not self.has_cache:
+            return self.num_blocks
         wanted = self.blocks_per_row * self.max_num_seqs
         return max(min(wanted, 3 * self.num_blocks), self.blocks_per_row)
 
@@ -96,6 +100,9 @@ class Axis:
         """What is logged of it: (min, step, max, and what else the strategy takes)."""
         more = {"linear": [], "padding-aware": [self.pad_max, self.pad_percent]}
         return [self.min, self.step, self.max, *more.get(strategy, [self.count])]
+
+
+_NO_BLOCKS: Final = Axis(0, 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +196,9 @@ def overridden(axes: Axes, strategy: str, limits: Limits, env: Environment) -> A
     changed: dict[str, Axis] = {}
     for axis_field in fields(axes):
         name = axis_field.name
+        if not limits.has_cache and name in ("prompt_context", "decode_blocks"):
+            changed[name] = _NO_BLOCKS
+            continue
         axis: Axis = getattr(axes, name)
         values = _from_environment(name, env)
         if strategy == "exponential":

@@ -126,7 +126,7 @@ def chosen_buckets(
         len(table.decode),
         _DECODE_POINTS,
         decode_cost,
-        lambda bucket: bucket.blocks >= bucket.rows or limits.contiguous,
+        lambda bucket: bucket.blocks >= bucket.rows or limits.contiguous or not limits.has_cache,
     )
     return prompt or list(table.prompt), decode or list(table.decode)
 

@@ -75,12 +75,14 @@ def _sort_in(
     decode: set[Bucket],
     dropped: list[Bucket],
 ) -> None:
+    if not limits.has_cache:
+        bucket = bucket._replace(blocks=0)
     rows, query_len, blocks = bucket
     if query_len > 1:
         (prompt.add if is_prompt(bucket, limits) else dropped.append)(bucket)
     elif rows > limits.max_num_seqs:
         dropped.append(bucket)
-    elif limits.contiguous and 0 < blocks <= limits.num_blocks:
+    elif not limits.has_cache or (limits.contiguous and 0 < blocks <= limits.num_blocks):
         decode.add(bucket)
     elif rows <= blocks and not limits.contiguous:
         decode.add(Bucket(rows, 1, min(blocks, rows * limits.blocks_per_row)))

@@ -45,7 +45,7 @@ def make_table(config: VllmConfig, num_blocks: int, env: Environment) -> BucketT
         max_model_len=config.model.max_model_len,
         block_size=config.cache.block_size,
         num_blocks=num_blocks,
-        contiguous=env.value("VLLM_CONTIGUOUS_PA"),
+        contiguous=num_blocks > 0 and env.value("VLLM_CONTIGUOUS_PA"),
     )
     # Activations are measured with a cache of one block and buckets that nobody prepares.
     level = logging.DEBUG if num_blocks == 1 else logging.INFO
@@ -66,7 +66,7 @@ def make_table(config: VllmConfig, num_blocks: int, env: Environment) -> BucketT
 def make_demand(table: BucketTable, env: Environment) -> Demand:
     """Raises ConfigError if it is to be recorded in a file that cannot be written."""
     path = env.value("VLLM_BUCKETING_TO_FILE")
-    is_served = table.limits.num_blocks > 1  # see make_table
+    is_served = table.limits.num_blocks != 1  # see make_table
     return RecordedDemand(Path(path), table) if path and is_served else Demand()
 
 

@@ -60,7 +60,8 @@ def prompt_buckets(axes: Axes, strategy: str, limits: Limits) -> list[Bucket]:
                 blocks = context
                 # The longest contexts leave room for few new tokens, and short queries may have
                 # more context than long ones.
-                if limits.max_model_len >= 8192 and context == contexts[-1]:
+                is_longest = limits.has_cache and context == contexts[-1]
+                if limits.max_model_len >= 8192 and is_longest:
                     room = (limits.max_model_len - query) // limits.block_size
                     blocks = room if room >= 0 else context
                 bucket = Bucket(rows, query, blocks)
@@ -81,7 +82,7 @@ def decode_buckets(axes: Axes, strategy: str, limits: Limits) -> list[Bucket]:
     found: set[Bucket] = set()
     for rows in rows_values:
         for blocks in blocks_values:
-            if limits.contiguous:
+            if limits.contiguous or not limits.has_cache:
                 found.add(Bucket(rows, 1, blocks))
             elif rows <= blocks:
                 found.add(Bucket(rows, 1, min(blocks, rows * limits.blocks_per_row)))
@@ -199,7 +200,8 @@ def _missing_prompts(known: Sequence[Bucket], limits: Limits) -> Iterator[Bucket
     for shorter, length in _halved(limits.max_query_len, limits.block_size):
         # Prompts of this length have more tokens than the next shorter one, and at least two.
         context = max(0, limits.max_model_len - max(1, shorter) - 1)
-        longest = Bucket(1, length, -(-context // limits.block_size))
+        blocks = min(-(-context // limits.block_size), limits.max_context_blocks)
+        longest = Bucket(1, length, blocks)
         if not _is_covered(longest, values[2 * values[:, 1] <= 3 * length]):
             yield longest
     # Several prompts without context, of as many tokens as a step may have.

@@ -1,4 +1,4 @@
-"""DrawnTokens: the tokens of a result, by row."""
+"""RowTokens: the tokens of a result, by row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from vllm.messages.step import Int32Array, StepResult
 
 
-class DrawnTokens:
+class RowTokens:
     """The tokens of a result by drawing row, whether each row has one or several."""
 
     def __init__(self, result: StepResult) -> None:
