@@ -50,14 +50,12 @@ class RunningRows:
             return []
         if not len(steady):
             return running.copy()
-        return [request for request in running if request not in steady]
+        return steady.others(running)
 
     def _has_room(self, rows: SteadyPlan, others: list[Request], step: Step) -> bool:
         """Whether steady rows can be planned first, with the result that order would have."""
-        tokens_left = step.tokens_left - len(rows.slots)
-        blocks_left = (
-            self._kv.pool.num_free - len(rows.begins_block) * self._kv.blocks_per_new_block
-        )
+        tokens_left, num_begun = step.tokens_left - len(rows.slots), len(rows.begins_block)
+        blocks_left = self._kv.pool.num_free - self._kv.blocks_per_new_block * num_begun
         if tokens_left < 0 or blocks_left < 0:
             return False
         if not others or others[0] is self._lifecycle.running[len(self._steady)]:
@@ -73,11 +71,8 @@ class RunningRows:
     def _plan_steady(self, step: Step) -> None:
         """Blocks for the rows that the step begins with."""
         rows = step.steady
-        for index in rows.begins_block.tolist():
-            slot = int(rows.slots[index])
-            deltas = self._kv.reserve(self._steady.holder(slot), int(rows.starts[index]) + 1)
-            assert deltas is not None, "there was room"
-            step.add_blocks(slot, deltas)
+        for slot in rows.slots[rows.begins_block].tolist():
+            step.add_blocks(slot, self._kv.reserve_next(self._steady.holder(slot)))
         self._steady.submit(rows)
 
     def _plan_each(self, requests: list[Request], step: Step) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -62,6 +63,11 @@ class SteadyRows:
 
     def __contains__(self, request: Request) -> bool:
         return self._holders[request.slot] is request and bool(self._is_in[request.slot])
+
+    def others(self, running: Sequence[Request]) -> list[Request]:
+        """The running requests that are not in here, in their order."""
+        is_in = self._is_in.tolist()  # of running requests, one per slot
+        return [request for request in running if not is_in[request.slot]]
 
     def holder(self, slot: int) -> Request:
         """The request that joined last in this slot: whose rows in flight are."""

@@ -158,6 +158,19 @@ class KVCacheManager:
                 blocks += new
         return deltas
 
+    def reserve_next(self, request: Request) -> list[BlockDelta]:
+        """As `reserve` for the first position of a block. There must be room.
+
+        For rows that decode: in `reserve` most of the time would go into finding out that.
+        """
+        deltas = []
+        for rule in self._following:
+            blocks = request.blocks[rule.index]
+            (block,) = self.pool.allocate(1)
+            deltas.append(BlockDelta(rule.index, len(blocks), block))
+            blocks.append(block)
+        return deltas
+
     def commit_residues(self) -> np.ndarray:
         """[block_size] bool: `commit` does something only where this is set at num_computed modulo
         the block size, if `num_computed` grows by ones."""
