@@ -69,14 +69,14 @@ class Engine:
     """A scheduler and a device model, `pipeline_depth` steps apart."""
 
     def __init__(self, kv: KVCacheLayout | None = None, **changes: Any) -> None:
-        tokens_per_draw = changes.pop("tokens_per_draw", 1)
+        most_tokens = changes.pop("most_tokens", 1)
         least_steady_rows = changes.pop("least_steady_rows", 0)
         self.config = make_config(**changes)
         self.layout = kv or layout()
         self.scheduler = Scheduler(self.config, self.layout)
         self.scheduler.lifecycle.steady.least_rows = least_steady_rows
         num_stages = self.config.parallel.pipeline_parallel_size
-        self.device = DeviceModel(self.layout, num_stages, tokens_per_draw)
+        self.device = DeviceModel(self.layout, num_stages, most_tokens)
         self.inflight: deque[tuple[StepPlan, StepResult]] = deque()
         self.outputs: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason] = {}

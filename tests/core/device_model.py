@@ -2,7 +2,7 @@
 
 A cache entry holds the prefix it was computed from, so a row that reads a block which was freed,
 reused or shared wrongly is caught at the position where it happens. With several stages, the first
-one knows a drawn token only once a plan has brought it.
+one knows a drawn token only once a plan has brought it. A draw gives up to `most_tokens` tokens.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ def next_token(prefix: tuple[int, ...], seed: int) -> int:
 class DeviceModel:
     """Executes plans in the order they are submitted, as a rank does."""
 
-    def __init__(
-        self, layout: KVCacheLayout, num_stages: int = 1, tokens_per_draw: int = 1
-    ) -> None:
+    def __init__(self, layout: KVCacheLayout, num_stages: int = 1, most_tokens: int = 1) -> None:
         self.num_stages = num_stages
-        self.tokens_per_draw = tokens_per_draw
+        self.most_tokens = most_tokens
         self.known: dict[int, list[int]] = {}  # by slot: what the first of several stages knows
         self.block_size = layout.groups[0].needs.block_size if layout.groups else 0
         self.windows = [group.needs.window for group in layout.groups]
@@ -65,6 +63,7 @@ class DeviceModel:
             for position in range(start, start + count):
                 self._compute(slot, position)
         drawn = []
+        counts = []
         for slot, start, count, sample in zip(
             plan.slots.tolist(),
             plan.starts.tolist(),
@@ -76,15 +75,14 @@ class DeviceModel:
                 row = self.tokens[slot]
                 assert len(row) == start + count, "a draw must follow all known tokens"
                 seed = self.seeds[slot]
-                for _ in range(self.tokens_per_draw):
+                counts.append(1 + row[-1] % self.most_tokens)
+                for _ in range(counts[-1]):
                     row.append(NO_TOKEN if seed == BROKEN else next_token(tuple(row), seed))
                     drawn.append(row[-1])
         token_ids = np.array(drawn, np.int32)
-        if self.tokens_per_draw == 1:
+        if self.most_tokens == 1:
             return StepResult(plan.step, token_ids)
-        num_drawing = int(plan.samples.sum())
-        counts = np.full(num_drawing, self.tokens_per_draw, np.int32)
-        return StepResult(plan.step, token_ids, counts=counts)
+        return StepResult(plan.step, token_ids, counts=np.array(counts, np.int32))
 
     def _compute(self, slot: int, position: int) -> None:
         row = self.tokens[slot]

@@ -70,6 +70,17 @@ def test_no_request_is_left_behind_while_others_come_and_go(least_steady_rows: i
     assert STAGES in waits and max(waits) <= 2 * STAGES
 
 
+def test_rows_that_are_planned_together_and_one_by_one_share_a_cohort() -> None:
+    engine = make_engine(6, STAGES, least_steady_rows=0)
+    for i in range(6):
+        engine.add(f"one by one {i}", [40 + i], max_tokens=60, logprobs=0)
+    while len(engine.plans) < 30:
+        engine.step()
+    assert engine.num_steady
+    assert max(plan.num_rows for plan in engine.plans[2 * STAGES :]) == 12 / STAGES
+    engine.run()
+
+
 def test_plans_bring_values_to_several_stages_alone() -> None:
     for num_stages in (1, STAGES):
         engine = Engine(pipeline_depth=STAGES, num_stages=num_stages)
@@ -83,14 +94,14 @@ def test_plans_bring_values_to_several_stages_alone() -> None:
 
 @pytest.mark.parametrize("least_steady_rows", [0, ONE_BY_ONE])
 @pytest.mark.parametrize(("depth", "num_stages"), [(1, 1), (3, 3), (4, 3)])
-@pytest.mark.parametrize("tokens_per_draw", [2, 3])
+@pytest.mark.parametrize("most_tokens", [2, 3, 5])
 def test_a_draw_of_several_tokens_is_taken_over_up_to_the_one_that_ends_the_request(
-    tokens_per_draw: int, depth: int, num_stages: int, least_steady_rows: int
+    most_tokens: int, depth: int, num_stages: int, least_steady_rows: int
 ) -> None:
     engine = Engine(
         pipeline_depth=depth,
         num_stages=num_stages,
-        tokens_per_draw=tokens_per_draw,
+        most_tokens=most_tokens,
         least_steady_rows=least_steady_rows,
     )
     plain = expected([5, 6], 30)
@@ -105,6 +116,8 @@ def test_a_draw_of_several_tokens_is_taken_over_up_to_the_one_that_ends_the_requ
     assert engine.outputs["stop"] == expected([5, 6], 30, stops=stops)
     assert engine.reasons["stop"] is FinishReason.STOP
     assert sum(plan.num_rows for plan in engine.plans) < 60
+    if not least_steady_rows:
+        assert engine.num_steady, "rows of one token between those of several"
 
 
 def test_tokens_of_a_result_by_row() -> None:

@@ -147,6 +147,27 @@ def test_no_more_requests_are_looked_at_than_could_run() -> None:
     assert all(engine.outputs[str(i)] == expected(PROMPT * 2, 1) for i in range(20))
 
 
+def test_no_more_long_prompts_are_passed_over_than_could_run() -> None:
+    engine = Engine(
+        max_num_seqs=3,
+        max_num_batched_tokens=16,
+        long_prefill_token_threshold=8,
+        max_num_partial_prefills=3,
+        max_long_partial_prefills=1,
+    )
+    matched = []
+    match = engine.scheduler.kv.match
+    engine.scheduler.kv.match = lambda request, *most: (
+        matched.append(request) or match(request, *most)
+    )
+    for i in range(20):
+        engine.add(str(i), [i, *PROMPT * 2], max_tokens=1)
+    engine.step()
+    assert len(matched) == 1 + 3
+    engine.run()
+    assert all(engine.outputs[str(i)] == expected([i, *PROMPT * 2], 1) for i in range(20))
+
+
 def test_an_aborted_request_leaves_what_its_step_computes() -> None:
     engine = Engine(pipeline_depth=4)
     engine.add("a", PROMPT * 2, max_tokens=1)
