@@ -21,13 +21,13 @@ def group_layers(specs: Mapping[str, AnySpec], num_tokens: int) -> tuple[KVGroup
     """Layers of equal needs, cut into groups: few of them, and with little waste.
 
     A block id stands for a block in every tensor, whichever group has it. So a block of a group
-    with fewer layers than there are tensors wastes the rest, and of a sequence
+    with fewer layers than there are tensors wastes the rest. A sequence holds
 
         bytes per block of all tensors x blocks in all groups
 
-    are held. Small groups make the first factor small and the second large. Each way to cut is
-    judged by this product for a sequence of `num_tokens` tokens, as it is held while it decodes,
-    and by its groups, each of which counts as GROUP_COST of the bytes:
+    Small groups make the first factor small and the second large. The cut with the least product
+    is taken, where each group counts as GROUP_COST of the bytes. The sequence has `num_tokens`
+    tokens and decodes: the longer hold of a window during its prompt lasts for a few steps only.
 
     * 4 full and 20 sliding layers: 1 + 5 groups over 4 tensors, which wastes nothing.
     * 32 full layers and 1 with a short window: 1 + 1 groups over 32 tensors. That wastes 31/32 of
@@ -35,8 +35,8 @@ def group_layers(specs: Mapping[str, AnySpec], num_tokens: int) -> tuple[KVGroup
     * 1 full layer and 32 with short windows: 1 + 16 groups over 2 tensors.
     * 36 layers of one width and 28 of another, all full: one group. Each has a tensor of its own.
 
-    What counts is the window's length within the sequence: 32 + 1 layers are cut into more groups
-    where the window is as long as the sequence, because 2 would waste half of the memory.
+    The ratio of window to sequence decides: 32 + 1 layers become 4 + 1 groups where the window is
+    as long as the sequence, because 2 groups would waste half of the memory.
     """
     kinds = [_Kind.of(group, num_tokens) for group in groups_by_needs(specs)]
     return tuple(

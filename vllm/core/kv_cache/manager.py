@@ -47,7 +47,10 @@ class KVCacheManager:
         step_tokens: int,
         make_rule: Callable[[BlockNeeds, int], GroupRule] = rule_of,
     ) -> None:
-        """`step_tokens`: positions of one request that may be planned and not yet committed."""
+        """`step_tokens`: positions of one request that may be planned and not yet committed.
+
+        `make_rule` gives the rule of a group from its needs and its number.
+        """
         sizes = {group.needs.block_size for group in layout.groups}
         assert len(sizes) <= 1, f"KV groups with blocks of different sizes: {layout}"
         self.block_size = sizes.pop() if sizes else _NO_CACHE_BLOCK_SIZE
@@ -134,8 +137,9 @@ class KVCacheManager:
     def missing(self, request: Request, upto: int) -> int:
         """How many blocks `reserve` would take."""
         missing = 0
-        for rule, blocks in zip(self.rules, request.blocks, strict=True):
-            count = rule.reach(request, upto) - len(blocks)
+        tables = request.blocks
+        for rule in self.rules:  # called for each row of a step, of which zip() would take half
+            count = rule.reach(request, upto) - len(tables[rule.index])
             if count > 0:
                 missing += count
         return missing
