@@ -52,6 +52,14 @@ VARIABLES: tuple[Variable, ...] = (
         "Instruction set of the CPU kernels; auto: the best this machine has.",
     ),
     Variable(
+        "VLLM_PP_LAYER_PARTITION",
+        "",
+        str,
+        "numbers of layers, one per stage, separated by commas",
+        "Layers of each stage under --pipeline-parallel-size, such as 14,14; empty: as many in "
+        "each, and one more on stages before the last while some are left over.",
+    ),
+    Variable(
         "VLLM_LOGGING_LEVEL",
         "INFO",
         level,

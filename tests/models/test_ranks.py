@@ -128,8 +128,8 @@ def test_random_weights_do_not_depend_on_the_number_of_ranks(tmp_path):
     cpu = torch.device("cpu")
     whole = load_model(config, References(), cpu)
     shares = on_ranks(2, lambda tp: load_model(config, References(), cpu, tp))
-    weights = [share.layers[0].mlp.down.weight for share in shares]
-    assert torch.equal(torch.cat(weights, 1), whole.layers[0].mlp.down.weight)
+    weights = [share.layers["0"].mlp.down.weight for share in shares]
+    assert torch.equal(torch.cat(weights, 1), whole.layers["0"].mlp.down.weight)
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,8 @@ from vllm.errors import ConfigError
 
 def cross_check(config: VllmConfig) -> None:
     """Raises ConfigError naming the flags to change."""
-    _check_parallel(config)
     _check_steps(config)
     _check_long_prompts(config)
-
-
-def _check_parallel(config: VllmConfig) -> None:
-    stages = config.parallel.pipeline_parallel_size
-    if stages > 1:
-        raise ConfigError(
-            f"--pipeline-parallel-size {stages}: stages of layers are not available yet in this "
-            "build. Leave it out; --tensor-parallel-size splits every layer over several devices."
-        )
 
 
 def _check_steps(config: VllmConfig) -> None:

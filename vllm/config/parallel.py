@@ -35,6 +35,11 @@ class ParallelConfig:
     )
 
     @property
+    def host_timeout_seconds(self) -> int:
+        """Seconds that a rank waits for another on the host; 0: as long as gloo does."""
+        return self.cpu_distributed_timeout_seconds or self.distributed_timeout_seconds
+
+    @property
     def world_size(self) -> int:
         """Ranks that compute one copy of the model."""
         return self.tensor_parallel_size * self.pipeline_parallel_size

@@ -127,6 +127,13 @@ def make_launch(
 ForwardInputs = Any
 
 
+class StageInputs(NamedTuple):
+    """What the pipeline stage before this one made of a launch."""
+
+    hidden: Tensor  # [T, H]
+    positions: Tensor  # [T] int32
+
+
 class TokenInputs(NamedTuple):
     """The tokens of one launch."""
 

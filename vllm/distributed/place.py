@@ -18,7 +18,8 @@ class Place:
     pp: Group = SINGLE
     dp: Group = SINGLE
     ep: Group = SINGLE
-    rendezvous: str = ""  # a path or host:port at which ranks meet; "" where they need not
+    rendezvous: str = ""  # a path or host:port at which all ranks meet; "" where they need not
+    memory: str = ""  # a path to memory that the ranks of `tp` share; "" where they share none
     device: int = -1  # what the platform has set aside for it on its machine; -1: nothing
 
     def __post_init__(self) -> None:
@@ -35,14 +36,16 @@ class Place:
 ALONE = Place(rank=0, world_size=1, local_rank=0)
 
 
-def make_places(tensor_parallel_size: int) -> list[Place]:
-    """The places of all ranks of an executor, by rank, on one machine."""
+def make_places(tensor_parallel_size: int, pipeline_parallel_size: int = 1) -> list[Place]:
+    """The places of all ranks of an executor, by rank, on one machine: stage after stage."""
     return [
         Place(
-            rank=rank,
-            world_size=tensor_parallel_size,
-            local_rank=rank,
-            tp=Group(rank, tensor_parallel_size),
+            rank=stage * tensor_parallel_size + share,
+            world_size=tensor_parallel_size * pipeline_parallel_size,
+            local_rank=stage * tensor_parallel_size + share,
+            tp=Group(share, tensor_parallel_size),
+            pp=Group(stage, pipeline_parallel_size),
         )
-        for rank in range(tensor_parallel_size)
+        for stage in range(pipeline_parallel_size)
+        for share in range(tensor_parallel_size)
     ]

@@ -23,8 +23,8 @@ def make_executor(config: VllmConfig) -> Executor:
         from vllm.executor.distributed import DistributedExecutor
         from vllm.executor.local_ranks import LocalRanks
 
-        places = make_places(config.parallel.tensor_parallel_size)
-        assert len(places) == config.parallel.world_size, config.parallel
+        parallel = config.parallel
+        places = make_places(parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
         return DistributedExecutor(config, Worker, LocalRanks(devices), places)
     from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
 

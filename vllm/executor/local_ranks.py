@@ -67,7 +67,8 @@ class LocalRanks:
         self._requests, request_readers = broadcast_queue(len(places))
         self._channels.callback(self._requests.close)
         # Memory without a name: nothing is left behind, whoever dies.
-        meeting, _ = self._memory("vllm-ranks")
+        meeting, _ = self._memory("vllm-meeting")
+        shared = [self._memory("vllm-ranks")[0] for _ in range(places[0].pp.size)]  # by stage
         records, fd = self._memory("vllm-pulses")
         os.ftruncate(fd, len(places) * RECORD_BYTES)
         self._records = self._held.enter_context(mmap.mmap(fd, len(places) * RECORD_BYTES))
@@ -81,7 +82,7 @@ class LocalRanks:
             for end in (replies, channel):
                 self._channels.callback(end.close)
             Pulse(self._records, place.rank).prepare()
-            place = replace(place, rendezvous=meeting, device=device)
+            place = replace(place, rendezvous=meeting, memory=shared[place.pp.rank], device=device)
             process = context.Process(
                 target=_run,
                 args=(packed, place, channel, records, is_lasting),

@@ -11,6 +11,8 @@ import torch
 from vllm.device.attention import AttentionBackend, AttentionSpec
 from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Alone, Collectives
+from vllm.distributed.groups import SINGLE, Group
+from vllm.distributed.stages import Stage, stage_of
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
 from vllm.layers.shapes import ShardInfo
@@ -34,12 +36,17 @@ class ModelContext:
     capabilities: Capabilities  # of the device
     attention_backends: Sequence[AttentionBackend]  # in order of preference
     tp: Collectives = field(default_factory=Alone)  # the ranks that share every layer
+    pp: Group = SINGLE  # the stages that the layers are spread over
     _logged: set[str] = field(default_factory=set)
 
     @property
     def shard(self) -> ShardInfo:
         """This rank's place among those that share every layer."""
         return ShardInfo(self.tp.rank, self.tp.size)
+
+    def stage(self, num_layers: int) -> Stage:
+        """The layers of this rank's stage, of `num_layers` in all. Raises ConfigError."""
+        return stage_of(num_layers, self.pp)
 
     @property
     def hf_config(self) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.collectives import Alone, Collectives, Imagined
+from vllm.distributed.groups import SINGLE, Group
 from vllm.errors import ConfigError, LoadError
 from vllm.layers.context import ModelContext
 from vllm.layers.schemes import Checkpoint
@@ -37,23 +38,30 @@ MOST_RANKS = 64  # that an error names
 
 
 def load_model(
-    config: VllmConfig, platform: Platform, device: torch.device, tp: Collectives | None = None
+    config: VllmConfig,
+    platform: Platform,
+    device: torch.device,
+    tp: Collectives | None = None,
+    pp: Group = SINGLE,
 ) -> Model:
     """Build the configured model on `device`, fill it, and make it ready to run.
 
-    `tp` are the ranks that share every layer, by default this one alone; it loads its share.
+    `tp` are the ranks that share every layer, by default this one alone; it loads its share. `pp`
+    is this rank's stage of the pipeline, whose layers alone are built.
     Raises ConfigError if the model cannot run as configured, LoadError if the checkpoint is broken.
     """
     started = time.monotonic()
     refuse_unknown_formats(config)
     with torch.no_grad():
         if config.load.load_format == "dummy":
-            model = _declared(config, platform, device, tp)
+            model = _declared(config, platform, device, tp, pp)
             _take_memory(model, config, platform, device, ())
             dummy.fill(model, config.model.seed)
         else:
             files = _files(config)
-            model = _fitting(config, files, lambda wanted: _declared(wanted, platform, device, tp))
+            model = _fitting(
+                config, files, lambda wanted: _declared(wanted, platform, device, tp, pp)
+            )
             _take_memory(model, config, platform, device, files)
             _fill(model, config, files, _shows_progress(config, 0 if tp is None else tp.rank))
     num_bytes = sum(p.nbytes for p in model.parameters())
@@ -82,7 +90,8 @@ def reload_weights(
             "another one. Start a new engine for it."
         )
     with torch.no_grad():
-        check = Filler(model, _rules(model), config.model.dtype, fills=False)
+        rules, dtype = _rules(model), config.model.dtype
+        check = Filler(model, rules, dtype, fills=False, is_elsewhere=model.is_elsewhere)
         check.run(stream(files, progress=False))
         try:
             _fill(model, config, files, _shows_progress(config, rank))
@@ -92,19 +101,23 @@ def reload_weights(
 
 
 def _declared(
-    config: VllmConfig, platform: Platform, device: torch.device, tp: Collectives | None
+    config: VllmConfig,
+    platform: Platform,
+    device: torch.device,
+    tp: Collectives | None,
+    pp: Group,
 ) -> Model:
     """The model without memory for its weights.
 
     Raises ConfigError, which lists the numbers of ranks that could share it if `tp` cannot.
     """
     try:
-        return _declare(config, platform, device, tp)
+        return _declare(config, platform, device, tp, pp)
     except UnevenShares as error:
 
         def can_share(size: int) -> bool:
             try:
-                _declare(config, platform, device, Imagined(size))
+                _declare(config, platform, device, Imagined(size), pp)
             except UnevenShares:
                 return False
             return True
@@ -115,7 +128,11 @@ def _declared(
 
 
 def _declare(
-    config: VllmConfig, platform: Platform, device: torch.device, tp: Collectives | None
+    config: VllmConfig,
+    platform: Platform,
+    device: torch.device,
+    tp: Collectives | None,
+    pp: Group,
 ) -> Model:
     context = ModelContext(
         config=config,
@@ -125,6 +142,7 @@ def _declare(
         capabilities=platform.capabilities,
         attention_backends=platform.attention_backends(config),
         tp=tp or Alone(),
+        pp=pp,
     )
     model = resolve_model(config.model)(context)
     model.requires_grad_(False).eval()
@@ -165,7 +183,8 @@ def _shows_progress(config: VllmConfig, rank: int) -> bool:
 
 
 def _fill(model: Model, config: VllmConfig, files: Sequence[Path], shows_progress: bool) -> None:
-    filler = Filler(model, _rules(model), config.model.dtype)
+    dtype = config.model.dtype
+    filler = Filler(model, _rules(model), dtype, is_elsewhere=model.is_elsewhere)
     filler.run(stream(files, progress=shows_progress))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,14 @@ class Filler:
         rules: RuleTable,
         dtype: torch.dtype = torch.float32,
         fills: bool = True,
+        is_elsewhere: Callable[[str], bool] = lambda parameter: False,
     ) -> None:
         """`dtype` is the one that plain weights are converted to.
 
-        Without `fills` it only checks whether the tensors fit.
+        Without `fills` it only checks whether the tensors fit. `is_elsewhere`: parameters, by path,
+        that other stages of the pipeline have.
         """
+        self._is_elsewhere = is_elsewhere
         self._dtype = dtype
         self._fills = fills
         self._rules = rules
@@ -71,6 +74,8 @@ class Filler:
         route = self._rules.route(name)
         if route is None:
             self._unknown.append(name)
+            return
+        if self._is_elsewhere(route.parameter):
             return
         keys = list(self._targets(route))
         if any(key not in self._destinations for key in keys):

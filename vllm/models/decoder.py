@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vllm.device.attention import AttentionMetas
-from vllm.device.launch import TokenInputs
+from vllm.device.launch import StageInputs, TokenInputs
 from vllm.layers.attention import AttentionShape, SelfAttention
 from vllm.layers.context import ModelContext
 from vllm.layers.embedding import Embedding, Head, TiedHead
@@ -118,16 +118,20 @@ class Decoder(Model):
         self.context = context
         self.hf_config: Any = context.hf_config
         self.hidden: int = self.hf_config.hidden_size
-        self.embed = Embedding(self.hf_config.vocab_size, self.hidden, context)
+        self.stage = context.stage(self.hf_config.num_hidden_layers)
+        # A tied head multiplies with the embedding's weight, wherever that is loaded once more.
+        if self.stage.is_first or (self.stage.is_last and self.hf_config.tie_word_embeddings):
+            self.embed = Embedding(self.hf_config.vocab_size, self.hidden, context)
         self.rope = self.make_rope()
-        num_layers = self.hf_config.num_hidden_layers
-        self.layers = nn.ModuleList(self.layer(i) for i in range(num_layers))
-        self.norm = self.make_norm()
-        self.head = self.make_head()
-        self.transform = self.logits_transform()
-        # Kept as what they are: finding a submodule takes as long as calling it.
-        self._greatest = self.head.greatest
-        self._scores_are_logits = self.transform.is_nothing
+        # Under the numbers that they have in the whole model.
+        self.layers = nn.ModuleDict({str(i): self.layer(i) for i in self.stage.layers})
+        if self.stage.is_last:
+            self.norm = self.make_norm()
+            self.head = self.make_head()
+            self.transform = self.logits_transform()
+            # Kept as what they are: finding a submodule takes as long as calling it.
+            self._greatest = self.head.greatest
+            self._scores_are_logits = self.transform.is_nothing
 
     def layer(self, i: int) -> nn.Module:
         """Layer i: called as DecoderLayer is."""
@@ -172,6 +176,17 @@ class Decoder(Model):
     def ignored_weights(self) -> tuple[str, ...]:
         return tuple(map(re.escape, self.tied_weights()))
 
+    def is_elsewhere(self, parameter: str) -> bool:
+        room, _, rest = parameter.partition(".")
+        if room == "layers":
+            layer = rest.partition(".")[0]
+            return layer.isdecimal() and self._is_of_other_stage(int(layer))
+        is_ours = self.stage.is_last if room in ("norm", "head") else self.stage.is_first
+        return not is_ours and room not in self._modules
+
+    def _is_of_other_stage(self, layer: int) -> bool:
+        return layer not in self.stage.layers and layer < self.hf_config.num_hidden_layers
+
     def logits_transform(self) -> LogitsTransform:
         return LogitsTransform()
 
@@ -198,13 +213,17 @@ class Decoder(Model):
         """[T, H], what the first layer reads."""
         return self.embed(inputs.token_ids)
 
-    def forward(self, inputs: TokenInputs, metas: AttentionMetas) -> Tensor:
-        residual = self.embed_inputs(inputs)
+    def forward(self, inputs: TokenInputs | StageInputs, metas: AttentionMetas) -> Tensor:
+        is_cut = isinstance(inputs, StageInputs)
+        residual = inputs.hidden if is_cut else self.embed_inputs(inputs)
         x = torch.zeros_like(residual)
         rope = self.rope(inputs.positions)
-        for layer in self.layers:
+        for layer in self.layers.values():
             x, residual = layer(x, residual, rope, metas)
-        return self.norm.add(x, residual)[0]
+        if self.stage.is_last:
+            return self.norm.add(x, residual)[0]
+        # A norm rounds this sum before it normalises: the next stage's first one sees the same.
+        return x + residual
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.transform(self.head(hidden))

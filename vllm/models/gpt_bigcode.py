@@ -43,8 +43,9 @@ class GPTBigCode(Decoder):
                 "which our implementation does not read. Use --model-impl transformers."
             )
         super().__init__(context)
-        num_positions = self.hf_config.max_position_embeddings
-        self.positions = Positions(num_positions, self.hidden, context)
+        if self.stage.is_first:
+            num_positions = self.hf_config.max_position_embeddings
+            self.positions = Positions(num_positions, self.hidden, context)
 
     def attention(self, i: int) -> SelfAttention:
         scale = 0.0 if self.hf_config.scale_attn_weights else 1.0

@@ -33,9 +33,16 @@ class Model(nn.Module, ABC):
         """Regular expressions of checkpoint names that are rightly not read."""
         return ()
 
+    def is_elsewhere(self, parameter: str) -> bool:
+        """Whether `parameter`, by its path here, belongs to another stage of the pipeline."""
+        return False
+
     @abstractmethod
     def forward(self, inputs: ForwardInputs, metas: AttentionMetas) -> Tensor:
-        """Hidden states after the final norm, [T, H]. Writes the tokens' keys and values."""
+        """Hidden states after the final norm, [T, H]. Writes the tokens' keys and values.
+
+        A pipeline stage before the last gives what the next one takes as StageInputs.
+        """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from vllm.device.collectives import Alone, Collectives
 from vllm.device.device import Device
+from vllm.device.stage_link import StageLink
 from vllm.distributed.place import Place
 from vllm.errors import ConfigError
 from vllm.platforms.facts import PlatformFacts
@@ -86,6 +87,16 @@ class Platform(PlatformFacts):
         raise ConfigError(
             f"{place.tp.size} ranks cannot share a model on this platform. Use "
             "--tensor-parallel-size 1."
+        )
+
+    def stage_link(self, config: VllmConfig, place: Place) -> StageLink:
+        """What connects the stages of a pipeline. Raises ConfigError if they cannot be connected.
+
+        Called after `collectives`, where `place.pp` has several.
+        """
+        raise ConfigError(
+            f"{place.pp.size} stages cannot compute one model on this platform. Use "
+            "--pipeline-parallel-size 1."
         )
 
     def report(self) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.device.device import Device
 from vllm.device.observer import StepObserver
 from vllm.device.placement import PlacedCache, Placement
+from vllm.device.stage_link import StageLink
 from vllm.distributed.place import Place
 from vllm.layers.cached_attention import Attention
 from vllm.messages.cache import KVCacheLayout
@@ -23,10 +25,10 @@ from vllm.sample.state import SamplingState
 from vllm.sample.static_sampler import StaticSampler
 from vllm.worker.caches import backend_of
 from vllm.worker.ends.draw_tokens import DrawTokens
-from vllm.worker.ends.drawn import Drawn
 from vllm.worker.ends.launch_end import LaunchEnd
+from vllm.worker.ends.pass_on import PassOn
 from vllm.worker.ends.silent import Silent
-from vllm.worker.inputs import GatherTokens
+from vllm.worker.inputs import GatherTokens, LaunchInputs, ReceiveHidden
 from vllm.worker.model_runner import ModelRunner, RunnerParts
 from vllm.worker.slots import Slots, SlotsShape
 
@@ -42,6 +44,7 @@ class LoadedRank:
     ops: Ops
     model: Model
     layers: Mapping[str, Attention]  # by name, in layer order
+    link: StageLink | None  # of one stage of several
 
 
 def make_runner(
@@ -61,7 +64,7 @@ def make_runner(
             device=rank.device,
             planner=planner,
             slots=slots,
-            inputs=GatherTokens(slots),
+            inputs=_make_inputs(rank, slots),
             backends=[backend_of(group, rank.layers) for group in layout.groups],
             graphs=rank.platform.graph_runner(rank.config),
             end=_make_end(rank, slots, observer),
@@ -93,7 +96,16 @@ def _make_slots(
     return Slots(shape, rank.device, sampling, placement)
 
 
-def _make_end(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchEnd[Drawn]:
+def _make_inputs(rank: LoadedRank, slots: Slots) -> LaunchInputs:
+    if rank.link is None or rank.place.pp.rank == 0:
+        return GatherTokens(slots)
+    model = rank.config.model
+    return ReceiveHidden(rank.link, rank.device, model.hf_config.hidden_size, model.dtype)
+
+
+def _make_end(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchEnd[Any]:
+    if rank.link is not None and rank.place.pp.rank < rank.place.pp.size - 1:
+        return PassOn(rank.link)
     sampler = (StaticSampler if rank.platform.capabilities.static_shapes else Sampler)(
         rank.ops,
         rank.config.model.vocab_size,

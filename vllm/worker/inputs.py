@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
-from vllm.device.launch import ForwardInputs, Launch, TokenInputs
+import torch
+from torch import Tensor
+
+from vllm.device.device import Device
+from vllm.device.launch import ForwardInputs, Launch, StageInputs, TokenInputs
+from vllm.device.stage_link import StageLink
 from vllm.worker.slots import Slots
 
 
@@ -14,6 +20,10 @@ class LaunchInputs(ABC):
     @abstractmethod
     def gather(self, launch: Launch) -> ForwardInputs:
         """Inputs of T = launch.num_tokens tokens, on the device. Does not synchronise."""
+
+    def rehearse(self, launch: Launch) -> ForwardInputs:
+        """Inputs of a launch of dummy rows, of the same shapes; for warm-up."""
+        return self.gather(launch)
 
 
 class GatherTokens(LaunchInputs):
@@ -30,3 +40,36 @@ class GatherTokens(LaunchInputs):
         token_slots = launch.slots_np[launch.token_rows_np]
         token_ids = slots.read(slots.flat_index(token_slots, launch.positions_np))
         return TokenInputs(token_ids, slots.device.upload(launch.positions_np))
+
+
+class ReceiveHidden(LaunchInputs):
+    """Hidden states from the pipeline stage before this one, and positions.
+
+    Padded launches have few shapes: their hidden states are received where a captured graph reads
+    them. A launch of any other shape has memory of its own.
+    """
+
+    def __init__(self, link: StageLink, device: Device, hidden: int, dtype: torch.dtype) -> None:
+        """`hidden`: size of a hidden state."""
+        self._link = link
+        self._device = device
+        self._new = partial(torch.empty, dtype=dtype, device=device.torch_device)
+        self._hidden = hidden
+        self._buffers: dict[int, Tensor] = {}  # by number of tokens
+
+    def gather(self, launch: Launch) -> StageInputs:
+        buffer = self._buffer(launch)
+        self._link.receive(buffer)
+        return StageInputs(buffer, self._device.upload(launch.positions_np))
+
+    def rehearse(self, launch: Launch) -> StageInputs:
+        """The stage before sends nothing in warm-up: stages need not rehearse the same."""
+        return StageInputs(self._buffer(launch).zero_(), self._device.upload(launch.positions_np))
+
+    def _buffer(self, launch: Launch) -> Tensor:
+        shape = (launch.num_tokens, self._hidden)
+        if not launch.is_padded:
+            return self._new(shape)
+        if launch.num_tokens not in self._buffers:
+            self._buffers[launch.num_tokens] = self._new(shape)
+        return self._buffers[launch.num_tokens]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class ModelRunner:
         endings = []
         for launch in self.planner.split(plan):
             self.observer.launch_begins(launch)
-            hidden = self._run(launch, *self._prepare(launch))
+            hidden = self._run(launch, *self._prepare(launch, self.inputs.gather))
             ending = self.end.finish(plan, launch, hidden)
             if ending is not None:
                 endings.append(ending)
@@ -75,7 +75,7 @@ class ModelRunner:
         `captures`: capture it first.
         """
         self.observer.rehearsal_begins(launch, captures)
-        inputs, metas = self._prepare(launch)
+        inputs, metas = self._prepare(launch, self.inputs.rehearse)
         if captures:
             self.graphs.capture(launch.key, self.forward, inputs, metas)
         hidden = self._run(launch, inputs, metas)
@@ -86,12 +86,14 @@ class ModelRunner:
         """Write this many rows of what plans write, to the dummy slot; for warm-up."""
         self.slots.rehearse_puts(num_rows)
 
-    def _prepare(self, launch: Launch) -> tuple[ForwardInputs, AttentionMetas]:
+    def _prepare(
+        self, launch: Launch, gather: Callable[[Launch], ForwardInputs]
+    ) -> tuple[ForwardInputs, AttentionMetas]:
         metas = [
             backend.plan(launch, tables, self.slots.device.upload)
             for backend, tables in zip(self.forward.backends, self.slots.tables, strict=True)
         ]
-        inputs = self.inputs.gather(launch)
+        inputs = gather(launch)
         self.device.step_boundary()
         return inputs, metas
 

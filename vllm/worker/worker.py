@@ -55,6 +55,8 @@ class Worker:
             TorchProfileSettings.read(), place.rank, self.platform.profiler_activities()
         )
         self.collectives = self.platform.collectives(config, place)
+        has_stages = place.pp.size > 1
+        self.link = self.platform.stage_link(config, place) if has_stages else None
         self._all_observers = self._observers()
         self.observer = observer_of(self._all_observers)
         self._closing = ExitStack()
@@ -65,8 +67,8 @@ class Worker:
         self.observer = observer_of(self._all_observers)
 
     def where(self) -> str:
-        """The collective that this rank waits in, for people; "" if none. Any thread may ask."""
-        return self.collectives.where()
+        """What this rank waits for from others, for people; "" if nothing. Any thread may ask."""
+        return self.collectives.where() or ("" if self.link is None else self.link.where())
 
     def load(self) -> None:
         """Build the model and read its weights. Raises ConfigError and LoadError."""
@@ -77,6 +79,7 @@ class Worker:
                 self.platform,
                 self.device.torch_device,
                 self.collectives,
+                self.place.pp,
             )
         self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started
@@ -214,5 +217,6 @@ class Worker:
             self.ops,
             self.model,
             self.layers,
+            self.link,
         )
         return make_runner(rank, layout, tensors, max_num_seqs, observer)

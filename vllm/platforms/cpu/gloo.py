@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vllm.device.collectives import Collectives
 from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 
 _SECONDS: Final = 1800  # gloo's own limit in torch.distributed
 
@@ -22,13 +24,11 @@ class Gloo(Collectives):
     gloo's own sums have another order, which depends on the number of elements.
     """
 
-    def __init__(self, group: Group, rendezvous: str, limit_s: int = 0) -> None:
-        """`rendezvous` is a path to an empty file, or host:port at which rank 0 listens."""
+    def __init__(self, store: dist.Store, group: Group, limit: timedelta) -> None:
+        """`store` is where the ranks of `group` meet, and no others."""
         self.rank, self.size = group.rank, group.size
         self._where, self._num_calls = "", 0
-        limit = timedelta(seconds=limit_s or _SECONDS)
-        self._store = _store(group, rendezvous, limit)  # kept, as ranks may connect later
-        self._ranks = dist.ProcessGroupGloo(self._store, group.rank, group.size, timeout=limit)
+        self._ranks = dist.ProcessGroupGloo(store, group.rank, group.size, timeout=limit)
         # All are connected: before, one that leaves takes the others' connections with it.
         self._ranks.barrier().wait()
 
@@ -79,8 +79,22 @@ class Gloo(Collectives):
             self._where = ""
 
 
-def _store(group: Group, rendezvous: str, limit: timedelta) -> dist.Store:
+def limit_of(seconds: int) -> timedelta:
+    """How long a rank waits for another; 0 seconds: as long as torch.distributed does."""
+    return timedelta(seconds=seconds or _SECONDS)
+
+
+def meeting(place: Place, limit: timedelta, name: str) -> dist.Store:
+    """Where the ranks that give this `name` meet, among all that meet at `place.rendezvous`.
+
+    That is a path to an empty file, or host:port at which rank 0 listens.
+    """
+    return dist.PrefixStore(name, _store(place.rendezvous, place.rank, place.world_size, limit))
+
+
+@functools.cache  # ranks may connect later, and only one can listen
+def _store(rendezvous: str, rank: int, world_size: int, limit: timedelta) -> dist.Store:
     if rendezvous.startswith("/"):
-        return dist.FileStore(rendezvous, group.size)
+        return dist.FileStore(rendezvous, world_size)
     host, _, port = rendezvous.rpartition(":")
-    return dist.TCPStore(host, int(port), group.size, is_master=group.rank == 0, timeout=limit)
+    return dist.TCPStore(host, int(port), world_size, is_master=rank == 0, timeout=limit)

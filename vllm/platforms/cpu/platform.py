@@ -14,6 +14,7 @@ from vllm.device.attention import AttentionBackend
 from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Collectives
 from vllm.device.device import Device
+from vllm.device.stage_link import StageLink
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.errors import ConfigError
@@ -91,15 +92,22 @@ class CpuPlatform(Platform):
     def collectives(self, config: VllmConfig, place: Place) -> Collectives:
         if place.tp.size == 1:
             return super().collectives(config, place)
-        parallel = config.parallel
-        limit_s = parallel.cpu_distributed_timeout_seconds or parallel.distributed_timeout_seconds
+        limit_s = config.parallel.host_timeout_seconds
         if not native.is_available():
-            from vllm.platforms.cpu.gloo import Gloo
+            from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
 
-            return Gloo(place.tp, place.rendezvous, limit_s)
+            limit = limit_of(limit_s)
+            return Gloo(meeting(place, limit, f"stage {place.pp.rank}"), place.tp, limit)
         from vllm.platforms.cpu.collectives import SharedMemory
 
-        return SharedMemory(place.tp, place.rendezvous, limit_s, self.ranks_have_cores)
+        return SharedMemory(place.tp, place.memory, limit_s, self.ranks_have_cores)
+
+    def stage_link(self, config: VllmConfig, place: Place) -> StageLink:
+        from vllm.platforms.cpu.gloo import limit_of, meeting
+        from vllm.platforms.cpu.stage_link import GlooLink
+
+        limit = limit_of(config.parallel.host_timeout_seconds)
+        return GlooLink(meeting(place, limit, f"share {place.tp.rank}"), place.pp, limit)
 
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.cpu.warmup import warm_up

@@ -29,7 +29,7 @@ class Silent(LaunchEnd[Ending]):
 
     def join(self, step: int, endings: Sequence[Ending]) -> StepAnswer:
         self._end.join(step, endings)  # which takes what the end has collected for this step
-        return _NOTHING
+        return NOTHING
 
     def rehearse(self, launch: Launch, hidden: Tensor, all_ways: bool) -> None:
         self._end.rehearse(launch, hidden, all_ways)
@@ -50,4 +50,4 @@ class _Nothing:
 
 
 _NO_COPY = _NoCopy()
-_NOTHING = _Nothing()
+NOTHING = _Nothing()
