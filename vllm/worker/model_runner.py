@@ -82,6 +82,15 @@ class ModelRunner:
         self.end.rehearse(launch, hidden, ends_all_ways)
         self.observer.rehearsal_ends(launch, captures)
 
+    @torch.inference_mode()
+    def rehearse_transfer(self, launch: Launch) -> None:
+        """Receive dummy hidden states of a launch and send such; for warm-up, on all stages alike.
+
+        Nothing where there is one stage.
+        """
+        self.inputs.rehearse_transfer(launch)
+        self.end.rehearse_transfer(launch)
+
     def rehearse_puts(self, num_rows: int) -> None:
         """Write this many rows of what plans write, to the dummy slot; for warm-up."""
         self.slots.rehearse_puts(num_rows)

@@ -30,15 +30,16 @@ def tell(**line: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def tokens(arch: str, size: str, how: str) -> None:
+def tokens(arch: str, how: str) -> None:
     """Those that one rank on the CPU gives. `how`: options in JSON."""
-    shape = {} if int(size) <= 4 else {"num_attention_heads": 8, "num_key_value_heads": 4}
     options = json.loads(how)
+    size = options.get("tensor_parallel_size", 1)
+    shape = {} if size <= 4 else {"num_attention_heads": 8, "num_key_value_heads": 4}
     if layers := options.pop("num_hidden_layers", None):
         shape["num_hidden_layers"] = layers
     with tempfile.TemporaryDirectory() as folder:
         path = random_checkpoint.make(arch, Path(folder), seed=3, **shape)
-        given = in_mode.with_engine(path, "hpu", tensor_parallel_size=int(size), **options)
+        given = in_mode.with_engine(path, "hpu", **options)
         expected = in_mode.with_engine(path, "cpu")
     tell(problem="" if given == expected else f"ranks {given}, one {expected}")
 

@@ -54,8 +54,8 @@ def test_tokens_are_those_of_one_rank(
     variables: dict[str, str],
 ) -> None:
     lazy, is_eager = MODES[mode]
-    how = json.dumps({"enforce_eager": is_eager, **options})
-    (line,) = run(emulated, lazy, "ranks", "tokens", arch, str(size), how, **variables)
+    how = json.dumps({"enforce_eager": is_eager, "tensor_parallel_size": size, **options})
+    (line,) = run(emulated, lazy, "ranks", "tokens", arch, how, **variables)
     assert line["problem"] == ""
 
 
@@ -175,7 +175,7 @@ def test_a_module_of_another_process_is_named_with_its_rank(
     emulated: Emulated, busy: Callable[..., None]
 ) -> None:
     busy(1)
-    done = program(emulated, "tokens", "llama", "2", "{}")
+    done = program(emulated, "tokens", "llama", '{"tensor_parallel_size": 2}')
     assert done.returncode != 0
     assert "ConfigError: rank 1: --device hpu: module 1 cannot be acquired" in done.stderr
 
