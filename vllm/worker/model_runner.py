@@ -78,6 +78,8 @@ class ModelRunner:
         inputs, metas = self._prepare(launch, self.inputs.rehearse)
         if captures:
             self.graphs.capture(launch.key, self.forward, inputs, metas)
+            # A graph that keeps its inputs copies others into them, which is compiled as well.
+            inputs, metas = self._prepare(launch, self.inputs.rehearse)
         hidden = self._run(launch, inputs, metas)
         self.end.rehearse(launch, hidden, ends_all_ways)
         self.observer.rehearsal_ends(launch, captures)

@@ -1,4 +1,4 @@
-"""Several ranks on emulated HPUs beside one CPU: run by test_tensor_parallel.
+"""Several ranks on emulated HPUs beside one CPU: run by test_tensor_parallel and test_stages.
 
 python -m tests.platforms.hpu.ranks CHECK [ARGUMENT ...]   prints JSON lines; see CHECKS
 """
@@ -44,10 +44,10 @@ def tokens(arch: str, how: str) -> None:
     tell(problem="" if given == expected else f"ranks {given}, one {expected}")
 
 
-def everything(engine: str, *flags: str) -> None:
+def everything(engine: str, ranks: str, *flags: str) -> None:
     """What requests can ask for, but for functions, which need the model in this process."""
     how = {**features.ENGINES[engine], "enforce_eager": "--enforce-eager" in flags}
-    given = features.answers("hpu", {**how, "tensor_parallel_size": 2}, functions=False)
+    given = features.answers("hpu", {**how, **json.loads(ranks)}, functions=False)
     expected = features.answers("cpu", how, functions=False)
     for want in given:
         found = [
@@ -56,14 +56,14 @@ def everything(engine: str, *flags: str) -> None:
         tell(name=want, problem="; ".join(filter(None, found)))
 
 
-def traffic(num_requests: str) -> None:
-    """Chat as it comes, after which all ranks must have launched the same."""
+def traffic(num_requests: str, ranks: str) -> None:
+    """Chat as it comes, after which all ranks must have launched the same. `ranks`: JSON."""
     vllm.worker.worker.Worker = watching.Recorded  # type: ignore[misc]
     llm = engine(
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=64,
         num_gpu_blocks_override=24,
-        tensor_parallel_size=2,
+        **json.loads(ranks),
     )
     llm.collective_rpc(watching.begin)
     problem, finished = "", 0
@@ -71,8 +71,8 @@ def traffic(num_requests: str) -> None:
         finished = serve(llm, deque(arrivals(int(num_requests))))
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    ranks = llm.collective_rpc(watching.end) if not problem else []
-    launches = [rank.pop("seen") for rank in ranks]
+    counts = llm.collective_rpc(watching.end) if not problem else []
+    launches = [rank.pop("seen") for rank in counts]
     for number, some in enumerate(zip(*launches, strict=False)):
         if len(set(some)) > 1:
             problem = f"launch {number} differs: {some}"
@@ -85,7 +85,7 @@ def traffic(num_requests: str) -> None:
         finished=finished,
         num_launches=[len(some) for some in launches],
         same_shapes=all(some == launched[0] for some in launched),
-        ranks=ranks,
+        ranks=counts,
         preemptions=stats.num_preemptions,
         prefix_hits=stats.prefix_hits,
     )

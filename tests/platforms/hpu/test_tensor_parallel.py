@@ -23,6 +23,7 @@ pytestmark = pytest.mark.engine
 CHUNKS = {"VLLM_ROW_PARALLEL_CHUNKS": "3", "VLLM_ROW_PARALLEL_CHUNK_THRESHOLD": "5"}
 FEW_SHAPES = {"num_hidden_layers": 1, "max_num_seqs": 2, "max_num_batched_tokens": 16}
 FUNCTIONS = {LEAVE: "1"}
+TWO = json.dumps({"tensor_parallel_size": 2})
 FOREIGN = {"olmo2", "phi3"}  # run through transformers
 NATIVE = [
     arch
@@ -72,13 +73,14 @@ def test_whatever_a_request_wants_it_gets_from_two_ranks(
     emulated: Emulated, mode: str, engine: str
 ) -> None:
     lazy, is_eager = MODES[mode]
-    lines = run(emulated, lazy, "ranks", "everything", engine, *["--enforce-eager"] * is_eager)
+    flags = ["--enforce-eager"] * is_eager
+    lines = run(emulated, lazy, "ranks", "everything", engine, TWO, *flags)
     assert len(lines) > 15
     assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
 
 
 def test_ranks_launch_the_same_and_compile_nothing_and_never_wait(emulated: Emulated) -> None:
-    (result,) = run(emulated, "1", "ranks", "traffic", "300", **FUNCTIONS)
+    (result,) = run(emulated, "1", "ranks", "traffic", "300", TWO, **FUNCTIONS)
     assert result["problem"] == ""
     assert result["finished"] > 250 and result["prefix_hits"] > 0 and result["preemptions"] > 0
     first, second = result["num_launches"]
@@ -175,7 +177,7 @@ def test_a_module_of_another_process_is_named_with_its_rank(
     emulated: Emulated, busy: Callable[..., None]
 ) -> None:
     busy(1)
-    done = program(emulated, "tokens", "llama", '{"tensor_parallel_size": 2}')
+    done = program(emulated, "tokens", "llama", TWO)
     assert done.returncode != 0
     assert "ConfigError: rank 1: --device hpu: module 1 cannot be acquired" in done.stderr
 

@@ -44,6 +44,7 @@ class HcclLink(StageLink):
     def send(self, hidden: Tensor) -> None:
         while self._sent and self._sent[0][0].is_completed():
             self._sent.popleft()
+        self._end_graph()
         # The next replay of a captured graph overwrites `hidden`, and need not wait for HCCL.
         copy = hidden.clone()
         self._end_graph()
