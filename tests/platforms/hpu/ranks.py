@@ -108,8 +108,8 @@ def arrivals(num_requests: int) -> Iterator[Arrival]:
         yield Arrival(step, prompt, params, int(rng.integers(1, 9)) if i % 11 == 0 else 0)
 
 
-def unequal(blocks: str) -> None:
-    """Ranks on devices of the sizes that the environment lists."""
+def unequal(blocks: str, ranks: str) -> None:
+    """Ranks on devices of the sizes that the environment lists. `ranks`: JSON."""
     vllm.worker.worker.Worker = watching.Unequal  # type: ignore[misc]
     llm = LLM(
         str(MODEL),
@@ -120,7 +120,7 @@ def unequal(blocks: str) -> None:
         max_num_seqs=2,
         block_size=16,
         num_gpu_blocks_override=int(blocks) or None,
-        tensor_parallel_size=2,
+        **json.loads(ranks),
     )
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     outputs = llm.generate(["Once upon", "The cat"], params, use_tqdm=False)

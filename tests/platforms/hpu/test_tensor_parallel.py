@@ -97,14 +97,14 @@ def test_the_rank_with_the_least_memory_decides_what_all_of_them_capture(
     emulated: Emulated,
 ) -> None:
     variables = {**FUNCTIONS, "TEST_MEMORIES": "64MiB,3MiB"}
-    (result,) = run(emulated, "1", "ranks", "unequal", "20", **variables)
+    (result,) = run(emulated, "1", "ranks", "unequal", "20", TWO, **variables)
     first, second = result["graphs"]
     assert first == second and 0 < len(first) < 9, first
     assert result["tokens"] == TOKENS
 
 
 def test_memory_that_ends_in_the_middle_of_a_launch_ends_the_start(emulated: Emulated) -> None:
-    done = program(emulated, "unequal", "20", TEST_MEMORIES="64MiB,64MiB", TEST_FULL_RANK="1")
+    done = program(emulated, "unequal", "20", TWO, TEST_MEMORIES="64MiB,64MiB", TEST_FULL_RANK="1")
     assert done.returncode != 0, done.stdout
     said = done.stderr.splitlines()[-1]
     assert "ConfigError: rank 1: --device hpu: memory ran out while capturing" in said, said
