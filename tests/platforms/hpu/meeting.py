@@ -155,6 +155,8 @@ def main(folder: Path, place: Place, channel: Channel, pulse: Pulse) -> None:
         check(tp, place.tp.rank, place.pp.rank)
         events = timeline(tp, place.rank, folder) if place.pp.size == 1 else []
     channel.put(json.dumps({"rank": place.rank, "events": events}).encode())
+    # A rank that ends before all have answered counts as one that died.
+    wait_until((folder / "answered").exists, "the answers of all ranks")
 
 
 def run(folder: Path, num_stages: int = 1) -> None:
@@ -168,6 +170,7 @@ def run(folder: Path, num_stages: int = 1) -> None:
             for _, reply in ranks.ready(HANG_S):
                 print(reply.decode(), flush=True)
                 answered += 1
+        (folder / "answered").touch()
     finally:
         ranks.stop()
 
