@@ -54,7 +54,8 @@ def check(tp: Hccl, rank: int, stage: int) -> None:
     def twice(rows: Tensor) -> Tensor:
         return rows * 2.0
 
-    for wrap in (lambda function: function, traced):
+    # Nothing is traced in lazy mode.
+    for wrap in (lambda function: function, traced)[: 1 if bridge.is_lazy() else 2]:
         same(wrap(tp.sum)(x.to("hpu")), total)
         same(wrap(lambda some: tp.begin_sum(some)())(x.to("hpu")), total)
         same(wrap(partial(tp.sum_of, twice))(x.to("hpu")), 2 * total)
