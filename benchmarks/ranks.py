@@ -1,11 +1,13 @@
 """Ranks on one machine: what they take to compute together, and a model over two of them.
 
 python benchmarks/ranks.py collectives [--ranks 2] [--pairs 40]
-python benchmarks/ranks.py model [--pairs 20] [--only decode,prefill,tiny-1,tiny-256]
+python benchmarks/ranks.py model|stages [--pairs 20] [--only decode,prefill,tiny-1,tiny-256]
 python benchmarks/ranks.py driver [--ranks 8]
 
 collectives   sums and gathers through shared memory, through gloo, and a plain copy of as much
 model         one rank with two threads (before) and two ranks with one thread each (after)
+stages        32 requests at a time: one rank with two threads (before) and two stages with one
+              thread each (after); two ranks that share layers (before) and two stages (after)
 driver        processor time of the engine's own process per step, with one rank and with many
 """
 
@@ -37,17 +39,23 @@ from benchmarks.pairs import (  # noqa: E402
     OFFLINE,
     SMALL,
     Worker,
+    Workload,
     in_rounds,
     interval,
 )
 from vllm.distributed.groups import Group  # noqa: E402
+from vllm.distributed.place import Place  # noqa: E402
 
 KIB = 1 << 10
 SIZES = (4 * KIB, 32 * KIB, 256 * KIB, 1024 * KIB, 8192 * KIB)
 CALLS = {size: max(3, min(200, (4 << 20) // size)) for size in SIZES}  # in one measurement
-OVER_RANKS = {
-    "1 rank, 2 threads": ({}, {"OMP_NUM_THREADS": "2"}),
-    "2 ranks, 1 thread": ({"tensor_parallel_size": 2}, {"OMP_NUM_THREADS": "2"}),
+Side = tuple[dict[str, Any], dict[str, str]]  # options of the engine, variables
+ONE_RANK: Side = ({}, {"OMP_NUM_THREADS": "2"})
+TWO_RANKS: Side = ({"tensor_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
+TWO_STAGES: Side = ({"pipeline_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
+LOAD = {
+    "decode-32": Workload(LARGE, 32, 16, 48),
+    "mixed-32": Workload(LARGE, 32, 128, 32),
 }
 
 
@@ -85,13 +93,14 @@ def measure_collectives(num_ranks: int, pairs: int) -> None:
 def rank_main(rank: int, size: int, paths: list[str], pairs: int, out: Any) -> None:
     from vllm.platforms.cpu import native
     from vllm.platforms.cpu.collectives import SharedMemory
-    from vllm.platforms.cpu.gloo import Gloo
+    from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
 
     assert native.is_available()
     torch.set_num_threads(1)
     shared = SharedMemory(Group(rank, size), paths[0])
     # gloo's own sum: the fastest that it has.
-    gloo = Gloo(Group(rank, size), paths[1])
+    place = Place(rank, size, rank, tp=Group(rank, size), rendezvous=paths[1])
+    gloo = Gloo(meeting(place, limit_of(0), "benchmark"), place.tp, limit_of(0))
     dice = random.Random(0)  # the same order on every rank
     for name in ("sum", "gather"):
         for num_bytes in SIZES:
@@ -126,13 +135,19 @@ def measure_model(pairs: int, wanted: list[str], folder: Path) -> None:
         loads = {n: w for n, w in OFFLINE.items() if n in wanted and w.model == model}
         if loads:
             path = ensure(SHAPES[model], folder)
-            in_rounds(
-                partial(started, path), Worker.seconds, loads, list(OVER_RANKS.values()), pairs
-            )
+            sides = [ONE_RANK, TWO_RANKS]
+            in_rounds(partial(started, path), Worker.seconds, loads, sides, pairs)
+
+
+def measure_stages(pairs: int, folder: Path) -> None:
+    path = ensure(SHAPES[LARGE], folder)
+    for name, before in (("one rank", ONE_RANK), ("two ranks", TWO_RANKS)):
+        print(f"two stages against {name}", flush=True)
+        in_rounds(partial(started, path), Worker.seconds, LOAD, [before, TWO_STAGES], pairs)
 
 
 @contextmanager
-def started(model: Path, side: tuple[dict[str, Any], dict[str, str]]) -> Any:
+def started(model: Path, side: Side) -> Any:
     options, variables = side
     worker = Worker(ROOT, model, options, variables)
     try:
@@ -176,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("collectives", "model", "driver"))
+    parser.add_argument("what", choices=("collectives", "model", "stages", "driver"))
     parser.add_argument("--ranks", type=int, default=0, help="By default 2; driver: 8.")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--only", default=",".join(OFFLINE), help=f"Of {', '.join(OFFLINE)}.")
@@ -186,6 +201,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "collectives":
         measure_collectives(args.ranks or 2, args.pairs)
+    elif args.what == "stages":
+        measure_stages(args.pairs, args.models)
     elif args.what == "driver":
         measure_driver(args.ranks or 8, args.models)
     else:

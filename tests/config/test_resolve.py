@@ -178,12 +178,11 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
             {"long_prefill_token_threshold": 8, "enable_chunked_prefill": False},
             "--long-prefill-token-threshold 8",
         ),
-        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
         (
             {"tensor_parallel_size": 2, "distributed_executor_backend": "uni"},
             "--distributed-executor-backend uni runs one rank, and there are 2",
         ),
-        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size 2"),
+        ({"pipeline_parallel_size": 99}, "--pipeline-parallel-size 99: the model has "),
         ({"data_parallel_size": 2}, "--data-parallel-size 2"),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
         ({"device": "tpu"}, "--device tpu"),

@@ -17,11 +17,25 @@ from tests.limits import HANG_S
 from tests.ops.overrides import isas
 from vllm.device.collectives import Collectives
 from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.platforms.cpu.collectives import SharedMemory
-from vllm.platforms.cpu.gloo import Gloo
+from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
+
+Kind = Callable[[int, int, str, int], Collectives]  # of rank, size, path, limit in seconds
+
+
+def shared_memory(rank: int, size: int, path: str, limit_s: int) -> SharedMemory:
+    return SharedMemory(Group(rank, size), path, limit_s)
+
+
+def gloo(rank: int, size: int, address: str, limit_s: int) -> Gloo:
+    place = Place(rank, size, rank, tp=Group(rank, size), rendezvous=address)
+    limit = limit_of(limit_s)
+    return Gloo(meeting(place, limit, "test"), place.tp, limit)
+
 
 pytestmark = pytest.mark.skipif(not isas(), reason="the kernels were not built")
-KINDS = pytest.mark.parametrize("kind", [SharedMemory, Gloo])
+KINDS = pytest.mark.parametrize("kind", [shared_memory, gloo])
 
 # Below, at and above what goes at a time, and what is shared out.
 COUNTS = (1, 7, 1000, 16 * 1024 - 1, 16 * 1024 + 3, (1 << 18) - 5, (1 << 18) + 7, 700_001)
@@ -31,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def on_ranks(
     size: int,
     run: Callable[[Collectives], object],
-    kind: type[SharedMemory] | type[Gloo] = SharedMemory,
+    kind: Kind = shared_memory,
     limit_s: int = int(HANG_S),
 ) -> list[object]:
     """run(collectives) of every rank, each in a thread of its own; by rank."""
@@ -40,7 +54,7 @@ def on_ranks(
     try:
         with ThreadPoolExecutor(size) as pool:
             futures = [
-                pool.submit(lambda r: run(kind(Group(r, size), path, limit_s)), rank)
+                pool.submit(lambda r: run(kind(r, size, path, limit_s)), rank)
                 for rank in range(size)
             ]
             return [future.result(HANG_S) for future in futures]
@@ -162,7 +176,7 @@ def test_ranks_of_several_machines_meet_at_an_address():
         address = f"127.0.0.1:{probe.getsockname()[1]}"
 
     def run(rank: int) -> Tensor:
-        return Gloo(Group(rank, 2), address, int(HANG_S)).sum(torch.ones(3))
+        return gloo(rank, 2, address, int(HANG_S)).sum(torch.ones(3))
 
     with ThreadPoolExecutor(2) as pool:
         for total in pool.map(run, range(2)):

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from vllm import envs
 from vllm.config.vllm import VllmConfig
+from vllm.distributed.stages import divide
 from vllm.errors import ConfigError
 
 
 def cross_check(config: VllmConfig) -> None:
     """Raises ConfigError naming the flags to change."""
+    _check_stages(config)
     _check_steps(config)
     _check_long_prompts(config)
+
+
+def _check_stages(config: VllmConfig) -> None:
+    """Before ranks are started, which would each find out for themselves."""
+    num_stages = config.parallel.pipeline_parallel_size
+    num_layers = getattr(config.model.hf_config, "num_hidden_layers", 0)
+    if num_stages > 1 and num_layers:
+        divide(num_layers, num_stages, envs.VLLM_PP_LAYER_PARTITION)
 
 
 def _check_steps(config: VllmConfig) -> None:

@@ -13,7 +13,12 @@ class ParallelConfig:
         1, low=1, folded=True, aliases=("-tp",), help="Devices each layer is split over."
     )
     pipeline_parallel_size: int = option(
-        1, low=1, folded=True, aliases=("-pp",), help="Stages the layers are spread over."
+        1,
+        low=1,
+        folded=True,
+        aliases=("-pp",),
+        help="Stages the layers are spread over, each on its own devices. "
+        "VLLM_PP_LAYER_PARTITION says how many layers each has.",
     )
     distributed_executor_backend: str = option(
         "",

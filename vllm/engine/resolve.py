@@ -89,7 +89,7 @@ def _parallel(draft: Draft) -> ParallelConfig:
     if asked == "uni" and config.world_size > 1:
         raise ConfigError(
             f"--distributed-executor-backend uni runs one rank, and there are {config.world_size} "
-            "(--tensor-parallel-size). Use mp, or leave it out."
+            "(--tensor-parallel-size x --pipeline-parallel-size). Use mp, or leave it out."
         )
     return replace(
         config,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -89,12 +88,20 @@ def meeting(place: Place, limit: timedelta, name: str) -> dist.Store:
 
     That is a path to an empty file, or host:port at which rank 0 listens.
     """
-    return dist.PrefixStore(name, _store(place.rendezvous, place.rank, place.world_size, limit))
+    return dist.PrefixStore(name, _store(place, limit))
 
 
-@functools.cache  # ranks may connect later, and only one can listen
-def _store(rendezvous: str, rank: int, world_size: int, limit: timedelta) -> dist.Store:
-    if rendezvous.startswith("/"):
-        return dist.FileStore(rendezvous, world_size)
-    host, _, port = rendezvous.rpartition(":")
-    return dist.TCPStore(host, int(port), world_size, is_master=rank == 0, timeout=limit)
+def _store(place: Place, limit: timedelta) -> dist.Store:
+    if place.rendezvous.startswith("/"):
+        return dist.FileStore(place.rendezvous, place.world_size)
+    host, _, port = place.rendezvous.rpartition(":")
+    # Rank 0 listens once, however many groups it is in.
+    return dist.TCPStore(
+        host,
+        int(port),
+        place.world_size,
+        is_master=place.rank == 0,
+        timeout=limit,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
