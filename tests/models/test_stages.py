@@ -6,7 +6,7 @@ import copy
 import itertools
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -19,15 +19,18 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from tests.models.harness import Harness, config_for
 from tests.models.ranks import InThread, on_ranks
 from tests.models.test_ranks import FOREIGN, References
+from tests.ops.overrides import isas
 from tools.tiny_models import random_checkpoint
 from vllm.config.vllm import VllmConfig
 from vllm.device.collectives import Collectives
+from vllm.device.launch import Phase, ShapeKey
 from vllm.distributed.groups import SINGLE, Group
 from vllm.distributed.stages import PARTITION
 from vllm.errors import ConfigError, LoadError
 from vllm.loader import load_model, reload_weights
 from vllm.models.interfaces import Model
 from vllm.platforms.cpu import CpuPlatform
+from vllm.platforms.cpu.graphs import CpuGraphRunner
 
 FALLBACK = [*sorted(FOREIGN), "llama", "llama-dynamic-rope", "gemma2", "granite", "mixtral"]
 CASES = [(arch, "auto") for arch in random_checkpoint.ARCHITECTURES]
@@ -86,6 +89,25 @@ def test_stages_compute_what_the_whole_model_does(arch, model_impl, dtype, check
     expected = computed([loaded(config)])
     for size in (2, 3):
         assert_equal(computed(stages_of(config, size)), expected)
+
+
+@pytest.mark.skipif(not isas(), reason="the kernels were not built")
+@pytest.mark.parametrize("arch", ["qwen3", *sorted(FOREIGN)])
+def test_graphs_of_a_stage_compute_what_it_does(arch, checkpoint):
+    for model in stages_of(config_for(checkpoint(arch)), 3):
+        model.backends = [next(iter(model.attention_layers().values())).backend]
+        graphs, run = CpuGraphRunner(), Harness(model, 1)
+        run.add(0, range(5, 20))
+        generator = torch.Generator().manual_seed(1)
+        for step in range(5):
+            hidden = None if model.stage.is_first else torch.randn(1, 64, generator=generator)
+            key = ShapeKey(Phase.DECODE, rows=1, query_len=1, kv_blocks=1)
+            run.model = partial(graphs.run, key, model)
+            given = run.step((1,), hidden).clone()
+            run.computed[0] -= 1
+            run.model = model
+            assert torch.equal(given, run.step((1,), hidden)), step
+        assert graphs._graphs
 
 
 @pytest.mark.parametrize(

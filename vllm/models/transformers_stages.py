@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 
 from vllm.distributed.stages import Stage
@@ -44,7 +43,7 @@ class CutModel:
         Raises Uncuttable.
         """
         before, layers, after = _read(hf.base_model_pp_plan or {}, base, hf.num_hidden_layers)
-        self._received, self._left = _Received(), _Left()
+        self._received, self._left = _Passage(), _Passage()
         # A tied head multiplies with the embedding's weight, wherever that is loaded once more.
         heads = [child for child in shell.children() if child is not base]
         tied = {id(p) for head in heads for p in head.parameters()} if stage.is_last else set()
@@ -55,7 +54,7 @@ class CutModel:
         assert isinstance(stack, nn.ModuleList), layers
         for i in range(len(stack)):
             if i not in stage.layers:
-                stack[i] = self._received if i == stage.first - 1 else _HandOn()
+                stack[i] = _HandOn() if i != stage.first - 1 else _Received(self._received)
         self._own = [stack[i] for i in stage.layers]
         if stage.is_last:
             return
@@ -68,7 +67,7 @@ class CutModel:
 
     def enter(self, hidden: Tensor) -> None:
         """The next call of the base model goes on from `hidden` [1, T, H]."""
-        self._received.hidden = hidden
+        self._received.put(hidden)
 
     def left(self) -> Tensor:
         """What the stage's last layer gave in the last call, [1, T, H]; not of the last stage."""
@@ -91,27 +90,36 @@ class _HandOn(nn.Module):
         return hidden_states
 
 
+class _Passage:
+    """Where a tensor waits during a call.
+
+    It is no module, and keeps nothing from call to call: captured graphs take tensors that modules
+    have for constants.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []
+
+    def put(self, hidden: Tensor) -> None:
+        self._waiting = [hidden]
+
+    def keep(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        """A forward hook: puts what the layer gives."""
+        self.put(output)
+
+    def take(self) -> Tensor:
+        return self._waiting.pop()
+
+
 class _Received(nn.Module):
     """In place of the layer before a stage's first one: gives what that layer gave."""
 
-    hidden: Tensor
+    def __init__(self, passage: _Passage) -> None:
+        super().__init__()
+        self._passage = passage
 
     def forward(self, *_: Any, **__: Any) -> Tensor:
-        return self.hidden
-
-
-class _Left:
-    """Keeps what a layer gives until it is taken."""
-
-    def __init__(self) -> None:
-        self._hidden = torch.empty(0)
-
-    def keep(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._hidden = output
-
-    def take(self) -> Tensor:
-        hidden, self._hidden = self._hidden, torch.empty(0)
-        return hidden
+        return self._passage.take()
 
 
 def _read(
