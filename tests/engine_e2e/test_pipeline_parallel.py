@@ -73,7 +73,7 @@ def ways() -> Iterator[Any]:
         yield pytest.param(*way, marks=[] if way in PAIRS else [pytest.mark.product])
 
 
-@pytest.mark.parametrize(("ranks", "number", "depth", "tokens", "caches", "blocks"), ways())
+@pytest.mark.parametrize(("ranks", "number", "depth", "tokens", "caches", "blocks"), [*ways()])
 def test_in_every_way_of_running(
     ranks: int,
     number: int,
@@ -131,15 +131,15 @@ def test_log_probabilities_are_those_of_one_rank(ranks: int, number: int, tmp_pa
             assert ranks > 1 or entry.rank == given[token].rank
 
 
-def test_requests_run_by_priority(tiny_story: Path) -> None:
-    """Four times as many requests as fit, of any priority, with other lengths."""
+def test_requests_of_other_priorities_write_the_same(tiny_story: Path) -> None:
+    """Four times as many as run at a time, with other lengths; some are preempted."""
     dice = random.Random(4)
     prompts = [
         {"prompt_token_ids": [dice.randrange(3, 500) for _ in range(dice.randrange(1, 40))]}
         for _ in range(12)
     ]
     params = [
-        SamplingParams(temperature=0.7, seed=i, max_tokens=dice.randrange(1, 20), ignore_eos=True)
+        SamplingParams(temperature=0.7, seed=i, max_tokens=dice.randrange(20, 50), ignore_eos=True)
         for i in range(len(prompts))
     ]
     priority = [dice.randrange(3) for _ in prompts]
@@ -193,6 +193,7 @@ def test_layers_are_spread_as_the_variable_says(
 ) -> None:
     expected = _outputs(tiny_story, 1)
     monkeypatch.setenv(PARTITION, "3,1")
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # or functions would not travel
     llm = engine(tiny_story, 1, **stages(2))
     try:
         assert llm.apply_model(_number_of_caches) == [3, 1]
@@ -221,15 +222,17 @@ def _number_of_caches(model: Any) -> int:
             r"cannot run GPTBigCodeForCausalLM through transformers: .*\(no plan\)\. "
             r"Use --pipeline-parallel-size 1",
         ),
-        (
+        pytest.param(
             "gpt_bigcode",
             stages(2, tensor_parallel_size=2, model_impl="transformers"),
             r"cannot run GPTBigCodeForCausalLM through transformers: .*\(no plan\)",
+            marks=pytest.mark.product,
         ),
-        (
+        pytest.param(
             "llama",
             stages(2, tensor_parallel_size=3),
             r"3 does not divide the 4 attention heads.*one of 1, 2, 4\.",
+            marks=pytest.mark.product,
         ),
     ],
 )
