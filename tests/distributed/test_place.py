@@ -16,6 +16,17 @@ def test_places_of_tensor_parallel_ranks_share_one_group_and_have_one_driver() -
     assert [p.is_driver for p in places] == [True, False, False, False]
 
 
+def test_places_are_numbered_stage_after_stage() -> None:
+    places = make_places(2, 3)
+    assert [(p.rank, p.local_rank, p.world_size) for p in places] == [(i, i, 6) for i in range(6)]
+    assert [(p.pp.rank, p.tp.rank) for p in places] == [
+        (stage, share) for stage in range(3) for share in range(2)
+    ]
+    assert all((p.pp.size, p.tp.size) == (3, 2) for p in places)
+    assert all(group == SINGLE for p in places for group in (p.dp, p.ep))
+    assert [p.rank for p in places if p.is_driver] == [4]
+
+
 def test_the_only_rank_stands_alone_and_is_the_driver() -> None:
     assert make_places(1) == [ALONE] and ALONE.is_driver
 

@@ -54,7 +54,8 @@ class FaultyWorker(Worker):
 
 
 def faulty_executor(config: VllmConfig) -> DistributedExecutor:
-    places = make_places(config.parallel.world_size)
+    parallel = config.parallel
+    places = make_places(parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
     return DistributedExecutor(config, FaultyWorker, LocalRanks(), places)
 
 

@@ -95,18 +95,32 @@ PAIRS = {
 }
 
 
+# Tensor and pipeline parallel sizes.
+EXECUTORS = {
+    "uni": (1, 1),
+    "mp": (1, 1),
+    "2 ranks": (2, 1),
+    "2 stages": (1, 2),
+    "3 stages": (1, 3),
+    "2 stages of 2 ranks": (2, 2),
+}
+
+
 def combinations() -> Iterator[Any]:
     """(depth, chunk, caching, preemption, executor)"""
     settings = itertools.product((1, 2, 4), (0, 16), (False, True), (False, True))
-    for some, executor in itertools.product(settings, ("uni", "mp", "2 ranks")):
+    for some, executor in itertools.product(settings, EXECUTORS):
         depth, chunk, caching, preemption = some
+        ranks, stages = EXECUTORS[executor]
+        if depth < stages:
+            continue
         name = [
             f"depth {depth}",
             "chunks" if chunk else "whole",
             "cache" if caching else "no cache",
         ]
         name += ["preempting" if preemption else "roomy", executor]
-        is_one_of_many = executor == "2 ranks" and some not in PAIRS
+        is_one_of_many = ranks * stages > 2 or (ranks * stages == 2 and some not in PAIRS)
         marks = [pytest.mark.product] if is_one_of_many else []
         yield pytest.param(*some, executor, id=", ".join(name), marks=marks)
 
@@ -138,7 +152,8 @@ def test_tokens_are_the_same_in_every_combination(
         max_num_batched_tokens=chunk or max_model_len,
         enable_prefix_caching=caching,
         distributed_executor_backend="uni" if executor == "uni" else "mp",
-        tensor_parallel_size=2 if executor == "2 ranks" else 1,
+        tensor_parallel_size=EXECUTORS[executor][0],
+        pipeline_parallel_size=EXECUTORS[executor][1],
         # Enough for the longest request and a bit: the others get in its way.
         num_gpu_blocks_override=max_model_len // 16 + 4 if preemption else 1024,
         disable_log_stats=True,

@@ -56,7 +56,7 @@ def cases(some: Collection[tuple[int, str, str]], phases: Collection[str]) -> li
     ]
 
 
-def arguments(path: Path) -> dict[str, Any]:
+def arguments(path: Path, **options: Any) -> dict[str, Any]:
     return {
         "model": str(path),
         "tensor_parallel_size": 2,
@@ -65,6 +65,7 @@ def arguments(path: Path) -> dict[str, Any]:
         "max_num_seqs": 4,
         "num_gpu_blocks_override": 80,
         "use_tqdm_on_load": False,
+        **options,
     }
 
 
@@ -138,6 +139,30 @@ async def test_a_fault_of_a_rank_ends_every_request_with_its_name(
         with pytest.raises(EngineDeadError, match=expected):
             ProcessClient(config, faulty_core)
         return
+    await assert_ended(config, rank, what, phase, mark)
+
+
+@pytest.mark.parametrize(
+    ("stage", "what", "phase"),
+    cases({(0, "SIGSTOP", "step"), (1, "SIGKILL", "idle")}, ("step", "idle")),
+)
+async def test_a_fault_of_a_stage_ends_every_request_with_its_name(
+    stage: int,
+    what: str,
+    phase: str,
+    tiny_story: Path,
+    mark: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(FAULT, fault(stage, phase, what))
+    options = arguments(tiny_story, tensor_parallel_size=1, pipeline_parallel_size=2)
+    config = AsyncEngineArgs(**options).create_engine_config()
+    await assert_ended(config, stage, what, phase, mark)
+
+
+async def assert_ended(config: VllmConfig, rank: int, what: str, phase: str, mark: str) -> None:
+    """Of an engine of two ranks, of which one meets a fault in a step as set up, or idle."""
+    expected = message(rank, what, phase)
     client = ProcessClient(config, faulty_core)
     engine = AsyncLLM.from_client(config, client)
     try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.attention import PagedMeta
-from vllm.device.launch import TokenInputs
+from vllm.device.launch import ForwardInputs, StageInputs, TokenInputs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.models.interfaces import Model
 
@@ -55,8 +55,11 @@ class Harness:
     def add(self, row: int, tokens: Sequence[int]) -> None:
         self.tokens[row].extend(tokens)
 
-    def step(self, counts: Sequence[int]) -> Tensor:
-        """Compute the next counts[r] tokens of each row, 0 for none; hidden states [T, H]."""
+    def step(self, counts: Sequence[int], received: Tensor | None = None) -> Tensor:
+        """Compute the next counts[r] tokens of each row, 0 for none; hidden states [T, H].
+
+        `received`: those of the pipeline stage before, if the model is a stage after the first.
+        """
         rows = [r for r, count in enumerate(counts) if count]
         ids, positions = [], []
         for r in rows:
@@ -64,9 +67,10 @@ class Harness:
             ids += [self.tokens[r][i] for i in span]
             positions += span
             self.computed[r] += counts[r]
-        inputs = TokenInputs(
-            torch.tensor(ids, dtype=torch.int32), torch.tensor(positions, dtype=torch.int32)
-        )
+        where = torch.tensor(positions, dtype=torch.int32)
+        inputs: ForwardInputs = TokenInputs(torch.tensor(ids, dtype=torch.int32), where)
+        if received is not None:
+            inputs = StageInputs(received, where)
         metas = [self._meta(rows, counts, positions, table) for table in self.tables]
         with torch.no_grad():
             return self.model(inputs, metas)

@@ -12,6 +12,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vllm.device.attention import AttentionMetas, AttentionSpec
-from vllm.device.launch import TokenInputs
+from vllm.device.launch import StageInputs, TokenInputs
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
 from vllm.layers.context import ModelContext
@@ -36,6 +37,7 @@ from vllm.models.decoder import GATED_NAMES, experts_weights
 from vllm.models.interfaces import Model
 from vllm.models.registry import ModelRegistry
 from vllm.models.transformers_ranks import share_modules
+from vllm.models.transformers_stages import CutModel, Uncuttable
 
 _NUMBERS = itertools.count()  # of the models built in this process
 # transformers exchanges functions of torch while it builds one, and would put back the wrong ones.
@@ -57,6 +59,7 @@ HARMLESS = {
 }
 REMEDY = "Serve it with transformers itself, or register an implementation with ModelRegistry."
 EXPERTS, STACKED = "{any}.mlp.experts", ("gate_up_proj", "down_proj")
+STACKS = tuple(f".experts.{name}" for name in STACKED)
 
 
 @dataclass
@@ -84,16 +87,21 @@ class TransformersModel(Model, Loadable):
         if not isinstance(config, PretrainedConfig):  # it was read without transformers
             config = config.full()
         self.hf_config = copy.deepcopy(config)
-        self.attend = nn.ModuleList()
+        self.attend = nn.ModuleDict()  # by number of the layer
         self.metas: AttentionMetas = ()
         self.call: Callable[..., Tensor] = self._record
         self.found: dict[int, AttentionSpec] = {}
         self.shell = self._build()
         self.prefix: str = self.shell.base_model_prefix
+        self.stage = context.stage(self.hf_config.num_hidden_layers)
+        self._ties = _ties(self.shell)
+        of_all_stages = [name for name, _ in _own_tensors(self.shell)]
+        self.cut = self._cut()
         self.shares = self._share()
         self.base: nn.Module = self.shell.base_model
+        self.shell.to(context.device)
         self._tensors = dict(_own_tensors(self.shell))
-        self._ties = _ties(self.shell)
+        self._elsewhere = {_parameter(name) for name in of_all_stages if name not in self._tensors}
         self._freeze_rope()
         setattr(self.shell, self.prefix, _Passthrough())
 
@@ -101,7 +109,7 @@ class TransformersModel(Model, Loadable):
         hf, config = self.hf_config, self.context.config.model
         try:
             # What other ranks keep takes no memory of the device.
-            is_whole = self.context.tp.size == 1
+            is_whole = self.context.tp.size == self.context.pp.size == 1
             device = self.context.device if is_whole else torch.device("cpu")
             with _BUILDING, torch.device(device), no_init_weights():
                 shell = AutoModelForCausalLM.from_config(
@@ -126,6 +134,15 @@ class TransformersModel(Model, Loadable):
             raise self._refusal("it keeps a recurrent state")
         return shell
 
+    def _cut(self) -> CutModel | None:
+        """Leave to other stages of a pipeline what is theirs; None: there are none."""
+        if self.context.pp.size == 1:
+            return None
+        try:
+            return CutModel(self.shell, self.shell.base_model, self.hf_config, self.stage)
+        except Uncuttable as error:
+            raise self._uncuttable(error) from error
+
     def _share(self) -> Mapping[str, Share]:
         """Of several ranks, what this one keeps of parameters: by name, without those it has all
         of."""
@@ -139,7 +156,6 @@ class TransformersModel(Model, Loadable):
                 f"here ({error.args[0]}). They can share those of {_native_names()}",
                 "Leave --tensor-parallel-size out.",
             ) from error
-        self.shell.to(self.context.device)
         return shares
 
     def _freeze_rope(self) -> None:
@@ -158,7 +174,7 @@ class TransformersModel(Model, Loadable):
         size = self.context.tp.size
         for name, tensor in self._tensors.items():
             share = self.shares.get(name, EVERYTHING)
-            if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            if not name.endswith(STACKS):
                 shape = share.whole(tuple(tensor.shape), size)
                 yield Destination(name, partial(_same, tensor), shape, share=share)
                 continue
@@ -167,9 +183,8 @@ class TransformersModel(Model, Loadable):
                 for part, target in zip(parts, stacked.chunk(len(parts)), strict=True):
                     open_target, shape = partial(_same, target), tuple(target.shape)
                     shape = share.whole(shape, size)
-                    yield Destination(
-                        f"{name}.weight", open_target, shape, part, expert, share=share
-                    )
+                    parameter = _parameter(name)
+                    yield Destination(parameter, open_target, shape, part, expert, share=share)
 
     def tied_weights(self) -> Mapping[str, str]:
         return self._ties
@@ -177,42 +192,67 @@ class TransformersModel(Model, Loadable):
     def ignored_weights(self) -> tuple[str, ...]:
         return tuple(map(re.escape, self._ties))
 
+    def is_elsewhere(self, parameter: str) -> bool:
+        return parameter in self._elsewhere
+
     def finish(self) -> None:
         """Find out, by computing one token, what each attention layer asks for."""
         if self.attend:  # these weights are not the first
             return
-        zero = torch.zeros(1, dtype=torch.int32, device=self.context.device)
         try:
-            self.logits(self(TokenInputs(zero, zero), ()))
+            with nullcontext() if self.cut is None else self.cut.watched():
+                self._compute_one()
         except (ConfigError, torch.OutOfMemoryError):
             raise
+        except Uncuttable as error:
+            raise self._uncuttable(error) from error
         except Exception as error:
             reason = f"a first token could not be computed ({type(error).__name__}: {error})"
-            raise self._refusal(reason) from error
-        num_layers = self.hf_config.num_hidden_layers
-        if sorted(self.found) != list(range(num_layers)):
+            remedy = REMEDY if self.cut is None else f"Try --pipeline-parallel-size 1. {REMEDY}"
+            raise self._refusal(reason, remedy) from error
+        layers = self.stage.layers
+        if sorted(self.found) != list(layers):
             raise self._refusal(
-                f"{len(self.found)} of its {num_layers} layers use exchangeable attention"
+                f"{len(self.found)} of {len(layers)} layers use exchangeable attention"
             )
-        for i in range(num_layers):
-            self.attend.append(self.context.attention(self.found[i]))
+        for i in layers:
+            self.attend[str(i)] = self.context.attention(self.found[i])
         self.call = self._attend
 
-    def forward(self, inputs: TokenInputs, metas: AttentionMetas) -> Tensor:
+    def _compute_one(self) -> None:
+        """A first token, whose values say nothing."""
+        context = self.context
+        zero = torch.zeros(1, dtype=torch.int32, device=context.device)
+        if self.stage.is_first:
+            hidden = self(TokenInputs(zero, zero), ())
+        else:
+            row = torch.zeros(
+                1, self.hf_config.hidden_size, dtype=context.dtype, device=context.device
+            )
+            hidden = self(StageInputs(row, zero), ())
+        if self.stage.is_last:
+            self.logits(hidden)
+
+    def forward(self, inputs: TokenInputs | StageInputs, metas: AttentionMetas) -> Tensor:
         self.metas = metas
-        out = self.base(
-            input_ids=inputs.token_ids.long().unsqueeze(0),
-            position_ids=inputs.positions.long().unsqueeze(0),
-            use_cache=False,
-        )
-        return out.last_hidden_state.squeeze(0)
+        if isinstance(inputs, StageInputs):
+            assert self.cut is not None
+            hidden = inputs.hidden.unsqueeze(0)
+            self.cut.enter(hidden)
+            given = {"inputs_embeds": hidden}
+        else:
+            given = {"input_ids": inputs.token_ids.long().unsqueeze(0)}
+        position_ids = inputs.positions.long().unsqueeze(0)
+        out = self.base(**given, position_ids=position_ids, use_cache=False)
+        hidden = out.last_hidden_state if self.stage.is_last else self.cut.left()
+        return hidden.squeeze(0)
 
     def logits(self, hidden: Tensor) -> Tensor:
         out = self.shell(inputs_embeds=hidden.unsqueeze(0), use_cache=False)
         return out.logits.squeeze(0).float()
 
     def _attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
-        layer = self.attend[module.layer_idx]
+        layer = self.attend[str(module.layer_idx)]
         assert isinstance(layer, Attention)
         flat = (x.squeeze(0).transpose(0, 1).contiguous() for x in (q, k, v))
         return layer(*flat, self.metas).unflatten(-1, (q.shape[1], -1)).unsqueeze(0)
@@ -238,6 +278,13 @@ class TransformersModel(Model, Loadable):
             softcap=softcap or 0.0,
         )
         return q.new_zeros(1, q.shape[2], q.shape[1], v.shape[-1])
+
+    def _uncuttable(self, error: Uncuttable) -> ConfigError:
+        return self._refusal(
+            "the stages of a pipeline are cut as transformers plans it, and its plan for this "
+            f"model cannot be followed here ({error})",
+            "Use --pipeline-parallel-size 1; --tensor-parallel-size shares every layer instead.",
+        )
 
     def _refusal(self, reason: str, remedy: str = REMEDY) -> ConfigError:
         name = self.context.config.model.architecture
@@ -279,6 +326,11 @@ def _own_tensors(shell: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, p.data) for name, p in parameters.items())
     every = {name for name, _ in shell.named_parameters(remove_duplicate=False)}
     yield from ((name, b) for name, b in shell.state_dict().items() if name not in every)
+
+
+def _parameter(name: str) -> str:
+    """Where tensors of the parameter `name` go: of experts there are several."""
+    return f"{name}.weight" if name.endswith(STACKS) else name
 
 
 def _ties(shell: nn.Module) -> dict[str, str]:

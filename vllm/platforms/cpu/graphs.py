@@ -63,7 +63,9 @@ class CpuGraphRunner(EagerRunner):
             self._refusal = "its attention is not the native one"  # and takes lengths as numbers
             return super().run(key, forward, inputs, metas)
         tensors = _tensors(inputs, metas)
-        graph = torch.classes.vllm.Graph(tensors, list(_constants(forward)))
+        # Kept while it captures: one that the forward pass drops would leave its address to others.
+        constants = list(_constants(forward))
+        graph = torch.classes.vllm.Graph(tensors, constants)
         reading = _Reading()
         try:
             with reading:
