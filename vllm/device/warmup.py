@@ -24,6 +24,13 @@ class WarmUpRunner(Protocol):
         """
         ...
 
+    def rehearse_transfer(self, launch: Launch) -> None:
+        """Receive dummy hidden states of a launch, and send such, where there are several stages.
+
+        All stages call it alike: each waits for the one before.
+        """
+        ...
+
     def rehearse_puts(self, num_rows: int) -> None:
         """Write this many rows of what plans write, to the dummy slot."""
         ...

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
@@ -99,13 +100,12 @@ def _make_slots(
 def _make_inputs(rank: LoadedRank, slots: Slots) -> LaunchInputs:
     if rank.link is None or rank.place.pp.rank == 0:
         return GatherTokens(slots)
-    model = rank.config.model
-    return ReceiveHidden(rank.link, rank.device, model.hf_config.hidden_size, model.dtype)
+    return ReceiveHidden(rank.link, rank.device, partial(_new_hidden, rank))
 
 
 def _make_end(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchEnd[Any]:
     if rank.link is not None and rank.place.pp.rank < rank.place.pp.size - 1:
-        return PassOn(rank.link)
+        return PassOn(rank.link, partial(_new_hidden, rank))
     sampler = (StaticSampler if rank.platform.capabilities.static_shapes else Sampler)(
         rank.ops,
         rank.config.model.vocab_size,
@@ -114,3 +114,10 @@ def _make_end(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchE
     )
     make_end = partial(DrawTokens, rank.model, slots, sampler, observer)
     return make_end(rank.device.download) if rank.place.is_driver else Silent(make_end, rank.device)
+
+
+def _new_hidden(rank: LoadedRank, num_tokens: int) -> Tensor:
+    """Memory [T, H] for hidden states that travel between stages."""
+    model = rank.config.model
+    shape = (num_tokens, model.hf_config.hidden_size)
+    return torch.empty(shape, dtype=model.dtype, device=rank.device.torch_device)

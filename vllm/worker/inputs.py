@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import partial
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from vllm.device.device import Device
@@ -24,6 +23,9 @@ class LaunchInputs(ABC):
     def rehearse(self, launch: Launch) -> ForwardInputs:
         """Inputs of a launch of dummy rows, of the same shapes; for warm-up."""
         return self.gather(launch)
+
+    def rehearse_transfer(self, launch: Launch) -> None:
+        """Receive dummy hidden states [T, H] from the stage before; nothing without one."""
 
 
 class GatherTokens(LaunchInputs):
@@ -49,12 +51,13 @@ class ReceiveHidden(LaunchInputs):
     them. A launch of any other shape has memory of its own.
     """
 
-    def __init__(self, link: StageLink, device: Device, hidden: int, dtype: torch.dtype) -> None:
-        """`hidden`: size of a hidden state."""
+    def __init__(
+        self, link: StageLink, device: Device, new_hidden: Callable[[int], Tensor]
+    ) -> None:
+        """`new_hidden`: T -> memory [T, H] for hidden states."""
         self._link = link
         self._device = device
-        self._new = partial(torch.empty, dtype=dtype, device=device.torch_device)
-        self._hidden = hidden
+        self._new_hidden = new_hidden
         self._buffers: dict[int, Tensor] = {}  # by number of tokens
 
     def gather(self, launch: Launch) -> StageInputs:
@@ -63,13 +66,15 @@ class ReceiveHidden(LaunchInputs):
         return StageInputs(buffer, self._device.upload(launch.positions_np))
 
     def rehearse(self, launch: Launch) -> StageInputs:
-        """The stage before sends nothing in warm-up: stages need not rehearse the same."""
+        """The stage before does not send: stages need not rehearse the same launches."""
         return StageInputs(self._buffer(launch).zero_(), self._device.upload(launch.positions_np))
 
+    def rehearse_transfer(self, launch: Launch) -> None:
+        self._link.receive(self._buffer(launch))
+
     def _buffer(self, launch: Launch) -> Tensor:
-        shape = (launch.num_tokens, self._hidden)
         if not launch.is_padded:
-            return self._new(shape)
+            return self._new_hidden(launch.num_tokens)
         if launch.num_tokens not in self._buffers:
-            self._buffers[launch.num_tokens] = self._new(shape)
+            self._buffers[launch.num_tokens] = self._new_hidden(launch.num_tokens)
         return self._buffers[launch.num_tokens]

@@ -78,9 +78,20 @@ class ModelRunner:
         inputs, metas = self._prepare(launch, self.inputs.rehearse)
         if captures:
             self.graphs.capture(launch.key, self.forward, inputs, metas)
+            # A graph that keeps its inputs copies others into them, which is compiled as well.
+            inputs, metas = self._prepare(launch, self.inputs.rehearse)
         hidden = self._run(launch, inputs, metas)
         self.end.rehearse(launch, hidden, ends_all_ways)
         self.observer.rehearsal_ends(launch, captures)
+
+    @torch.inference_mode()
+    def rehearse_transfer(self, launch: Launch) -> None:
+        """Receive dummy hidden states of a launch and send such; for warm-up, on all stages alike.
+
+        Nothing where there is one stage.
+        """
+        self.inputs.rehearse_transfer(launch)
+        self.end.rehearse_transfer(launch)
 
     def rehearse_puts(self, num_rows: int) -> None:
         """Write this many rows of what plans write, to the dummy slot; for warm-up."""

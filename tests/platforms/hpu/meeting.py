@@ -1,9 +1,10 @@
-"""Ranks that do nothing but compute together: run by test_tensor_parallel in eager mode.
+"""Ranks that do nothing but compute together: run by test_tensor_parallel and test_stages.
 
-python -m tests.platforms.hpu.meeting FOLDER   prints a JSON line per rank
+python -m tests.platforms.hpu.meeting FOLDER [STAGES]   prints a JSON line per rank
 
 Each compares what the collectives give with what they must, as ops and traced, and tells when it
-multiplied and when its sums were under way.
+multiplied and when its sums were under way. With several stages, each of two ranks, their hidden
+states travel meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vllm.executor.ranks import Channel
 from vllm.platforms.hpu import bridge, interfaces, modules
 from vllm.platforms.hpu.collectives import Hccl
 from vllm.platforms.hpu.settings import CollectiveSettings
+from vllm.platforms.hpu.stage_link import HcclLink
 
 SIZE = 2
 CHUNKS = 3
@@ -34,13 +36,13 @@ SETTINGS = CollectiveSettings(
 )
 
 
-def shown(rank: int, *shape: int) -> Tensor:
-    """What this rank brings along, on the CPU."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(rank))
+def shown(rank: int, *shape: int, stage: int = 0) -> Tensor:
+    """What this rank of a stage brings along, on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(10 * stage + rank))
 
 
-def check(tp: Hccl, rank: int) -> None:
-    xs = [shown(i, 8, 6) for i in range(SIZE)]
+def check(tp: Hccl, rank: int, stage: int) -> None:
+    xs = [shown(i, 8, 6, stage=stage) for i in range(SIZE)]
     x, total = xs[rank], torch.stack(xs).sum(0)
 
     def traced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -52,7 +54,8 @@ def check(tp: Hccl, rank: int) -> None:
     def twice(rows: Tensor) -> Tensor:
         return rows * 2.0
 
-    for wrap in (lambda function: function, traced):
+    # Nothing is traced in lazy mode.
+    for wrap in (lambda function: function, traced)[: 1 if bridge.is_lazy() else 2]:
         same(wrap(tp.sum)(x.to("hpu")), total)
         same(wrap(lambda some: tp.begin_sum(some)())(x.to("hpu")), total)
         same(wrap(partial(tp.sum_of, twice))(x.to("hpu")), 2 * total)
@@ -69,8 +72,28 @@ def check(tp: Hccl, rank: int) -> None:
     parts = [xs[i][: sum(counts[i])].split(counts[i])[rank] for i in range(SIZE)]
     same(tp.exchange(x[: sum(sent)].to("hpu"), sent, received), torch.cat(parts))
     same(tp.broadcast(x.to("hpu"), 1), xs[1])
-    assert (tp.agreed(10.0 + rank), tp.least(10.0 + rank)) == (11.0, 10.0)
+    base = 10.0 * stage
+    assert (tp.agreed(base + rank), tp.least(base + rank)) == (base + 1.0, base)
     assert tp.agreed(2.0**53 - rank) == 2.0**53, "values are rounded"
+
+
+def check_link(link: HcclLink, place: Place) -> None:
+    """Three launches: each stage adds its own to what it received, in one and the same memory."""
+    memory = torch.empty(8, 6, device="hpu")
+    for launch in range(3):
+        expected = torch.zeros(8, 6)
+        for stage in range(place.pp.rank):
+            expected += shown(place.tp.rank, 8, 6, stage=stage) + launch
+        if place.pp.rank > 0:
+            link.receive(memory)
+            same(memory, expected)
+        else:
+            memory.zero_()
+        memory += shown(place.tp.rank, 8, 6, stage=place.pp.rank).to("hpu") + launch
+        if place.pp.rank < place.pp.size - 1:
+            link.send(memory)
+            memory.fill_(torch.nan)  # as a replay does
+    assert link.where() == ""
 
 
 def same(given: Tensor, expected: Tensor) -> None:
@@ -127,24 +150,31 @@ def main(folder: Path, place: Place, channel: Channel, pulse: Pulse) -> None:
     modules.acquire(place)
     with torch.inference_mode():
         tp = Hccl(place, SETTINGS)
-        check(tp, place.rank)
-        events = timeline(tp, place.rank, folder)
+        if place.pp.size > 1:
+            link = HcclLink(place, SETTINGS)
+            check_link(link, place)
+        check(tp, place.tp.rank, place.pp.rank)
+        events = timeline(tp, place.rank, folder) if place.pp.size == 1 else []
     channel.put(json.dumps({"rank": place.rank, "events": events}).encode())
+    # A rank that ends before all have answered counts as one that died.
+    wait_until((folder / "answered").exists, "the answers of all ranks")
 
 
-def run(folder: Path) -> None:
+def run(folder: Path, num_stages: int = 1) -> None:
     visible = modules.visible_modules(None, bridge.require_devices())
     ranks = LocalRanks(lambda size: modules.set_aside(size, visible, is_in_process=False))
-    ranks.start(partial(main, folder), make_places(SIZE), on_wait=lambda: None)
+    places = make_places(SIZE, num_stages)
+    ranks.start(partial(main, folder), places, on_wait=lambda: None)
     try:
         answered = 0
-        while answered < SIZE:
+        while answered < len(places):
             for _, reply in ranks.ready(HANG_S):
                 print(reply.decode(), flush=True)
                 answered += 1
+        (folder / "answered").touch()
     finally:
         ranks.stop()
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    run(Path(sys.argv[1]), *map(int, sys.argv[2:]))

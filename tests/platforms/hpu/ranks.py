@@ -1,4 +1,4 @@
-"""Several ranks on emulated HPUs beside one CPU: run by test_tensor_parallel.
+"""Several ranks on emulated HPUs beside one CPU: run by test_tensor_parallel and test_stages.
 
 python -m tests.platforms.hpu.ranks CHECK [ARGUMENT ...]   prints JSON lines; see CHECKS
 """
@@ -30,23 +30,24 @@ def tell(**line: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def tokens(arch: str, size: str, how: str) -> None:
+def tokens(arch: str, how: str) -> None:
     """Those that one rank on the CPU gives. `how`: options in JSON."""
-    shape = {} if int(size) <= 4 else {"num_attention_heads": 8, "num_key_value_heads": 4}
     options = json.loads(how)
+    size = options.get("tensor_parallel_size", 1)
+    shape = {} if size <= 4 else {"num_attention_heads": 8, "num_key_value_heads": 4}
     if layers := options.pop("num_hidden_layers", None):
         shape["num_hidden_layers"] = layers
     with tempfile.TemporaryDirectory() as folder:
         path = random_checkpoint.make(arch, Path(folder), seed=3, **shape)
-        given = in_mode.with_engine(path, "hpu", tensor_parallel_size=int(size), **options)
+        given = in_mode.with_engine(path, "hpu", **options)
         expected = in_mode.with_engine(path, "cpu")
     tell(problem="" if given == expected else f"ranks {given}, one {expected}")
 
 
-def everything(engine: str, *flags: str) -> None:
+def everything(engine: str, ranks: str, *flags: str) -> None:
     """What requests can ask for, but for functions, which need the model in this process."""
     how = {**features.ENGINES[engine], "enforce_eager": "--enforce-eager" in flags}
-    given = features.answers("hpu", {**how, "tensor_parallel_size": 2}, functions=False)
+    given = features.answers("hpu", {**how, **json.loads(ranks)}, functions=False)
     expected = features.answers("cpu", how, functions=False)
     for want in given:
         found = [
@@ -55,14 +56,14 @@ def everything(engine: str, *flags: str) -> None:
         tell(name=want, problem="; ".join(filter(None, found)))
 
 
-def traffic(num_requests: str) -> None:
-    """Chat as it comes, after which all ranks must have launched the same."""
+def traffic(num_requests: str, ranks: str) -> None:
+    """Chat as it comes, after which all ranks must have launched the same. `ranks`: JSON."""
     vllm.worker.worker.Worker = watching.Recorded  # type: ignore[misc]
     llm = engine(
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=64,
         num_gpu_blocks_override=24,
-        tensor_parallel_size=2,
+        **json.loads(ranks),
     )
     llm.collective_rpc(watching.begin)
     problem, finished = "", 0
@@ -70,8 +71,8 @@ def traffic(num_requests: str) -> None:
         finished = serve(llm, deque(arrivals(int(num_requests))))
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
-    ranks = llm.collective_rpc(watching.end) if not problem else []
-    launches = [rank.pop("seen") for rank in ranks]
+    counts = llm.collective_rpc(watching.end) if not problem else []
+    launches = [rank.pop("seen") for rank in counts]
     for number, some in enumerate(zip(*launches, strict=False)):
         if len(set(some)) > 1:
             problem = f"launch {number} differs: {some}"
@@ -84,7 +85,7 @@ def traffic(num_requests: str) -> None:
         finished=finished,
         num_launches=[len(some) for some in launches],
         same_shapes=all(some == launched[0] for some in launched),
-        ranks=ranks,
+        ranks=counts,
         preemptions=stats.num_preemptions,
         prefix_hits=stats.prefix_hits,
     )
@@ -107,8 +108,8 @@ def arrivals(num_requests: int) -> Iterator[Arrival]:
         yield Arrival(step, prompt, params, int(rng.integers(1, 9)) if i % 11 == 0 else 0)
 
 
-def unequal(blocks: str) -> None:
-    """Ranks on devices of the sizes that the environment lists."""
+def unequal(blocks: str, ranks: str) -> None:
+    """Ranks on devices of the sizes that the environment lists. `ranks`: JSON."""
     vllm.worker.worker.Worker = watching.Unequal  # type: ignore[misc]
     llm = LLM(
         str(MODEL),
@@ -119,7 +120,7 @@ def unequal(blocks: str) -> None:
         max_num_seqs=2,
         block_size=16,
         num_gpu_blocks_override=int(blocks) or None,
-        tensor_parallel_size=2,
+        **json.loads(ranks),
     )
     params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     outputs = llm.generate(["Once upon", "The cat"], params, use_tqdm=False)

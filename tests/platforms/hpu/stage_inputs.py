@@ -20,7 +20,10 @@ from vllm.platforms.hpu.settings import settings_of
 
 
 def main(enforce_eager: bool) -> None:
-    config: Any = SimpleNamespace(device=SimpleNamespace(enforce_eager=enforce_eager))
+    config: Any = SimpleNamespace(
+        device=SimpleNamespace(enforce_eager=enforce_eager),
+        parallel=SimpleNamespace(pipeline_parallel_size=1),
+    )
     device = HpuDevice(0)
     runner = make_runner(settings_of(config))
     with torch.inference_mode(), strict.strict("dtype"):

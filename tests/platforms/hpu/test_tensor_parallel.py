@@ -23,6 +23,7 @@ pytestmark = pytest.mark.engine
 CHUNKS = {"VLLM_ROW_PARALLEL_CHUNKS": "3", "VLLM_ROW_PARALLEL_CHUNK_THRESHOLD": "5"}
 FEW_SHAPES = {"num_hidden_layers": 1, "max_num_seqs": 2, "max_num_batched_tokens": 16}
 FUNCTIONS = {LEAVE: "1"}
+TWO = json.dumps({"tensor_parallel_size": 2})
 FOREIGN = {"olmo2", "phi3"}  # run through transformers
 NATIVE = [
     arch
@@ -54,8 +55,8 @@ def test_tokens_are_those_of_one_rank(
     variables: dict[str, str],
 ) -> None:
     lazy, is_eager = MODES[mode]
-    how = json.dumps({"enforce_eager": is_eager, **options})
-    (line,) = run(emulated, lazy, "ranks", "tokens", arch, str(size), how, **variables)
+    how = json.dumps({"enforce_eager": is_eager, "tensor_parallel_size": size, **options})
+    (line,) = run(emulated, lazy, "ranks", "tokens", arch, how, **variables)
     assert line["problem"] == ""
 
 
@@ -72,13 +73,14 @@ def test_whatever_a_request_wants_it_gets_from_two_ranks(
     emulated: Emulated, mode: str, engine: str
 ) -> None:
     lazy, is_eager = MODES[mode]
-    lines = run(emulated, lazy, "ranks", "everything", engine, *["--enforce-eager"] * is_eager)
+    flags = ["--enforce-eager"] * is_eager
+    lines = run(emulated, lazy, "ranks", "everything", engine, TWO, *flags)
     assert len(lines) > 15
     assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
 
 
 def test_ranks_launch_the_same_and_compile_nothing_and_never_wait(emulated: Emulated) -> None:
-    (result,) = run(emulated, "1", "ranks", "traffic", "300", **FUNCTIONS)
+    (result,) = run(emulated, "1", "ranks", "traffic", "300", TWO, **FUNCTIONS)
     assert result["problem"] == ""
     assert result["finished"] > 250 and result["prefix_hits"] > 0 and result["preemptions"] > 0
     first, second = result["num_launches"]
@@ -95,14 +97,14 @@ def test_the_rank_with_the_least_memory_decides_what_all_of_them_capture(
     emulated: Emulated,
 ) -> None:
     variables = {**FUNCTIONS, "TEST_MEMORIES": "64MiB,3MiB"}
-    (result,) = run(emulated, "1", "ranks", "unequal", "20", **variables)
+    (result,) = run(emulated, "1", "ranks", "unequal", "20", TWO, **variables)
     first, second = result["graphs"]
     assert first == second and 0 < len(first) < 9, first
     assert result["tokens"] == TOKENS
 
 
 def test_memory_that_ends_in_the_middle_of_a_launch_ends_the_start(emulated: Emulated) -> None:
-    done = program(emulated, "unequal", "20", TEST_MEMORIES="64MiB,64MiB", TEST_FULL_RANK="1")
+    done = program(emulated, "unequal", "20", TWO, TEST_MEMORIES="64MiB,64MiB", TEST_FULL_RANK="1")
     assert done.returncode != 0, done.stdout
     said = done.stderr.splitlines()[-1]
     assert "ConfigError: rank 1: --device hpu: memory ran out while capturing" in said, said
@@ -175,7 +177,7 @@ def test_a_module_of_another_process_is_named_with_its_rank(
     emulated: Emulated, busy: Callable[..., None]
 ) -> None:
     busy(1)
-    done = program(emulated, "tokens", "llama", "2", "{}")
+    done = program(emulated, "tokens", "llama", TWO)
     assert done.returncode != 0
     assert "ConfigError: rank 1: --device hpu: module 1 cannot be acquired" in done.stderr
 

@@ -23,6 +23,7 @@ _PLUGIN: Final = "habana_frameworks"
 _DISTRIBUTION: Final = "habana-torch-plugin"
 _RECIPES: Final = "PT_HPU_RECIPE_CACHE_CONFIG"
 _RECIPES_MB: Final = 8192  # the oldest are deleted when they are more
+_NO_TENSOR_CACHE: Final = "PT_HPUGRAPH_DISABLE_TENSOR_CACHE"
 
 
 def is_installed() -> bool:
@@ -95,6 +96,26 @@ def keep_recipes(directory: str) -> None:
             directory,
         )
     envs.pass_on(_RECIPES, f"{path},false,{_RECIPES_MB}")
+
+
+def check_tensor_cache() -> None:
+    """Raises ConfigError where the user turns it off: see `keep_tensor_cache`."""
+    text = envs.inherited(_NO_TENSOR_CACHE)
+    if is_lazy() and text not in (None, "0", "false"):
+        raise ConfigError(
+            f"{_NO_TENSOR_CACHE}={text}: HPU graphs of a pipeline stage need the tensor cache. "
+            "Unset the variable, or use --pipeline-parallel-size 1."
+        )
+
+
+def keep_tensor_cache() -> None:
+    """Have HPU graphs keep their inputs, as the plugin demands of pipeline stages. Before `load`.
+
+    Raises ConfigError.
+    """
+    check_tensor_cache()
+    if is_lazy():
+        envs.pass_on(_NO_TENSOR_CACHE, "0")
 
 
 def num_devices() -> int:

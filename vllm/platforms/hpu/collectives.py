@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from vllm.device.collectives import Collectives
 from vllm.distributed.place import Place
-from vllm.errors import ConfigError
 from vllm.logger import init_logger
-from vllm.platforms.hpu import bridge
+from vllm.platforms.hpu import bridge, world
 from vllm.platforms.hpu.settings import CollectiveSettings
 
 logger = init_logger(__name__)
@@ -25,32 +23,26 @@ _scatter_rows: Final = getattr(dist, "reduce_scatter_single", dist.reduce_scatte
 
 
 class Hccl(Collectives):
-    """All ranks of the engine; ops of lazy graphs, of HPU graphs and of compiled ones as well.
+    """The ranks of a stage; ops of lazy graphs, of HPU graphs and of compiled ones as well.
 
     `agreed` and `least` stay on the host: they are asked for where the device's memory is short.
     """
 
     def __init__(self, place: Place, settings: CollectiveSettings) -> None:
-        """Meets the others at `place.rendezvous`, an empty file that all can open.
+        """Meets all ranks; see `world.join`.
 
         Raises ConfigError, with which the start of every rank ends.
         """
-        assert place.tp.size == place.world_size, place
         self.rank, self.size = place.tp.rank, place.tp.size
         self._settings = settings
         self._where, self._num_calls = "", 0
         self._mark_step: Callable[[], None] = bridge.module("core").mark_step
         self._is_lazy = bridge.is_lazy()
-        bridge.module("distributed.hccl")  # registers the backend
-        try:
-            self._join(place.rendezvous)
+        with world.meeting(place):
+            self._ranks = world.stage_ranks(place, settings)
+            group = self._ranks.devices or dist.distributed_c10d._get_default_group()
+            self._group_name: str = group.group_name
             self._check()
-        except RuntimeError as error:
-            raise ConfigError(
-                f"--device hpu: the {self.size} ranks cannot compute together: {error}. They "
-                "reach each other over HCCL, and on the host over the network interface that "
-                "GLOO_SOCKET_IFNAME names; HCCL_SOCKET_IFNAME names the one over which HCCL meets."
-            ) from error
 
     def where(self) -> str:
         return self._where
@@ -67,7 +59,7 @@ class Hccl(Collectives):
         if torch.compiler.is_compiling():
             return self._begin_traced_sum(x)
         self._before_sum()
-        work = dist.all_reduce(x, async_op=True)
+        work = dist.all_reduce(x, group=self._ranks.devices, async_op=True)
 
         def wait() -> Tensor:
             work.wait()
@@ -104,37 +96,30 @@ class Hccl(Collectives):
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         x = x.contiguous()
-        self._call("broadcast", dist.broadcast, x, source)
+        self._call("broadcast", dist.broadcast, x, self._ranks.first + source)
         return x
 
     def agreed(self, value: float) -> float:
         greatest = torch.tensor([value], dtype=torch.float64)
-        self._call("agreement", dist.all_reduce, greatest, dist.ReduceOp.MAX, self._host)
+        self._call_of(self._ranks.host, "agreement", dist.all_reduce, greatest, dist.ReduceOp.MAX)
         return float(greatest)
 
     def _call(self, name: str, collective: Callable[..., object], *args: object) -> None:
+        self._call_of(self._ranks.devices, name, collective, *args)
+
+    def _call_of(
+        self, group: object, name: str, collective: Callable[..., object], *args: object
+    ) -> None:
         """`where` tells of it while the host waits, or hands it over; devices wait unseen."""
         if torch.compiler.is_compiling():
-            collective(*args)
+            collective(*args, group=group)
             return
         self._num_calls += 1
         self._where = f"{name} {self._num_calls}"
         try:
-            collective(*args)
+            collective(*args, group=group)
         finally:
             self._where = ""
-
-    def _join(self, rendezvous: str) -> None:
-        settings = self._settings
-        dist.init_process_group(
-            "hccl",
-            store=dist.FileStore(rendezvous, self.size),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=_limit(settings.timeout_s),
-        )
-        self._host: Any = dist.new_group(backend="gloo", timeout=_limit(settings.host_timeout_s))
-        self._group_name: str = dist.distributed_c10d._get_default_group().group_name
 
     def _check(self) -> None:
         """Raises RuntimeError unless all ranks are in one group: HCCL connects when it is used."""
@@ -157,7 +142,3 @@ class Hccl(Collectives):
             return out
 
         return wait
-
-
-def _limit(seconds: int) -> timedelta | None:
-    return timedelta(seconds=seconds) if seconds else None

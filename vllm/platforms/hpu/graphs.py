@@ -83,7 +83,7 @@ class LazyRunner(HpuRunner):
             mark_step()
 
         for layers in _stacks(forward):
-            for i, layer in enumerate(layers, start=1):
+            for i, layer in enumerate(layers.children(), start=1):
                 if self._layers_per_step and i % self._layers_per_step == 0:
                     layer.register_forward_hook(end_graph)
 
@@ -101,8 +101,9 @@ class HpuGraphRunner(LazyRunner):
     before the next launch.
     """
 
-    def __init__(self, layers_per_step: int) -> None:
+    def __init__(self, layers_per_step: int, keeps_inputs: bool) -> None:
         super().__init__(layers_per_step)
+        self._keeps_inputs = keeps_inputs
         self.captured: set[ShapeKey] = set()
         self._graphed: Any = None
 
@@ -126,7 +127,7 @@ class HpuGraphRunner(LazyRunner):
             wrap = bridge.module("hpu").wrap_in_hpu_graph
             # Wrapping changes a module, and `forward` itself must still run as it is.
             again = Forward(forward.model, forward.backends)
-            self._graphed = wrap(again, disable_tensor_cache=True)
+            self._graphed = wrap(again, disable_tensor_cache=not self._keeps_inputs)
         return self._graphed
 
     def close(self) -> None:
@@ -176,17 +177,17 @@ class CompiledRunner(HpuRunner):
             self._call = torch.compile(forward, **options)
             return
         for layers in _stacks(forward):
-            for layer in layers:
+            for layer in layers.children():
                 layer.compile(**options)
 
 
-def _stacks(forward: Forward) -> list[nn.ModuleList]:
-    """The lists of layers of the model, not those within layers."""
-    found: list[nn.ModuleList] = []
+def _stacks(forward: Forward) -> list[nn.Module]:
+    """The lists of layers of the model, or layers by number; not those within layers."""
+    found: list[nn.Module] = []
     names: list[str] = []
     for name, module in forward.named_modules():
         inner = any(name.startswith(f"{outer}.") for outer in names)
-        if isinstance(module, nn.ModuleList) and not inner:
+        if isinstance(module, nn.ModuleList | nn.ModuleDict) and not inner:
             found.append(module)
             names.append(name)
     return found
@@ -195,7 +196,7 @@ def _stacks(forward: Forward) -> list[nn.ModuleList]:
 def make_runner(settings: HpuSettings) -> HpuRunner:
     """The way of execution of PT_HPU_LAZY_MODE and --enforce-eager."""
     if settings.captures_graphs:
-        return HpuGraphRunner(settings.layers_per_step)
+        return HpuGraphRunner(settings.layers_per_step, settings.graphs.keeps_inputs)
     if settings.is_lazy:
         return LazyRunner(settings.layers_per_step)
     if settings.compiles:

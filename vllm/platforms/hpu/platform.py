@@ -15,6 +15,7 @@ from vllm.device.attention import AttentionBackend
 from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Collectives
 from vllm.device.device import Device
+from vllm.device.stage_link import StageLink
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.errors import ConfigError
@@ -62,6 +63,8 @@ class HpuPlatform(Platform):
                 config.cache.block_size,
                 KERNEL_BLOCK_SIZE,
             )
+        if config.parallel.pipeline_parallel_size > 1:
+            bridge.check_tensor_cache()
         return _without_shared_blocks(config)
 
     def device(self, index: int) -> Device:
@@ -82,6 +85,8 @@ class HpuPlatform(Platform):
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
         if place.world_size > 1:
             prepare_host_groups(place)
+        if place.pp.size > 1:
+            bridge.keep_tensor_cache()
         if place.rank > 0:
             _leave_telling_to_the_first_rank()
         if place.device >= 0:
@@ -94,6 +99,11 @@ class HpuPlatform(Platform):
         from vllm.platforms.hpu.collectives import Hccl
 
         return Hccl(place, collective_settings(config))
+
+    def stage_link(self, config: VllmConfig, place: Place) -> StageLink:
+        from vllm.platforms.hpu.stage_link import HcclLink
+
+        return HcclLink(place, collective_settings(config))
 
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
         env = Environment()

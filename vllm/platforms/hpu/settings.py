@@ -30,6 +30,7 @@ class GraphSettings:
     prompt_ratio: float  # share of that
     prompt_strategy: str
     decode_strategy: str
+    keeps_inputs: bool  # and copies those of a replay into them, instead of rebinding
 
     def reserved_of_free(self, utilization: float) -> float:
         """The share as one of what is free once the cache is allocated: margin and graphs."""
@@ -84,6 +85,7 @@ def settings_of(config: VllmConfig, env: Environment | None = None) -> HpuSettin
             prompt_ratio=env.VLLM_GRAPH_PROMPT_RATIO,
             prompt_strategy=env.VLLM_GRAPH_PROMPT_STRATEGY,
             decode_strategy=env.VLLM_GRAPH_DECODE_STRATEGY,
+            keeps_inputs=config.parallel.pipeline_parallel_size > 1,
         ),
     )
 

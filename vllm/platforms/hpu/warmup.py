@@ -75,6 +75,7 @@ class WarmUp:
         buckets = self._planner.buckets
         phases = ((Phase.PREFILL, buckets.prompt[::-1]), (Phase.DECODE, buckets.decode[::-1]))
         with self._progress(sum(len(some) for _, some in phases), "Warm-up") as bar:
+            self._rehearse_transfers(phases)
             self._rehearse_puts()
             self._planner.placement.rehearse()
             for phase, some in phases:
@@ -200,6 +201,20 @@ class WarmUp:
         is_new = launch.num_rows not in self._sampled_rows
         self._runner.rehearse(launch, is_new, captures)
         self._sampled_rows.add(launch.num_rows)
+
+    def _rehearse_transfers(self, phases: Sequence[tuple[Phase, Sequence[Bucket]]]) -> None:
+        """One of every size, first of all: afterwards each stage takes the time that it needs.
+
+        All stages have the same table, and leave out no size: which shapes they compile and
+        capture depends on the memory that each has.
+        """
+        known = set()
+        for phase, buckets in phases:
+            for bucket in buckets:
+                launch = self._planner.rehearsal_of(phase, bucket)
+                if launch.num_tokens not in known:
+                    known.add(launch.num_tokens)
+                    self._runner.rehearse_transfer(launch)
 
     def _rehearse_puts(self) -> None:
         """Every size that admissions can bring; they write to the dummy slot."""

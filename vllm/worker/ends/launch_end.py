@@ -52,3 +52,6 @@ class LaunchEnd(ABC, Generic[Ending]):
 
         For warm-up: waits for the values, whether or not this rank answers with any.
         """
+
+    def rehearse_transfer(self, launch: Launch) -> None:
+        """Send dummy hidden states [T, H] of a launch to the next stage; nothing without one."""
