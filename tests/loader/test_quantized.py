@@ -102,7 +102,7 @@ def test_no_more_than_one_layer_is_held_as_it_was_loaded(arch, tmp_path, load, m
     monkeypatch.setattr(Loadable, "stage", staged)
     monkeypatch.setattr(Loadable, "unstage", unstaged)
     model = load(path)
-    sizes = [sum(p.nbytes for p in layer.parameters()) for layer in model.layers]
+    sizes = [sum(p.nbytes for p in layer.parameters()) for layer in model.layers.values()]
     assert max(most) <= max(sizes)
     assert not any(held.values())
 
@@ -222,7 +222,7 @@ def test_an_exact_name_beats_a_pattern_which_beats_a_class(tmp_path, load):
     for targets in ([name], [r"re:.*layers\.1\..*down_proj"]):
         change(path, lambda q, targets=targets: regroup(q, *targets))
         model = load(path)
-        down = [layer.mlp.down.method.loading.encoding for layer in model.layers]
+        down = [layer.mlp.down.method.loading.encoding for layer in model.layers.values()]
         assert down[1] == encoding
         assert all(one == ChannelFloat8() for i, one in enumerate(down) if i != 1)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
+from tests.models import cacheless
 from tests.models.harness import Harness, config_for
 from tests.models.ranks import InThread, on_ranks
 from tests.models.test_ranks import FOREIGN, References
@@ -233,6 +234,13 @@ def test_more_stages_than_layers_are_refused(model_impl, checkpoint):
     config = config_for(checkpoint("llama"), model_impl=model_impl)
     with pytest.raises(ConfigError, match=r"size 4: the model has 3 layers.* Use at most 3\.$"):
         loaded(config, Group(0, 4))
+
+
+def test_an_implementation_without_stages_is_refused(tmp_path):
+    config = config_for(cacheless.make(tmp_path / "cacheless"), max_model_len=64)
+    loaded(config)
+    with pytest.raises(ConfigError, match=r"size 2: Cacheless computes all layers of Cacheless"):
+        loaded(config, Group(0, 2))
 
 
 PLAN = copy.deepcopy(LlamaConfig.base_model_pp_plan)

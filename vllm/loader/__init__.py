@@ -144,7 +144,14 @@ def _declare(
         tp=tp or Alone(),
         pp=pp,
     )
-    model = resolve_model(config.model)(context)
+    implementation = resolve_model(config.model)
+    if pp.size > 1 and not implementation.has_stages:
+        raise ConfigError(
+            f"--pipeline-parallel-size {pp.size}: {implementation.__name__} computes all layers of "
+            f"{config.model.architecture} and cannot be a stage of them. Leave it out, or use "
+            "--model-impl transformers."
+        )
+    model = implementation(context)
     model.requires_grad_(False).eval()
     return model
 

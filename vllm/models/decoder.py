@@ -112,6 +112,7 @@ class Decoder(Model):
     """Embedding, layers, final norm and head of a decoder-only model."""
 
     weights: ClassVar[tuple[Rule, ...]] = DECODER_WEIGHTS
+    has_stages: ClassVar[bool] = True
 
     def __init__(self, context: ModelContext) -> None:
         super().__init__(context)

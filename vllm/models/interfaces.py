@@ -20,6 +20,7 @@ class Model(nn.Module, ABC):
 
     # Checkpoint names this model reads; the first rule that matches a name decides.
     weights: ClassVar[tuple[Rule, ...]] = ()
+    has_stages: ClassVar[bool] = False  # whether it builds and runs the layers of a stage alone
 
     def __init__(self, context: ModelContext) -> None:
         """Declare all layers. Raises ConfigError if the model cannot run as configured."""

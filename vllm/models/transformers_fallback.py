@@ -78,6 +78,7 @@ class TransformersModel(Model, Loadable):
         Rule("{any}.block_sparse_moe.gate.weight", "{any}.mlp.gate.weight"),
         Rule("{any}", "{any}"),
     )
+    has_stages: ClassVar[bool] = True
 
     def __init__(self, context: ModelContext) -> None:
         super().__init__(context)
