@@ -114,7 +114,7 @@ def test_engines_get_modules_of_their_own_until_they_end(engines: ExitStack) -> 
 
 
 def test_too_few_modules_are_an_error_with_both_numbers(engines: ExitStack) -> None:
-    with pytest.raises(ConfigError, match=r"size 4: .*, and 2 are visible \(6, 7\)"):
+    with pytest.raises(ConfigError, match=r"4 ranks: .*, and 2 are visible \(6, 7\)"):
         start(engines, 4, [6, 7])
     start(engines, 2)
     with pytest.raises(ConfigError, match=r"size 2: .* 1 of 3 are free: .* modules 0, 1 \(locked"):

@@ -25,6 +25,7 @@ logger = init_logger(__name__)
 
 VISIBLE: Final = "HABANA_VISIBLE_MODULES"
 CHOSEN: Final = "HLS_MODULE_ID"
+_SIZES: Final = "--tensor-parallel-size or --pipeline-parallel-size"
 # Modules of a box of eight that are joined for a group of their own, by the size of the group.
 WIRED: Final[Mapping[int, Sequence[tuple[int, ...]]]] = {
     1: tuple((module,) for module in range(8)),
@@ -256,7 +257,7 @@ def set_aside(num_ranks: int, visible: Sequence[int], is_in_process: bool) -> It
     if num_ranks > len(visible):
         raise ConfigError(
             f"{_need(num_ranks)}, and {len(visible)} are visible ({_listed(visible)}). Lower "
-            f"--tensor-parallel-size, or widen {VISIBLE}."
+            f"{_SIZES}, or widen {VISIBLE}."
         )
     asked = chosen_module(OWN.asked(), visible, num_ranks)
     allowed = visible if asked is None else [asked]
@@ -284,7 +285,7 @@ def _too_few(
     num_ranks: int, allowed: Sequence[int], free: Collection[int], locks: ModuleLocks
 ) -> ConfigError:
     busy = [module for module in allowed if module not in free]
-    lower = "lower --tensor-parallel-size, " if num_ranks > 1 else ""
+    lower = f"lower {_SIZES}, " if num_ranks > 1 else ""
     return ConfigError(
         f"{_need(num_ranks)}, and {len(free)} of {len(allowed)} are free: other engines have "
         f"modules {_listed(busy)} (locked in {locks.directory}). End one of them, {lower}or widen "
@@ -295,7 +296,7 @@ def _too_few(
 def _need(num_ranks: int) -> str:
     if num_ranks == 1:
         return "--device hpu: an engine needs a module of its own"
-    return f"--tensor-parallel-size {num_ranks}: each rank needs a module of its own"
+    return f"--device hpu with {num_ranks} ranks: each rank needs a module of its own"
 
 
 def acquire(place: Place) -> None:
