@@ -93,6 +93,7 @@ class ModelConfig:
         (),
         kind=TEXTS,
         auto="the value of --model",
+        local=True,
         help="Names under which the server offers the model; the first is the one in replies.",
     )
     model_impl: str = option(
@@ -120,6 +121,7 @@ class ModelConfig:
     generation_config: str = option(
         "auto",
         folded=True,
+        local=True,
         help="Where default sampling parameters come from: auto: the model's "
         "generation_config.json; vllm: nowhere; or another directory.",
     )
