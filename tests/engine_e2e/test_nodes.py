@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,7 @@ from tests.engine_e2e.test_tensor_parallel import engine, outputs_of
 from tests.limits import HANG_S, is_running, wait_until
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
-from vllm.errors import ConfigError
-from vllm.executor.base import ExecutorDied
+from vllm.errors import ConfigError, EngineDeadError
 from vllm.utils.network_utils import get_open_port
 
 pytestmark = pytest.mark.engine
@@ -97,9 +98,12 @@ def test_the_death_of_a_rank_that_others_compute_with_names_it(nodes: tuple[LLM,
     executor = llm.llm_engine.client.core.executor
     wait_until(lambda: all(s.pid for s in executor.ranks.states(0.0)), "signs of all ranks")
     states = executor.ranks.states(0.0)
-    os.kill(states[1].pid, signal.SIGKILL)
-    with pytest.raises(ExecutorDied, match=r"node 1 \(127\.0\.0\.1\): rank 1 .*killed by SIGKILL"):
-        llm.generate([{"prompt_token_ids": [5, 6]}], SamplingParams(max_tokens=60), use_tqdm=False)
+    timer = threading.Timer(0.3, os.kill, (states[1].pid, signal.SIGKILL))
+    timer.start()
+    said = r"node 1 \(127\.0\.0\.1\): rank 1 .*was killed by SIGKILL"
+    with pytest.raises(EngineDeadError, match=said):
+        generate_on(llm)
+    timer.join()
     code, log = node_1.end()
     assert code == 1 and "rank 1" in log and "SIGKILL" in log
     wait_until(lambda: not any(is_running(state.pid) for state in states), "the end of all ranks")
@@ -121,6 +125,14 @@ def test_a_node_that_is_told_to_end_ends_the_engine(nodes: tuple[LLM, Node1]) ->
     node_1.process.send_signal(signal.SIGTERM)
     code, log = node_1.end()
     assert code == 0 and "Stopped" in log
-    with pytest.raises(ExecutorDied, match=r"node 1 .*was told to end by a signal"):
-        llm.generate([{"prompt_token_ids": [5, 6]}], SamplingParams(max_tokens=9), use_tqdm=False)
+    with pytest.raises(EngineDeadError, match=r"node 1 .*was told to end by a signal"):
+        generate_on(llm)
     llm.llm_engine.shutdown()
+
+
+def generate_on(llm: LLM) -> None:
+    """Until something ends it."""
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    until_s = time.monotonic() + HANG_S
+    while time.monotonic() < until_s:
+        llm.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)

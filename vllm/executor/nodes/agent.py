@@ -68,7 +68,7 @@ class Agent:
                 f"node 0 at {self._nodes.at} is lost: {closed}. The ranks of this node are ended"
             ) from None
         except KeyboardInterrupt:
-            self._tell("was told to end by a signal")
+            self._tell("vllm serve was told to end by a signal there")
             raise
         finally:
             if answers is not None:
