@@ -167,9 +167,8 @@ VARIABLES: tuple[Variable, ...] = (
         "",
         str,
         "an address",
-        "Accepted without effect: processes of one engine are on one machine and use local "
-        "sockets.",
-        has_effect=False,
+        "Address of this machine, of its own to each of --nnodes, at which ranks on other machines "
+        "reach its ranks. Unset: the one with which it reaches node 0.",
     ),
     Variable(
         "VLLM_PORT",

@@ -18,9 +18,12 @@ class LoadConfig:
         "",
         auto="the cache of the hub",
         folded=True,
+        local=True,
         help="Where models from the hub are kept.",
     )
     ignore_patterns: tuple[str, ...] = option(
         ("original/**/*",), help="Files of the checkpoint to leave alone."
     )
-    use_tqdm_on_load: bool = option(True, help="Show progress while weights are loaded.")
+    use_tqdm_on_load: bool = option(
+        True, local=True, help="Show progress while weights are loaded."
+    )

@@ -22,12 +22,15 @@ DTYPE_NAMES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     model: str = option(
-        "", help="Model to run: a local directory or a name on the Hugging Face hub."
+        "",
+        local=True,
+        help="Model to run: a local directory or a name on the Hugging Face hub.",
     )
     tokenizer: str = option(
         "",
         auto="the model's own",
         folded=True,
+        local=True,
         help="Tokenizer to use, if not the one that comes with the model: a directory or a name.",
     )
     tokenizer_mode: str = option(
@@ -53,6 +56,7 @@ class ModelConfig:
         "",
         auto="the model",
         folded=True,
+        local=True,
         help="Take config.json from this directory or name instead of the model's.",
     )
     hf_token: str = option(
@@ -89,6 +93,7 @@ class ModelConfig:
         (),
         kind=TEXTS,
         auto="the value of --model",
+        local=True,
         help="Names under which the server offers the model; the first is the one in replies.",
     )
     model_impl: str = option(
@@ -116,6 +121,7 @@ class ModelConfig:
     generation_config: str = option(
         "auto",
         folded=True,
+        local=True,
         help="Where default sampling parameters come from: auto: the model's "
         "generation_config.json; vllm: nowhere; or another directory.",
     )

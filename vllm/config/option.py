@@ -32,6 +32,7 @@ class Setting:
     auto: str  # who decides when the user does not; "": the default is a value like any other
     secret: bool  # never shown
     folded: bool  # acts through other fields, and is kept only to show what was asked for
+    local: bool  # may differ between the nodes of one engine
 
     def check(self, value: Any) -> Any:
         """`value` in the setting's type; None is as if nothing was said.
@@ -71,6 +72,7 @@ def option(
     auto: str = "",
     secret: bool = False,
     folded: bool = False,
+    local: bool = False,
 ) -> Any:
     """A config field that users set.
 
@@ -89,6 +91,7 @@ def option(
         "auto": auto,
         "secret": secret,
         "folded": folded,
+        "local": local,
     }
     metadata = {_KEY: known}
     if auto:
@@ -96,6 +99,11 @@ def option(
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata, repr=not secret)
+
+
+def is_local(item: dataclasses.Field[Any]) -> bool:
+    """Whether a field of a config is a setting that may differ between the nodes of one engine."""
+    return bool(item.metadata.get(_KEY, {}).get("local"))
 
 
 def settings_of(group: type) -> Iterator[Setting]:

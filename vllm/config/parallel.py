@@ -38,6 +38,32 @@ class ParallelConfig:
         low=0,
         help="The same of what ranks exchange on the host. 0: --distributed-timeout-seconds.",
     )
+    nnodes: int = option(
+        1,
+        low=1,
+        aliases=("-n",),
+        help="Machines that compute one model, with as many ranks on each. Each is given the same "
+        "command, but for its --node-rank.",
+    )
+    node_rank: int = option(
+        0,
+        low=0,
+        aliases=("-r",),
+        local=True,
+        help="Which of --nnodes machines this is. 0 schedules and serves; the others need "
+        "--headless.",
+    )
+    master_addr: str = option(
+        "127.0.0.1", help="Address of node 0, as all nodes reach it. Of use with --nnodes."
+    )
+    master_port: int = option(
+        29501, low=1, high=65535, help="TCP port of node 0 at which the other nodes meet it."
+    )
+    headless: bool = option(
+        False,
+        local=True,
+        help="Run ranks for node 0 and no server: on every node but 0 of --nnodes.",
+    )
 
     @property
     def host_timeout_seconds(self) -> int:
@@ -48,3 +74,12 @@ class ParallelConfig:
     def world_size(self) -> int:
         """Ranks that compute one copy of the model."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.world_size // self.nnodes
+
+    @property
+    def is_tensor_parallel_over_nodes(self) -> bool:
+        """Whether ranks that share layers are on different machines."""
+        return self.nnodes > 1 and self.ranks_per_node % self.tensor_parallel_size != 0

@@ -13,7 +13,7 @@ class Place:
 
     rank: int  # among the ranks of one executor
     world_size: int
-    local_rank: int  # among the ranks of its machine
+    local_rank: int  # among the ranks of its node
     tp: Group = SINGLE
     pp: Group = SINGLE
     dp: Group = SINGLE
@@ -21,6 +21,8 @@ class Place:
     rendezvous: str = ""  # a path or host:port at which all ranks meet; "" where they need not
     memory: str = ""  # a path to memory that the ranks of `tp` share; "" where they share none
     device: int = -1  # what the platform has set aside for it on its machine; -1: nothing
+    node: int = 0  # the machine it runs on, among those of the executor
+    address: str = ""  # of its machine, as the other nodes reach it; "" where there is one node
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)
@@ -36,16 +38,28 @@ class Place:
 ALONE = Place(rank=0, world_size=1, local_rank=0)
 
 
-def make_places(tensor_parallel_size: int, pipeline_parallel_size: int = 1) -> list[Place]:
-    """The places of all ranks of an executor, by rank, on one machine: stage after stage."""
-    return [
-        Place(
-            rank=stage * tensor_parallel_size + share,
-            world_size=tensor_parallel_size * pipeline_parallel_size,
-            local_rank=stage * tensor_parallel_size + share,
-            tp=Group(share, tensor_parallel_size),
-            pp=Group(stage, pipeline_parallel_size),
+def make_places(
+    tensor_parallel_size: int, pipeline_parallel_size: int = 1, num_nodes: int = 1
+) -> list[Place]:
+    """The places of all ranks of an executor, by rank: stage after stage, and node after node.
+
+    `num_nodes` divides the number of ranks.
+    """
+    world_size = tensor_parallel_size * pipeline_parallel_size
+    ranks_per_node, rest = divmod(world_size, num_nodes)
+    assert not rest, (world_size, num_nodes)
+    places = []
+    for rank in range(world_size):
+        stage, share = divmod(rank, tensor_parallel_size)
+        node, local_rank = divmod(rank, ranks_per_node)
+        places.append(
+            Place(
+                rank=rank,
+                world_size=world_size,
+                local_rank=local_rank,
+                tp=Group(share, tensor_parallel_size),
+                pp=Group(stage, pipeline_parallel_size),
+                node=node,
+            )
         )
-        for stage in range(pipeline_parallel_size)
-        for share in range(tensor_parallel_size)
-    ]
+    return places

@@ -73,11 +73,11 @@ class _Arguments:
 
     def create_engine_config(self, usage_context: Any = None, headless: bool = False) -> VllmConfig:
         """Resolve. Raises ConfigError or LoadError. Nobody collects usage."""
-        if headless:
-            raise ConfigError("headless=True: an engine on several machines is not available yet.")
         from vllm.engine.resolve import resolve
 
-        return resolve(self.values())
+        values = self.values()
+        values["headless"] = values["headless"] or headless
+        return resolve(values)
 
 
 def _fields_of(arguments: type[_Arguments]) -> dict[str, dataclasses.Field[Any]]:

@@ -91,10 +91,34 @@ def _parallel(draft: Draft) -> ParallelConfig:
             f"--distributed-executor-backend uni runs one rank, and there are {config.world_size} "
             "(--tensor-parallel-size x --pipeline-parallel-size). Use mp, or leave it out."
         )
+    _check_nodes(config)
     return replace(
         config,
         distributed_executor_backend=asked or ("mp" if config.world_size > 1 else "uni"),
     )
+
+
+def _check_nodes(config: ParallelConfig) -> None:
+    num_nodes, node = config.nnodes, config.node_rank
+    if config.world_size % num_nodes:
+        raise ConfigError(
+            f"--nnodes {num_nodes} does not divide the {config.world_size} ranks "
+            "(--tensor-parallel-size x --pipeline-parallel-size): every node runs as many."
+        )
+    if node >= num_nodes:
+        raise ConfigError(
+            f"--node-rank {node}: nodes are numbered from 0, and --nnodes is {num_nodes}."
+        )
+    if config.headless and not node:
+        raise ConfigError(
+            "--headless: node 0 serves, and the others are headless. Leave it out here, or give "
+            "--nnodes and --node-rank."
+        )
+    if node and not config.headless:
+        raise ConfigError(
+            f"--node-rank {node}: only node 0 serves. Start this node with "
+            f"vllm serve ... --nnodes {num_nodes} --node-rank {node} --headless."
+        )
 
 
 def _cache(draft: Draft, model: ModelConfig) -> CacheConfig:

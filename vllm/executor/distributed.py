@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 
 _STARTS: Final = frozenset({Kind.START, Kind.WARM_UP})
+_NEWS_S: Final = 1.0  # for the death of a rank to show after another has failed for it
 
 
 class DistributedExecutor:
@@ -132,6 +134,20 @@ class DistributedExecutor:
         except ExecutorDied as died:
             self._give_up(died)
 
+    def hear_out(self, pending: _Pending) -> None:
+        """Of a request that a rank has failed in, maybe for another that is gone.
+
+        Raises ExecutorDied if one is: through sockets, a neighbour may be the first to notice.
+        """
+        until_s = time.monotonic() + _NEWS_S
+        while pending.missing() and self._dead is None:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self.receive(left_s)
+        if self._dead is not None:
+            raise self._dead
+
     def _look(self) -> None:
         """Raises ExecutorDied if a rank hangs, or the oldest request has waited for too long."""
         lapse_s = self._stopwatch.lapse_s()
@@ -193,10 +209,21 @@ class _Pending:
         """
         while len(self._replies) < self._num_ranks and not self.has_failed:
             self._executor.receive()
+        if any(map(_may_follow, self._replies.values())):
+            self._executor.hear_out(self)
         for rank, reply in sorted(self._replies.items()):
             if isinstance(reply, Failed):
                 raise revive(reply, rank, is_alone=self._num_ranks == 1)
         return [self._replies[rank] for rank in range(self._num_ranks)]
+
+
+def _may_follow(reply: FromRank) -> bool:
+    """Whether it is an error as torch raises it when another rank has left a collective."""
+    if not isinstance(reply, Failed):
+        return False
+    return (reply.module, reply.name) == ("builtins", "RuntimeError") or reply.module.startswith(
+        "torch."
+    )
 
 
 class _SentStep:

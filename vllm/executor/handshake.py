@@ -25,6 +25,7 @@ _OWN: Final = frozenset(
         "VLLM_LOGGING_LEVEL",
         "VLLM_CONFIGURE_LOGGING",
         "VLLM_CPU_OMP_THREADS_BIND",
+        "VLLM_HOST_IP",
         "VLLM_API_KEY",
         "PT_HPU_RECIPE_CACHE_CONFIG",
         *(variable.name for variable in PROFILING_VARIABLES),
@@ -47,27 +48,32 @@ def introduction(config: VllmConfig) -> Joined:
 
 def compare(introductions: Sequence[Joined]) -> None:
     """By rank. Raises ConfigError naming the first rank that differs from rank 0, and in what."""
-    first = introductions[0]
     for rank, other in enumerate(introductions[1:], start=1):
-        found = [
-            f"the {section} settings"
-            for section, digest in first.sections.items()
-            if other.sections.get(section) != digest
+        compare_with_first(introductions[0], other, "rank", rank)
+
+
+def compare_with_first(first: Joined, other: Joined, noun: str, number: int) -> None:
+    """Raises ConfigError naming how `other`, of the rank or node (`noun`) `number`, differs from
+    `first`, which is of number 0."""
+    found = [
+        f"the {section} settings"
+        for section, digest in first.sections.items()
+        if other.sections.get(section) != digest
+    ]
+    for ours, theirs in (
+        (first.versions, other.versions),
+        (first.variables, other.variables),
+    ):
+        found += [
+            f"{name} ({theirs.get(name, 'not set')}, on {noun} 0 {ours.get(name, 'not set')})"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
         ]
-        for ours, theirs in (
-            (first.versions, other.versions),
-            (first.variables, other.variables),
-        ):
-            found += [
-                f"{name} ({theirs.get(name, 'not set')}, on rank 0 {ours.get(name, 'not set')})"
-                for name in sorted(ours.keys() | theirs.keys())
-                if ours.get(name) != theirs.get(name)
-            ]
-        if found:
-            raise ConfigError(
-                f"rank {rank} runs with other settings than rank 0: {', '.join(found)}. All ranks "
-                "of an engine need the same arguments, versions and environment."
-            )
+    if found:
+        raise ConfigError(
+            f"{noun} {number} runs with other settings than {noun} 0: {', '.join(found)}. All "
+            f"{noun}s of an engine need the same arguments, versions and environment."
+        )
 
 
 def _installed(package: str) -> str:

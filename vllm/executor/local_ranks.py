@@ -10,6 +10,7 @@ import select
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -44,7 +45,7 @@ _KILLED_S: Final = 10.0  # for one that was killed: a device's driver may keep i
 
 
 class LocalRanks:
-    """One process per rank. Implements Ranks.
+    """One process per rank. Implements Ranks; the places may be those of one of several nodes.
 
     The process that starts ranks must not be daemonic: Python forbids such a process children.
     """
@@ -52,11 +53,13 @@ class LocalRanks:
     def __init__(self, devices: SetAside = no_devices) -> None:
         """`devices` sets devices of this machine aside for ranks, as Platform.devices does."""
         self._devices = devices
-        self.processes: list[SpawnProcess] = []  # by rank
-        self._replies: list[BroadcastReader] = []  # by rank
-        self._silences: list[Silence] = []  # by rank
-        self._poll = select.poll()
-        self._rank_of: dict[int, int] = {}  # by descriptor in `_poll`
+        # By position among the places.
+        self.processes: list[SpawnProcess] = []
+        self._ranks: list[int] = []  # in the world
+        self._replies: list[BroadcastReader] = []
+        self._silences: list[Silence] = []
+        self._poll = select.epoll()
+        self._position_of: dict[int, int] = {}  # by descriptor in `_poll`
         self._channels = ExitStack()  # closed, it ends the ranks
         self._held = ExitStack()  # what they use until they have ended
 
@@ -68,7 +71,7 @@ class LocalRanks:
         self._channels.callback(self._requests.close)
         # Memory without a name: nothing is left behind, whoever dies.
         meeting, _ = self._memory("vllm-meeting")
-        shared = [self._memory("vllm-ranks")[0] for _ in range(places[0].pp.size)]  # by stage
+        shared = self._shared_memory(places)
         records, fd = self._memory("vllm-pulses")
         os.ftruncate(fd, len(places) * RECORD_BYTES)
         self._records = self._held.enter_context(mmap.mmap(fd, len(places) * RECORD_BYTES))
@@ -76,16 +79,22 @@ class LocalRanks:
         # Read by the rank when it has begun to give signs of life, for it imports the model stack.
         packed = bytes(ForkingPickler.dumps(main))
         is_lasting = threading.current_thread() is threading.main_thread()
-        for place, device, requests in zip(places, devices, request_readers, strict=True):
+        given = zip(places, devices, request_readers, strict=True)
+        for position, (place, device, requests) in enumerate(given):
             reply_writer, (replies,) = broadcast_queue(1)
             channel = _QueueChannel(requests, reply_writer)
             for end in (replies, channel):
                 self._channels.callback(end.close)
-            Pulse(self._records, place.rank).prepare()
-            place = replace(place, rendezvous=meeting, memory=shared[place.pp.rank], device=device)
+            Pulse(self._records, position).prepare()
+            place = replace(
+                place,
+                rendezvous=place.rendezvous or meeting,
+                memory=shared.get(place.pp.rank, ""),
+                device=device,
+            )
             process = context.Process(
                 target=_run,
-                args=(packed, place, channel, records, is_lasting),
+                args=(packed, place, channel, (records, position), is_lasting),
                 name=f"vllm-rank-{place.rank}",
                 daemon=True,
             )
@@ -95,8 +104,9 @@ class LocalRanks:
             self.processes.append(process)
             self._replies.append(replies)
             self._silences.append(Silence())
-            self._rank_of[replies.fileno()] = place.rank
-            self._poll.register(replies.fileno(), select.POLLIN)
+            self._ranks.append(place.rank)
+            self._position_of[replies.fileno()] = position
+            self._poll.register(replies.fileno(), select.EPOLLIN)
 
     def put(self, request: bytes) -> None:
         try:
@@ -106,28 +116,37 @@ class LocalRanks:
             raise self._rank_died(closed.reader) from None
 
     def ready(self, timeout_s: float | None) -> Iterator[tuple[int, bytes]]:
-        events = self._poll.poll(None if timeout_s is None else timeout_s * 1000)
+        events = self._poll.poll(timeout_s)
         gone = []
         for fd, event in events:
-            rank = self._rank_of[fd]
-            if not event & select.POLLIN:
-                gone.append(rank)
+            position = self._position_of[fd]
+            if not event & select.EPOLLIN:
+                gone.append(position)
                 continue
             try:
-                reply = self._replies[rank].get(on_wait=self._on_wait)
+                reply = self._replies[position].get(on_wait=self._on_wait)
             except QueueClosed:
-                gone.append(rank)
+                gone.append(position)
                 continue
             assert reply is not None
-            yield rank, reply
+            yield self._ranks[position], reply
         if not events:
             # A process that the rank has forked may hold its pipes open.
             gone = [i for i, process in enumerate(self.processes) if not process.is_alive()]
         if gone:
             raise self._rank_died(gone[0])
 
+    def fileno(self) -> int:
+        """A descriptor to poll: readable when `ready` would not wait."""
+        return self._poll.fileno()
+
+    def seen(self) -> list[RankState]:
+        """What every rank does, without a judgement. May be called by another thread, until these
+        ranks are ended."""
+        return [self._state(position) for position in range(len(self._ranks))]
+
     def states(self, lapse_s: float) -> list[RankState]:
-        found = [self._state(rank) for rank in range(len(self.processes))]
+        found = self.seen()
         for state, process, silence in zip(found, self.processes, self._silences, strict=True):
             assert process.pid is not None
             why = silence.look(state, process.pid, lapse_s)
@@ -157,6 +176,7 @@ class LocalRanks:
             else:
                 process.close()
         self.processes.clear()
+        self._poll.close()
         self._held.close()
 
     def _running(self) -> list[SpawnProcess]:
@@ -173,11 +193,17 @@ class LocalRanks:
         self._held.callback(os.close, fd)
         return f"/proc/{os.getpid()}/fd/{fd}", fd
 
-    def _state(self, rank: int) -> RankState:
-        return read(self._records, rank, rank)
+    def _shared_memory(self, places: Sequence[Place]) -> dict[int, str]:
+        """A path for every stage all of whose ranks are here; others cannot share memory."""
+        here = Counter(place.pp.rank for place in places)
+        whole = sorted(stage for stage, count in here.items() if count == places[0].tp.size)
+        return {stage: self._memory("vllm-ranks")[0] for stage in whole}
 
-    def _rank_died(self, rank: int) -> ExecutorDied:
-        process = self.processes[rank]
+    def _state(self, position: int) -> RankState:
+        return read(self._records, self._ranks[position], position)
+
+    def _rank_died(self, position: int) -> ExecutorDied:
+        rank, process = self._ranks[position], self.processes[position]
         process.join(1.0)  # its pipes end a moment before its exit code is known
         code = process.exitcode
         if code == IMPORTED_EXIT:
@@ -188,7 +214,7 @@ class LocalRanks:
             why = f"was killed by {signal.Signals(-code).name}"
         else:
             why = f"ended with exit code {code}"
-        doing = self._state(rank).doing()
+        doing = self._state(position).doing()
         return ExecutorDied(f"rank {rank} (process {process.pid}) {why}. It was {doing}")
 
 
@@ -213,10 +239,16 @@ class _QueueChannel:
 
 
 def _run(
-    packed: bytes, place: Place, channel: _QueueChannel, records: str, is_lasting: bool
+    packed: bytes,
+    place: Place,
+    channel: _QueueChannel,
+    record: tuple[str, int],
+    is_lasting: bool,
 ) -> None:
-    """What a rank's process runs. `is_lasting`: the thread that started it lives as long as its
-    process."""
+    """What a rank's process runs. `record`: memory with records, and which of them is its own.
+
+    `is_lasting`: the thread that started it lives as long as its process.
+    """
     # Ctrl-C reaches the whole terminal group; the engine decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     begin_process()
@@ -225,7 +257,7 @@ def _run(
     if is_lasting:
         killed_with_parent()  # which ends this process even where it is stopped
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    pulse = _begin_pulse(records, place.rank)
+    pulse = _begin_pulse(*record)
     # By default bars of progress share a semaphore with other processes, which a process that is
     # killed leaves behind.
     tqdm.set_lock(threading.RLock())
@@ -236,10 +268,10 @@ def _run(
         pulse.stop()
 
 
-def _begin_pulse(records: str, rank: int) -> Pulse:
+def _begin_pulse(records: str, position: int) -> Pulse:
     try:
         with open(records, "r+b") as file:
-            pulse = Pulse(mmap.mmap(file.fileno(), 0), rank)
+            pulse = Pulse(mmap.mmap(file.fileno(), 0), position)
     except FileNotFoundError:  # the engine is gone
         os._exit(1)
     pulse.start()

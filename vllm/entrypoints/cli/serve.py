@@ -27,6 +27,12 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"--model {given} and MODEL {args.model_tag} differ; give one.")
         args.model = args.model_tag
     need_open_files()
+    if vars(args).get("headless"):
+        with lasting_imports():
+            from vllm.entrypoints.headless import run_headless
+
+        run_headless(args)
+        return
     # The server's imports take a second, which a wrong flag need not cost. The core's take another:
     # its process begins with them before it is known what it is to run.
     start_early()

@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vllm import envs
 from vllm.device.collectives import Collectives
 from vllm.distributed.groups import Group
 from vllm.distributed.place import Place
 
+_INTERFACE: Final = "GLOO_SOCKET_IFNAME"
 _SECONDS: Final = 1800  # gloo's own limit in torch.distributed
 
 
@@ -23,11 +25,13 @@ class Gloo(Collectives):
     gloo's own sums have another order, which depends on the number of elements.
     """
 
-    def __init__(self, store: dist.Store, group: Group, limit: timedelta) -> None:
-        """`store` is where the ranks of `group` meet, and no others."""
+    def __init__(
+        self, store: dist.Store, group: Group, limit: timedelta, address: str = ""
+    ) -> None:
+        """`store` is where the ranks of `group` meet, and no others; `address` as in Place."""
         self.rank, self.size = group.rank, group.size
         self._where, self._num_calls = "", 0
-        self._ranks = dist.ProcessGroupGloo(store, group.rank, group.size, timeout=limit)
+        self._ranks = connected(store, group, limit, address)
         # All are connected: before, one that leaves takes the others' connections with it.
         self._ranks.barrier().wait()
 
@@ -76,6 +80,21 @@ class Gloo(Collectives):
             work.wait()
         finally:
             self._where = ""
+
+
+def connected(
+    store: dist.Store, group: Group, limit: timedelta, address: str
+) -> dist.ProcessGroupGloo:
+    """The ranks that meet at `store`; others reach this one at `address`.
+
+    Without an address, or where GLOO_SOCKET_IFNAME names an interface, gloo chooses.
+    """
+    if not address or envs.inherited(_INTERFACE):
+        return dist.ProcessGroupGloo(store, group.rank, group.size, timeout=limit)
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = limit
+    return dist.ProcessGroupGloo(store, group.rank, group.size, options)
 
 
 def limit_of(seconds: int) -> timedelta:

@@ -66,11 +66,11 @@ class CpuPlatform(Platform):
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
         # Before this process is bound to some of them.
-        self.ranks_have_cores = num_usable_cores() >= config.parallel.world_size
+        self.ranks_have_cores = num_usable_cores() >= config.parallel.ranks_per_node
         plan = plan_threads(
             envs.VLLM_CPU_OMP_THREADS_BIND,
             place.local_rank,
-            config.parallel.world_size,
+            config.parallel.ranks_per_node,
             torch.get_num_threads(),  # OMP_NUM_THREADS where set, else the number of cores
         )
         if plan.cpus:
@@ -86,18 +86,22 @@ class CpuPlatform(Platform):
         from vllm.device.graphs import EagerRunner
         from vllm.platforms.cpu.graphs import CpuGraphRunner
 
-        captures = native.is_available() and not config.device.enforce_eager
+        # Sums between machines are calls that no graph sees.
+        is_seen = native.is_available() and not config.parallel.is_tensor_parallel_over_nodes
+        captures = is_seen and not config.device.enforce_eager
         return CpuGraphRunner() if captures else EagerRunner()
 
     def collectives(self, config: VllmConfig, place: Place) -> Collectives:
         if place.tp.size == 1:
             return super().collectives(config, place)
         limit_s = config.parallel.host_timeout_seconds
-        if not native.is_available():
+        if not native.is_available() or not place.memory:
             from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
 
             limit = limit_of(limit_s)
-            return Gloo(meeting(place, limit, f"stage {place.pp.rank}"), place.tp, limit)
+            return Gloo(
+                meeting(place, limit, f"stage {place.pp.rank}"), place.tp, limit, place.address
+            )
         from vllm.platforms.cpu.collectives import SharedMemory
 
         return SharedMemory(place.tp, place.memory, limit_s, self.ranks_have_cores)
@@ -107,7 +111,9 @@ class CpuPlatform(Platform):
         from vllm.platforms.cpu.stage_link import GlooLink
 
         limit = limit_of(config.parallel.host_timeout_seconds)
-        return GlooLink(meeting(place, limit, f"share {place.tp.rank}"), place.pp, limit)
+        return GlooLink(
+            meeting(place, limit, f"share {place.tp.rank}"), place.pp, limit, place.address
+        )
 
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
         from vllm.platforms.cpu.warmup import warm_up
@@ -122,8 +128,8 @@ class CpuPlatform(Platform):
         )
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
-        # Ranks share the memory of the machine.
-        num_ranks = config.parallel.world_size
+        # Ranks share the memory of their machine.
+        num_ranks = config.parallel.ranks_per_node
         share = config.cache.gpu_memory_utilization / num_ranks
         all_weights = facts.weight_bytes * num_ranks
         usable = int(share * (facts.free_bytes + all_weights)) - facts.weight_bytes

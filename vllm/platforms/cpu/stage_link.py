@@ -10,17 +10,19 @@ from torch import Tensor
 
 from vllm.device.stage_link import StageLink
 from vllm.distributed.groups import Group
+from vllm.platforms.cpu.gloo import connected
 
 
 class GlooLink(StageLink):
     """Sends without waiting; a stage is at most as many launches ahead as steps are in flight."""
 
-    def __init__(self, store: dist.Store, pp: Group, limit: timedelta) -> None:
-        """`store` is where the ranks at this position of every stage meet, and no others."""
+    def __init__(self, store: dist.Store, pp: Group, limit: timedelta, address: str = "") -> None:
+        """`store` is where the ranks at this position of every stage meet, and no others;
+        `address` as in Place."""
         self._stage = pp.rank
         self._sent: deque[tuple[dist.Work, Tensor]] = deque()  # memory that gloo still reads
         self._where = ""
-        self._ranks = dist.ProcessGroupGloo(store, pp.rank, pp.size, timeout=limit)
+        self._ranks = connected(store, pp, limit, address)
         # All are connected: before, one that leaves takes the others' connections with it.
         self._ranks.barrier().wait()
 

@@ -63,6 +63,11 @@ class HpuPlatform(Platform):
                 config.cache.block_size,
                 KERNEL_BLOCK_SIZE,
             )
+        if config.parallel.nnodes > 1:
+            raise ConfigError(
+                f"--nnodes {config.parallel.nnodes} --device hpu: Gaudis of several machines do "
+                "not compute together yet in this build. Leave --nnodes out, or use --device cpu."
+            )
         if config.parallel.pipeline_parallel_size > 1:
             bridge.check_tensor_cache()
         return _without_shared_blocks(config)
