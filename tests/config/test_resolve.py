@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 
 from tests.config.platform import FactsOnly
 from tests.conftest import LogLines
+from vllm.config.digest import digests
 from vllm.config.vllm import VllmConfig, all_settings, described
 from vllm.engine.arg_utils import EngineArgs
 from vllm.errors import ConfigError, LoadError
+from vllm.executor import make_executor
 
 Settle = Callable[..., VllmConfig]
 Directory = Callable[..., Path]
@@ -182,6 +185,14 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
             {"tensor_parallel_size": 2, "distributed_executor_backend": "uni"},
             "--distributed-executor-backend uni runs one rank, and there are 2",
         ),
+        ({"nnodes": 2}, "--nnodes 2 does not divide the 1 ranks"),
+        ({"nnodes": 2, "tensor_parallel_size": 3}, "--nnodes 2 does not divide the 3 ranks"),
+        ({"node_rank": 1}, "--node-rank 1: nodes are numbered from 0, and --nnodes is 1"),
+        ({"headless": True}, "--headless: node 0 serves, and the others are headless"),
+        (
+            {"nnodes": 2, "tensor_parallel_size": 2, "node_rank": 1},
+            "--node-rank 1: only node 0 serves.*--headless",
+        ),
         ({"pipeline_parallel_size": 99}, "--pipeline-parallel-size 99: the model has "),
         ({"data_parallel_size": 2}, "--data-parallel-size 2"),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
@@ -206,6 +217,35 @@ def test_what_cannot_be_is_refused_by_flag_and_value(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         settle(**arguments)
+
+
+def test_an_engine_is_started_on_node_0_alone(settle: Settle) -> None:
+    config = settle(nnodes=2, tensor_parallel_size=2, node_rank=1, headless=True)
+    assert config.parallel.ranks_per_node == 1
+    with pytest.raises(ConfigError, match="--node-rank 1: the engine runs on node 0"):
+        make_executor(config)
+
+
+def test_nodes_may_differ_in_what_is_of_one_machine_alone(
+    settle: Settle, directory: Directory, tmp_path: Path
+) -> None:
+    nodes = {"nnodes": 2, "tensor_parallel_size": 2}
+    first = settle(**nodes)
+    there = shutil.copytree(directory(), tmp_path / "elsewhere")
+    other = settle(**nodes, model=str(there), node_rank=1, headless=True, disable_log_stats=True)
+    assert digests(first) == digests(other)
+    unequal = settle(tensor_parallel_size=2)
+    assert digests(first)["parallel"] != digests(unequal)["parallel"]
+    assert digests(first)["model"] != digests(settle(**nodes, seed=3))["model"]
+
+
+def test_ranks_that_share_layers_are_on_one_machine_where_they_fit(settle: Settle) -> None:
+    def over_nodes(ranks: int, stages: int, nodes: int) -> bool:
+        config = settle(tensor_parallel_size=ranks, pipeline_parallel_size=stages, nnodes=nodes)
+        return config.parallel.is_tensor_parallel_over_nodes
+
+    assert over_nodes(2, 1, 2) and over_nodes(4, 1, 2)
+    assert not over_nodes(2, 2, 2) and not over_nodes(1, 2, 2) and not over_nodes(2, 1, 1)
 
 
 def test_unknown_keyword_is_refused_with_the_closest_known() -> None:

@@ -29,7 +29,7 @@ def make_config(num_ranks: int = 1, **cache: Any) -> Any:
         cache=SimpleNamespace(**{**defaults, **cache}),
         model=SimpleNamespace(max_model_len=256),
         device=SimpleNamespace(device="cpu"),
-        parallel=SimpleNamespace(world_size=num_ranks),
+        parallel=SimpleNamespace(ranks_per_node=num_ranks),
         scheduler=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64, pipeline_depth=1),
     )
 

@@ -27,6 +27,13 @@ def test_places_are_numbered_stage_after_stage() -> None:
     assert [p.rank for p in places if p.is_driver] == [4]
 
 
+def test_nodes_have_as_many_consecutive_ranks() -> None:
+    places = make_places(2, 4, num_nodes=2)
+    assert [(p.node, p.local_rank) for p in places] == [(n, i) for n in range(2) for i in range(4)]
+    assert [p.pp.rank for p in places if p.node == 1] == [2, 2, 3, 3]
+    assert [p.rank for p in places if p.is_driver] == [6]
+
+
 def test_the_only_rank_stands_alone_and_is_the_driver() -> None:
     assert make_places(1) == [ALONE] and ALONE.is_driver
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import queue
 from typing import Any
 
 from tests.executor.fake_worker import FakeWorker, fake_config
@@ -40,10 +39,9 @@ class NodeProcess:
         """Wait for it; the error that ended it, "" for none."""
         self.process.join(HANG_S)
         assert self.process.exitcode is not None, "the agent goes on"
-        try:
-            return str(self._said.get(timeout=1.0))
-        except queue.Empty:
+        if self.process.exitcode:
             return f"exit code {self.process.exitcode}"
+        return str(self._said.get(timeout=HANG_S))
 
     def kill(self) -> None:
         self.process.kill()

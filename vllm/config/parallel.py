@@ -61,6 +61,7 @@ class ParallelConfig:
     )
     headless: bool = option(
         False,
+        folded=True,
         local=True,
         help="Run ranks for node 0 and no server: on every node but 0 of --nnodes.",
     )

@@ -47,13 +47,13 @@ class Agent:
         """
         self._node_0 = join(self._nodes, settings)
         link = self._node_0.link
-        answers = None
+        answers, patience_s = None, _LAST_WORDS_S
         try:
             own = own_places(
                 self._places, self._nodes.own, self._node_0.rendezvous, self._node_0.address
             )
-            self._ranks.start(self._main, own, self._look)
             answers = Answers(self._node_0.life, self._ranks.seen)
+            self._ranks.start(self._main, own, self._look)
             listed = ", ".join(str(place.rank) for place in own)
             logger.info("All nodes have come. This one runs rank %s", listed)
             self._serve(answers)
@@ -64,6 +64,7 @@ class Agent:
             self._tell(str(error))
             raise EngineDeadError(str(error)) from None
         except LinkClosed as closed:
+            patience_s = 0.0  # nothing is read there any more
             raise EngineDeadError(
                 f"node 0 at {self._nodes.at} is lost: {closed}. The ranks of this node are ended"
             ) from None
@@ -74,7 +75,7 @@ class Agent:
             if answers is not None:
                 answers.stop()
             self._ranks.kill()
-            link.finish(_LAST_WORDS_S)
+            link.finish(patience_s)
             link.close()
             self._node_0.life.close()
 

@@ -98,13 +98,12 @@ class Lives:
                 continue
             node = open_ones[fd]
             try:
-                frames = self._links[node].frames()
-            except LinkClosed as closed:
-                self._faults[node] = str(closed)
-                continue
-            for frame in frames:
-                self._states[node] = _translated(msgspec.msgpack.decode(frame.payload, type=Signs))
-                heard.append(node)
+                for frame in self._links[node].frames():
+                    signs = msgspec.msgpack.decode(frame.payload, type=Signs)
+                    self._states[node] = _translated(signs)
+                    heard.append(node)
+            except (LinkClosed, msgspec.DecodeError) as error:
+                self._faults[node] = str(error)
         return heard
 
     def _refuse(self) -> None:

@@ -54,7 +54,7 @@ class Link:
     """One end of a connection. `put` and what reads may be used by one thread each."""
 
     def __init__(self, connection: socket.socket, most_bytes: int = (1 << 32) - 1) -> None:
-        """`most_bytes`: of a frame that this end takes."""
+        """`most_bytes`: of a frame that this end takes. Raises OSError if it has ended already."""
         connection.setblocking(False)
         tcp = socket.IPPROTO_TCP
         connection.setsockopt(tcp, socket.TCP_NODELAY, 1)
@@ -62,6 +62,8 @@ class Link:
         connection.setsockopt(tcp, socket.TCP_KEEPIDLE, _IDLE_S)
         connection.setsockopt(tcp, socket.TCP_KEEPINTVL, _PROBE_S)
         connection.setsockopt(tcp, socket.TCP_KEEPCNT, _PROBES)
+        self.own_address = str(connection.getsockname()[0])
+        self.peer_address = str(connection.getpeername()[0])
         self.most_bytes = most_bytes
         self._socket = connection
         self._read = bytearray()
@@ -73,14 +75,6 @@ class Link:
         Not for a link whose other end may leave much unread.
         """
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
-
-    @property
-    def own_address(self) -> str:
-        return str(self._socket.getsockname()[0])
-
-    @property
-    def peer_address(self) -> str:
-        return str(self._socket.getpeername()[0])
 
     def fileno(self) -> int:
         """A descriptor to poll: readable when `frames` may have something, or the link's end."""

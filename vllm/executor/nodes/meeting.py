@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -161,11 +162,19 @@ class Meeting:
                 self._look_after(links[fd])
             elif fd in strangers:
                 self._hear(strangers[fd])
-            elif len(self._strangers) < _MOST_STRANGERS:
-                self._strangers.append(Link(self.listener.accept()[0], _HELLO_BYTES))
+            else:
+                self._accept()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it has gone again
+            connection = self.listener.accept()[0]
+            if len(self._strangers) < _MOST_STRANGERS:
+                self._strangers.append(Link(connection, _HELLO_BYTES))
+            else:
+                connection.close()
 
     def _look_after(self, peer: Peer) -> None:
-        """A node that has come and says more has ended: it was welcomed by nothing yet."""
+        """Forget a node that has left; it says nothing before it is welcomed."""
         try:
             peer.link.frames()
         except LinkClosed:
