@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.ops.overrides import isas
 from tests.platforms.stage import Stage, check_stage, inputs_of
+from vllm.config.parallel import ParallelConfig
 from vllm.device.graphs import EagerRunner, Forward
 from vllm.device.launch import Phase, ShapeKey
 from vllm.platforms.cpu import graphs
@@ -251,12 +252,18 @@ def test_an_error_while_inputs_of_another_kind_are_captured_ends_the_capture():
     assert capture(CALLS["views"], torch.ones(3, 4))[1] == "", "no capture is left open"
 
 
-def test_eager_mode_has_no_graphs():
+def test_eager_mode_and_sums_between_machines_have_no_graphs():
     from vllm.platforms.cpu import CpuPlatform
 
-    def runner_of(eager: bool) -> object:
-        device = SimpleNamespace(enforce_eager=eager)
-        return CpuPlatform().graph_runner(SimpleNamespace(device=device))
+    def runner_of(eager: bool, nodes: int) -> object:
+        config = SimpleNamespace(
+            device=SimpleNamespace(enforce_eager=eager),
+            parallel=ParallelConfig(
+                distributed_executor_backend="mp", tensor_parallel_size=2, nnodes=nodes
+            ),
+        )
+        return CpuPlatform().graph_runner(config)
 
-    assert isinstance(runner_of(False), CpuGraphRunner)
-    assert not isinstance(runner_of(True), CpuGraphRunner)
+    assert isinstance(runner_of(False, 1), CpuGraphRunner)
+    assert not isinstance(runner_of(True, 1), CpuGraphRunner)
+    assert not isinstance(runner_of(False, 2), CpuGraphRunner)

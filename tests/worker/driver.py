@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig
 
 from tools.tiny_models import random_checkpoint
+from vllm.config.parallel import ParallelConfig
 from vllm.executor.base import Executor, StepHandle
 from vllm.messages.cache import KVCacheLayout, groups_by_needs
 from vllm.messages.step import Admission, LogprobArrays, StepPlan, StepResult
@@ -58,7 +59,7 @@ def make_config(path: Path, depth: int = 1) -> Any:
             pipeline_depth=depth,
             logits_processors=(),
         ),
-        parallel=SimpleNamespace(world_size=1, distributed_executor_backend="uni"),
+        parallel=ParallelConfig(distributed_executor_backend="uni"),
         device=SimpleNamespace(device="cpu", enforce_eager=False),
         load=SimpleNamespace(load_format="auto", ignore_patterns=(), use_tqdm_on_load=False),
         structured_outputs=SimpleNamespace(),
