@@ -116,10 +116,12 @@ def test_a_node_rank_that_was_given_twice_is_refused(twice: int) -> None:
     with pytest.raises(ConfigError, match=f"--node-rank {twice} was given to two nodes"):
         executor.start()
     executor.stop()
-    # The other one may look for node 0 in vain by now.
-    wait_until(lambda: not all(agent.process.is_alive() for agent in agents), "the end of one")
-    ended = [agent for agent in agents if not agent.process.is_alive()]
-    assert f"--node-rank {twice} was given to two nodes" in ended[0].end()
+    if twice == 0:  # the other agent may have come when node 0 had ended
+        refused = agents[1]
+    else:  # the second to come, and both have
+        wait_until(lambda: not all(agent.process.is_alive() for agent in agents), "the end of one")
+        refused = next(agent for agent in agents if not agent.process.is_alive())
+    assert f"--node-rank {twice} was given to two nodes" in refused.end()
     for agent in agents:
         agent.kill()
 
@@ -273,7 +275,9 @@ def test_an_error_of_a_rank_on_another_node_names_the_rank() -> None:
     with pytest.raises(Exception, match=r"rank [01]: model.safetensors: truncated"):
         executor.start()
     executor.stop()
-    assert "EngineDeadError" in agent.end()
+    # Node 0 gives up where a rank is still to answer, and stops where all have failed.
+    said = agent.end()
+    assert said == "" or "EngineDeadError" in said
 
 
 def test_a_slow_step_says_what_ranks_of_all_nodes_do() -> None:
