@@ -117,7 +117,7 @@ def test_too_few_modules_are_an_error_with_both_numbers(engines: ExitStack) -> N
     with pytest.raises(ConfigError, match=r"4 ranks: .*, and 2 are visible \(6, 7\)"):
         start(engines, 4, [6, 7])
     start(engines, 2)
-    with pytest.raises(ConfigError, match=r"size 2: .* 1 of 3 are free: .* modules 0, 1 \(locked"):
+    with pytest.raises(ConfigError, match=r"2 ranks: .* 1 of 3 are free: .* modules 0, 1 \(locked"):
         start(engines, 2, [0, 1, 2])
     assert start(engines, 1, [0, 1, 2]) == [2], "an engine that did not start holds nothing"
 
