@@ -18,6 +18,7 @@ from vllm.messages.cache import (
 from vllm.messages.engine import EngineRequest, FinishReason, RequestUpdate
 from vllm.messages.step import StepPlan, StepResult
 from vllm.sampling_params import SamplingParams
+from vllm.structured_output.compiler import NO_GRAMMARS
 
 BLOCK = 4
 # Steps in flight, and pipeline stages.
@@ -70,10 +71,11 @@ class Engine:
 
     def __init__(self, kv: KVCacheLayout | None = None, **changes: Any) -> None:
         most_tokens = changes.pop("most_tokens", 1)
+        grammars = changes.pop("grammars", NO_GRAMMARS)
         least_steady_rows = changes.pop("least_steady_rows", 0)
         self.config = make_config(**changes)
         self.layout = kv or layout()
-        self.scheduler = Scheduler(self.config, self.layout)
+        self.scheduler = Scheduler(self.config, self.layout, grammars)
         self.scheduler.lifecycle.steady.least_rows = least_steady_rows
         num_stages = self.config.parallel.pipeline_parallel_size
         self.device = DeviceModel(self.layout, num_stages, most_tokens)

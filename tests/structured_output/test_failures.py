@@ -148,13 +148,11 @@ def test_the_scheduler_ends_the_request_of_a_failing_form_and_no_other() -> None
     def load_tokenizer() -> PreTrainedTokenizerBase:
         raise Panic("no tokenizer")
 
-    engine = Engine()
     compiler = GrammarCompiler(StructuredOutputsConfig(), 64, {EOS}, load_tokenizer)
-    engine.scheduler.grammars = compiler
+    engine = Engine(grammars=compiler)
     engine.add("formed", [3, 4], structured_outputs=FORM)
     engine.add("free", [3, 4], max_tokens=4)
     engine.scheduler.wait_compiled(10.0)
-    engine.scheduler.take_compiled()
     engine.run()
     compiler.stop()
     assert engine.reasons["formed"] is FinishReason.ERROR
