@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from vllm.config.scheduler import SchedulerConfig
 from vllm.core.request import Request, Status
 from vllm.core.step import Step
@@ -12,7 +14,8 @@ class PromptChunks:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self._has_chunks = config.enable_chunked_prefill
-        self._threshold = config.long_prefill_token_threshold
+        # Longer prompts are long.
+        self._threshold = config.long_prefill_token_threshold or sys.maxsize
         self._most_partial = config.max_num_partial_prefills
         self._most_long_partial = config.max_long_partial_prefills
         self._num_partial = 0  # prompts that this step leaves unfinished
@@ -24,18 +27,15 @@ class PromptChunks:
     def limit(self, request: Request, behind: int, step: Step) -> int | None:
         if not self._has_chunks:
             return behind if behind <= step.tokens_left else 0
-        count = min(behind, step.tokens_left, self._threshold or behind)
+        count = min(behind, step.tokens_left, self._threshold)
         if request.status is Status.RUNNING:
             return count  # admitted under the rules that follow
         if count < behind and self._num_partial >= self._most_partial:
             return 0
-        if self._is_long(behind) and self._num_long_partial >= self._most_long_partial:
+        if behind > self._threshold and self._num_long_partial >= self._most_long_partial:
             return None
         return count
 
     def take(self, request: Request, behind: int, count: int) -> None:
         self._num_partial += count < behind
-        self._num_long_partial += self._is_long(behind)
-
-    def _is_long(self, behind: int) -> bool:
-        return 0 < self._threshold < behind
+        self._num_long_partial += behind > self._threshold

@@ -78,8 +78,7 @@ class Results:
         for index in np.flatnonzero(~taken).tolist():
             request = self._steady.holder(int(steady.slots[index]))
             row = Row(request, int(steady.starts[index]), 1, sample=True)
-            begin, end = drawn.span(index)
-            update = self._commit_row(row, drawn.token_ids[begin:end].tolist(), result)
+            update = self._commit_row(row, drawn.of_row(index), result)
             if update is not None:
                 updates.append(update)
 

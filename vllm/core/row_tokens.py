@@ -18,8 +18,15 @@ class RowTokens:
         """The tokens of each drawing row from row `first` on."""
         if self._ends is None:
             return [[token_id] for token_id in self.token_ids[first:].tolist()]
-        spans = [self.span(index) for index in range(first, len(self._ends))]
-        return [self.token_ids[begin:end].tolist() for begin, end in spans]
+        return [self.of_row(index) for index in range(first, len(self._ends))]
+
+    def of_row(self, index: int) -> list[int]:
+        """The tokens of drawing row `index`."""
+        if self._ends is None:
+            return [int(self.token_ids[index])]
+        begin, end = self.span(index)
+        token_ids: list[int] = self.token_ids[begin:end].tolist()
+        return token_ids
 
     def span(self, index: int) -> tuple[int, int]:
         """Where the tokens of drawing row `index` begin and end."""

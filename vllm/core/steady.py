@@ -150,7 +150,10 @@ class SteadyRows:
         taken: np.ndarray = self._is_in[slots]
         computed = self._computed[slots] + 1
         taken &= (token_ids >= 0) & (computed + 1 < self._limit[slots])
-        taken &= (self._stops[slots] != token_ids[:, None]).all(axis=1)
+        if self._stops.shape[1] == 1:  # the usual case, in half the time
+            taken &= self._stops[slots, 0] != token_ids
+        else:
+            taken &= (self._stops[slots] != token_ids[:, None]).all(axis=1)
         if apart:
             taken &= ~np.isin(slots, apart)
         if not taken.all():

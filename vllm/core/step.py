@@ -17,6 +17,23 @@ from vllm.structured_output.grammar import Grammar
 _NO_BLOCKS: Final = np.empty((0, 4), np.int32)
 
 
+def _read_only_ones(count: int) -> tuple[Int32Array, NDArray[np.bool_]]:
+    counts, samples = np.ones(count, np.int32), np.ones(count, np.bool_)
+    counts.flags.writeable = samples.flags.writeable = False
+    return counts, samples
+
+
+_all_ones = _read_only_ones(1024)
+
+
+def _ones(count: int) -> tuple[Int32Array, NDArray[np.bool_]]:
+    """Counts and samples of `count` rows that decode, shared by all plans."""
+    global _all_ones
+    if count > len(_all_ones[0]):
+        _all_ones = _read_only_ones(2 * count)
+    return _all_ones[0][:count], _all_ones[1][:count]
+
+
 class Row(NamedTuple):
     """A planned row, kept until its step commits."""
 
@@ -130,7 +147,7 @@ class Step:
     def _columns(self) -> tuple[Int32Array, Int32Array, Int32Array, NDArray[np.bool_]]:
         """Slots, starts, counts and samples, [R] each."""
         slots, starts = self.steady.slots, self.steady.starts
-        counts, samples = np.ones(len(slots), np.int32), np.ones(len(slots), np.bool_)
+        counts, samples = _ones(len(slots))
         if not self.rows:
             return slots, starts, counts, samples
         own_slots = np.array([row.request.slot for row in self.rows], np.int32)
