@@ -30,13 +30,14 @@ def make_executor(config: VllmConfig) -> Executor:
         from vllm.executor.distributed import DistributedExecutor
         from vllm.executor.local_ranks import LocalRanks
 
-        ranks: Ranks = LocalRanks(devices)
+        local = LocalRanks(devices)
+        ranks: Ranks = local
         if config.parallel.nnodes > 1:
             from vllm.executor.handshake import introduction
             from vllm.executor.nodes.meeting import Nodes
             from vllm.executor.nodes.ranks import NodeRanks
 
-            ranks = NodeRanks(LocalRanks(devices), Nodes.of(config.parallel), introduction(config))
+            ranks = NodeRanks(local, Nodes.of(config.parallel), introduction(config))
         return DistributedExecutor(config, Worker, ranks, _places(config))
     from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
 
