@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
 from vllm.hpu_variables import HPU_VARIABLES
 from vllm.profiling_variables import PROFILING_VARIABLES
+from vllm.ray_variables import RAY_VARIABLES
 from vllm.variable import BOOLEAN, Variable, boolean, gibibytes, level, one_of, port, seconds
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -167,8 +168,8 @@ VARIABLES: tuple[Variable, ...] = (
         "",
         str,
         "an address",
-        "Address of this machine, of its own to each of --nnodes, at which ranks on other machines "
-        "reach its ranks. Unset: the one with which it reaches node 0.",
+        "Address of this machine, of its own to each of --nnodes or of a Ray cluster, at which "
+        "ranks on other machines reach its ranks. Unset: the one with which it reaches node 0.",
     ),
     Variable(
         "VLLM_PORT",
@@ -228,6 +229,7 @@ VARIABLES: tuple[Variable, ...] = (
         "Accepted without effect: no usage statistics are collected.",
         has_effect=False,
     ),
+    *RAY_VARIABLES,
     *PROFILING_VARIABLES,
     *HPU_VARIABLES,
     *HPU_KERNEL_VARIABLES,
@@ -366,6 +368,11 @@ if TYPE_CHECKING:
     VLLM_ENABLE_RESPONSES_API_STORE: bool
     VLLM_HOST_IP: str
     VLLM_PORT: int
+    VLLM_RAY_PER_WORKER_GPUS: float
+    VLLM_RAY_BUNDLE_INDICES: str
+    VLLM_RAY_EXTRA_ENV_VARS_TO_COPY: str
+    VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY: str
+    VLLM_CONFIG_ROOT: str
     VLLM_ENGINE_ITERATION_TIMEOUT_S: int
     VLLM_RPC_TIMEOUT: int
     VLLM_CACHE_ROOT: str

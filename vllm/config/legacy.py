@@ -213,6 +213,21 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         help="Tokenizing runs in threads of the front end.",
     ),
     Legacy(
+        name="worker_use_ray",
+        kind=BOOL,
+        neutral=False,
+        to="distributed_executor_backend",
+        via=lambda on: "ray" if on else "",
+        help="--distributed-executor-backend ray.",
+    ),
+    Legacy(
+        name="engine_use_ray",
+        kind=BOOL,
+        neutral=False,
+        help="The engine core of a server is a process of its own; --distributed-executor-backend "
+        "ray places its ranks.",
+    ),
+    Legacy(
         name="disable_custom_all_reduce",
         kind=BOOL,
         neutral=False,
@@ -314,6 +329,8 @@ def fold(
         elif row.to == "stream_interval":
             steps = arguments["num_scheduler_steps"] or arguments["num_scheduler_seqs"] or 1
             values["stream_interval"] = max(values["stream_interval"], int(steps))
+        elif row.to == "distributed_executor_backend":
+            values[row.to] = values[row.to] or row.via(value)
         elif not row.to and not row.silent:
             logger.warning_once("%s has no effect: %s", row.flag, row.help)
     for variable in VARIABLES:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm.config.option import option
+from vllm.config.ray_start import RayStart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +23,10 @@ class ParallelConfig:
     )
     distributed_executor_backend: str = option(
         "",
-        choices=("uni", "mp"),
+        choices=("uni", "mp", "ray"),
         auto="uni for one rank, else mp",
-        help="uni: the model runs in the engine's own process; mp: in worker processes.",
+        help="uni: the model runs in the engine's own process; mp: in worker processes; ray: in "
+        "processes that Ray places on the machines of a cluster.",
     )
     distributed_timeout_seconds: int = option(
         0,
@@ -65,6 +67,9 @@ class ParallelConfig:
         local=True,
         help="Run ranks for node 0 and no server: on every node but 0 of --nnodes.",
     )
+
+    # Only with ray. Arguments may have secrets, and are of one machine.
+    ray: RayStart | None = field(default=None, repr=False)
 
     @property
     def host_timeout_seconds(self) -> int:

@@ -209,13 +209,15 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         eplb_window_size=(INT, 1000),
         eplb_step_interval=(INT, 3000),
         eplb_log_balancedness=(BOOL, False),
-        worker_use_ray=(BOOL, False),
-        engine_use_ray=(BOOL, False),
-        ray_workers_use_nsight=(BOOL, False),
         enable_dbo=(BOOL, False),
         ubatch_size=(INT, 0),
         dbo_decode_token_threshold=(INT, 32),
         dbo_prefill_token_threshold=(INT, 512),
+    ),
+    *_rows(
+        "a profiler of another vendor's devices",
+        "VLLM_TORCH_PROFILER_DIR profiles every rank.",
+        ray_workers_use_nsight=(BOOL, False),
     ),
     *_rows(
         "keeping part of the weights elsewhere",

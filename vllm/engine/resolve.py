@@ -16,6 +16,7 @@ from vllm.config.model import ModelConfig
 from vllm.config.model_facts import DTYPES, resolve_model
 from vllm.config.observability import ObservabilityConfig
 from vllm.config.parallel import ParallelConfig
+from vllm.config.ray_start import RayStart
 from vllm.config.scheduler import SchedulerConfig
 from vllm.config.structured import StructuredOutputsConfig
 from vllm.config.vllm import VllmConfig, all_settings
@@ -95,7 +96,19 @@ def _parallel(draft: Draft) -> ParallelConfig:
     return replace(
         config,
         distributed_executor_backend=asked or ("mp" if config.world_size > 1 else "uni"),
+        ray=_ray_start(config, draft.arguments) if asked == "ray" else None,
     )
+
+
+def _ray_start(config: ParallelConfig, arguments: Mapping[str, Any]) -> RayStart:
+    from vllm.executor.ray_cluster.session import start_of
+
+    if config.nnodes > 1:
+        raise ConfigError(
+            f"--nnodes {config.nnodes} --distributed-executor-backend ray: Ray knows its machines, "
+            "and places the ranks by itself. Leave --nnodes out, or use mp."
+        )
+    return start_of(arguments)
 
 
 def _check_nodes(config: ParallelConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from vllm.executor.base import Executor
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
     from vllm.distributed.place import Place
+    from vllm.executor.nodes.meeting import Nodes
     from vllm.executor.ranks import Ranks
 
 
@@ -25,8 +27,16 @@ def make_executor(config: VllmConfig) -> Executor:
     from vllm.platforms import platform_of
     from vllm.worker.worker import Worker
 
+    backend = config.parallel.distributed_executor_backend
+    if backend == "ray":
+        from vllm.executor.distributed import DistributedExecutor
+        from vllm.executor.handshake import introduction
+        from vllm.executor.ray_cluster.ranks import RayRanks
+
+        seated = RayRanks(config, introduction(config))
+        return DistributedExecutor(config, Worker, seated, _places(config))
     devices = partial(platform_of(config).devices, config)
-    if config.parallel.distributed_executor_backend == "mp":
+    if backend == "mp":
         from vllm.executor.distributed import DistributedExecutor
         from vllm.executor.local_ranks import LocalRanks
 
@@ -50,18 +60,23 @@ def run_node(config: VllmConfig) -> None:
 
     Raises ConfigError if the nodes do not meet, and EngineDeadError if the engine fails.
     """
+    from vllm.executor.nodes.meeting import Nodes
+
+    run_agent(config, _places(config), Nodes.of(config.parallel))
+
+
+def run_agent(config: VllmConfig, places: Sequence[Place], nodes: Nodes) -> None:
+    """As `run_node`, of the node `nodes.own`; `places` are those of all ranks."""
     from vllm.executor.handshake import introduction
     from vllm.executor.local_ranks import LocalRanks
     from vllm.executor.nodes.agent import Agent
-    from vllm.executor.nodes.meeting import Nodes
     from vllm.executor.rank import rank_main
     from vllm.platforms import platform_of
     from vllm.worker.worker import Worker
 
     ranks = LocalRanks(partial(platform_of(config).devices, config))
     main = partial(rank_main, Worker, config)
-    nodes = Nodes.of(config.parallel)
-    Agent(main, ranks, _places(config), nodes).run(introduction(config))
+    Agent(main, ranks, places, nodes).run(introduction(config))
 
 
 def _places(config: VllmConfig) -> list[Place]:

@@ -44,6 +44,12 @@ class Nodes:
     port: int
     own_ip: str = ""  # as VLLM_HOST_IP gives it
     limit_s: float = 600.0  # for all nodes to come
+    source: str = "--master-addr, --master-port"  # of the address
+    # What to do about a node that does not come.
+    advice: str = (
+        "Start it with the same arguments and its --node-rank and --headless; --master-addr and "
+        "--master-port must lead to this machine from there."
+    )
 
     @classmethod
     def of(cls, config: ParallelConfig) -> Nodes:
@@ -69,11 +75,12 @@ class Hello(msgspec.Struct, frozen=True):
     start: str  # a random word: which start of an agent the connections belong to
     is_life: bool  # the connection is the one for signs of life
     own_ip: str  # VLLM_HOST_IP, where it is set
+    free_port: int  # of its machine, for rank 0 to listen at
     settings: Joined
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    rendezvous_port: int  # of node 0, where the ranks meet
+    rendezvous: str  # host:port, where the ranks meet
 
 
 @dataclass(slots=True)
@@ -114,8 +121,8 @@ class Meeting:
         self._peers: dict[int, Peer] = {}
         self._lives: dict[str, Link] = {}  # by the start that they belong to
 
-    def gather(self, on_wait: Callable[[], None]) -> tuple[list[Peer], str]:
-        """Wait for all nodes; them, by number, and host:port where the ranks meet.
+    def gather(self, on_wait: Callable[[], None]) -> list[Peer]:
+        """Wait for all nodes, and return them by number. `welcome` must follow.
 
         Raises ConfigError when a node says something wrong, and ExecutorDied when one does not come
         in time. Those that have come are told why.
@@ -136,17 +143,18 @@ class Meeting:
         finally:
             for link in self._strangers:
                 link.close()
-        port = _free_port(self.listener)
-        welcome = msgspec.msgpack.encode(Welcome(port))
-        peers = [self._peers[node] for node in sorted(self._peers)]
-        for peer in peers:
+        return [self._peers[node] for node in sorted(self._peers)]
+
+    def welcome(self, rendezvous: str) -> None:
+        """Let all nodes start their ranks, which meet at `rendezvous`. Raises ExecutorDied."""
+        welcome = msgspec.msgpack.encode(Welcome(rendezvous))
+        for peer in self._peers.values():
             assert peer.life is not None
             peer.life.limit_unacknowledged()
             try:
                 peer.link.put(Kind.WELCOME, welcome)
             except LinkClosed as closed:
                 raise ExecutorDied(f"{peer.name} is gone: {closed}") from None
-        return peers, f"{nodes.host}:{port}"
 
     def close(self) -> None:
         self.listener.close()
@@ -242,9 +250,7 @@ class Meeting:
         missing = [str(n) for n in range(1, nodes.count) if n not in self._peers]
         return (
             f"node {', '.join(missing) or 'unknown'} of {nodes.count} has not come to {nodes.at} "
-            f"within {nodes.limit_s:g} s (VLLM_ENGINE_READY_TIMEOUT_S). Start it with the same "
-            "arguments and its --node-rank and --headless; --master-addr and --master-port must "
-            "lead to this machine from there."
+            f"within {nodes.limit_s:g} s (VLLM_ENGINE_READY_TIMEOUT_S). {nodes.advice}"
         )
 
 
@@ -257,17 +263,18 @@ def join(nodes: Nodes, settings: Joined) -> Membership:
         life.limit_unacknowledged()
         start = secrets.token_hex(16)
         for each in (link, life):
-            hello = Hello(nodes.own, start, each is life, nodes.own_ip, settings)
+            hello = Hello(
+                nodes.own, start, each is life, nodes.own_ip, free_port(link.own_address), settings
+            )
             each.put(Kind.HELLO, msgspec.msgpack.encode(hello))
         logger.info("Node %d has reached node 0 at %s and waits for all", nodes.own, nodes.at)
         welcome = _welcomed(link, nodes)
     except (OSError, LinkClosed) as error:
         raise ConfigError(
-            f"what answers at {nodes.at} (--master-addr, --master-port) is not node 0 of an engine "
+            f"what answers at {nodes.at} ({nodes.source}) is not node 0 of an engine "
             f"of this version, or it has ended: {error}"
         ) from None
-    rendezvous = f"{nodes.host}:{welcome.rendezvous_port}"
-    return Membership(link, life, rendezvous, nodes.own_ip or link.own_address)
+    return Membership(link, life, welcome.rendezvous, nodes.own_ip or link.own_address)
 
 
 def refuse(link: Link, why: str) -> None:
@@ -308,10 +315,11 @@ def _listen(nodes: Nodes) -> socket.socket:
     return listener
 
 
-def _free_port(listener: socket.socket) -> int:
-    """Of the address that `listener` has; another program may take it before the ranks do."""
-    with socket.socket(listener.family, socket.SOCK_STREAM) as probe:
-        probe.bind((listener.getsockname()[0], 0))
+def free_port(address: str) -> int:
+    """A free port of this machine, which has `address`; another program may take it before use."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
@@ -327,9 +335,9 @@ def _connect(nodes: Nodes) -> Link:
         limit_s = min(_UNREACHABLE_S, nodes.limit_s) if has_no_way else nodes.limit_s
         if time.monotonic() - began_s > limit_s:
             raise ConfigError(
-                f"node {nodes.own} cannot reach node 0 at {nodes.at} (--master-addr, "
-                f"--master-port) within {limit_s:g} s: {why.strerror or why}. Start node 0 with "
-                "the same arguments, and give all nodes an address that leads to it."
+                f"node {nodes.own} cannot reach node 0 at {nodes.at} ({nodes.source}) within "
+                f"{limit_s:g} s: {why.strerror or why}. Start node 0 with the same arguments, and "
+                "give all nodes an address that leads to it."
             )
         if not told:
             told = True

@@ -83,7 +83,7 @@ class HpuPlatform(Platform):
         listed = envs.inherited(modules.VISIBLE)
         count = 0 if listed else bridge.require_devices()
         visible = modules.visible_modules(listed, count)
-        is_in_process = config.parallel.distributed_executor_backend != "mp"
+        is_in_process = config.parallel.distributed_executor_backend == "uni"
         with modules.set_aside(num_ranks, visible, is_in_process) as chosen:
             yield chosen
 

@@ -1,0 +1,161 @@
+"""The ranks of an engine on machines of a Ray cluster. The engine itself is node 0, without ranks."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from vllm.config.ray_start import RayStart
+from vllm.distributed.place import Place
+from vllm.envs import Environment
+from vllm.executor.base import ExecutorDied
+from vllm.executor.nodes.link import Kind
+from vllm.executor.nodes.meeting import Nodes, Peer
+from vllm.executor.nodes.peers import Peers
+from vllm.executor.rank_state import RankState
+from vllm.executor.ranks import RankMain
+from vllm.executor.ray_cluster.bundles import Need
+from vllm.executor.ray_cluster.environment import travelling
+from vllm.executor.ray_cluster.node_start import NodeStart
+from vllm.executor.ray_cluster.seat import SeatFacts
+from vllm.executor.ray_cluster.seats import Seats
+from vllm.executor.ray_cluster.session import Session
+from vllm.logger import init_logger
+from vllm.messages.rank import Joined
+
+if TYPE_CHECKING:
+    from vllm.config.vllm import VllmConfig
+
+logger = init_logger(__name__)
+
+_MODULES: Final = "HABANA_VISIBLE_MODULES"
+_LAST_WORDS_S: Final = 1.0  # for Ray to say why an actor has ended
+
+
+class RayRanks:
+    """Implements Ranks: seats in the cluster, and an agent on each machine that has some."""
+
+    def __init__(self, config: VllmConfig, settings: Joined) -> None:
+        """`settings` are compared with those of the other machines."""
+        assert config.parallel.ray is not None, config.parallel
+        self._start: RayStart = config.parallel.ray
+        self._need = Need.of(config.device.device)
+        self._settings = settings
+        self._session: Session | None = None
+        self._seats: Seats | None = None
+        self._peers: Peers | None = None
+        self._addresses: list[str] = []  # of the nodes from 1
+        self._poll = select.poll()
+
+    def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
+        # `main` has what this machine has resolved; agents resolve the arguments on theirs.
+        limit_s = Environment().VLLM_ENGINE_READY_TIMEOUT_S
+        given = travelling(os.environ)
+        self._session = Session(self._start)
+        self._seats = Seats(self._session, self._start, self._need, limit_s)
+        facts = self._seats.take(len(places), on_wait)
+        places = _placed(places, facts)
+        for place, fact in zip(places, facts, strict=True):
+            logger.info("Rank %d is on node %d (%s)", place.rank, place.node, fact.address)
+        ray = self._session.ray
+        nodes = Nodes(
+            count=1 + max(place.node for place in places),
+            own=0,
+            host=Environment().VLLM_HOST_IP or ray.util.get_node_ip_address(),
+            port=0,
+            limit_s=limit_s,
+            source="the address of the engine's machine; VLLM_HOST_IP names another",
+            advice="Its log in Ray says what it waits for.",
+        )
+        peers = Peers(nodes, self._settings)
+        host, port = peers.listen()
+        self._peers = peers
+        agents = {}
+        for node in range(1, nodes.count):
+            own = [place.rank for place in places if place.node == node]
+            start = NodeStart(
+                self._start.arguments, places, replace(nodes, own=node, host=host, port=port)
+            )
+            variables = {**given, **_modules([facts[rank] for rank in own])}
+            agents[own[0]] = ray.cloudpickle.dumps(start), variables
+        self._nodes_of = [place.node for place in places]
+        self._seats.run(agents)
+        peers.meet(places, lambda found: _rendezvous(found, places[0].node), on_wait)
+        for fd in peers.filenos():
+            self._poll.register(fd, select.POLLIN)
+
+    def put(self, request: bytes) -> None:
+        assert self._peers is not None, "not started"
+        try:
+            self._peers.put(request)
+        except ExecutorDied as died:
+            raise self._explained(died) from None
+
+    def ready(self, timeout_s: float | None) -> Iterator[tuple[int, bytes]]:
+        assert self._peers is not None, "not started"
+        events = dict(self._poll.poll(None if timeout_s is None else timeout_s * 1000))
+        try:
+            yield from self._peers.replies(events)
+            self._peers.check_lives()
+        except ExecutorDied as died:
+            raise self._explained(died) from None
+
+    def states(self, lapse_s: float) -> list[RankState]:
+        if self._peers is None or self._seats is None:
+            return []
+        self._peers.check_lives()
+        rank, why = self._seats.fault()
+        if why:
+            raise self._peers.lost(self._nodes_of[rank], why)
+        return sorted(self._peers.states(), key=lambda state: state.rank)
+
+    def kill(self) -> None:
+        self._end(Kind.KILL)
+
+    def stop(self) -> None:
+        self._end(Kind.STOP)
+
+    def _end(self, kind: Kind) -> None:
+        if self._peers is not None:
+            self._peers.tell(kind)
+            self._peers.leave()
+        if self._seats is not None:
+            self._seats.end()
+        if self._session is not None:
+            self._session.end()
+            self._session = None
+            self._seats = None
+
+    def _explained(self, died: ExecutorDied) -> ExecutorDied:
+        """With what Ray knows, where it knows something."""
+        _, why = ("", "") if self._seats is None else self._seats.fault(_LAST_WORDS_S)
+        return ExecutorDied(f"{died}. Ray: {why}") if why and why not in str(died) else died
+
+
+def _placed(places: Sequence[Place], facts: Sequence[SeatFacts]) -> list[Place]:
+    """`places` on the nodes where Ray has put them, which are numbered from 1, by rank."""
+    numbers: dict[str, int] = {}
+    counts: dict[int, int] = {}
+    found = []
+    for place, fact in zip(places, facts, strict=True):
+        node = numbers.setdefault(fact.node, 1 + len(numbers))
+        local_rank = counts.get(node, 0)
+        counts[node] = local_rank + 1
+        found.append(replace(place, node=node, local_rank=local_rank))
+    return found
+
+
+def _rendezvous(peers: Sequence[Peer], node: int) -> str:
+    """Where rank 0, which is on `node`, listens."""
+    peer = next(peer for peer in peers if peer.node == node)
+    return f"{peer.address}:{peer.hello.free_port}"
+
+
+def _modules(facts: Sequence[SeatFacts]) -> dict[str, str]:
+    """The variable that shows all modules of a node's ranks to each of them."""
+    found = sorted({module for fact in facts for module in fact.modules}, key=int)
+    return {_MODULES: ",".join(found)} if found else {}

@@ -1,0 +1,74 @@
+"""The actor in the bundle of a rank. Imports no model stack."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_AGENT = "vllm.entrypoints.ray_node"
+_OPENMP = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True)
+class SeatFacts:
+    """Where Ray has put an actor, and with which devices."""
+
+    node: str  # id of the Ray node
+    address: str
+    modules: tuple[str, ...]  # ids of its HPUs
+
+
+class Seat:
+    """Holds what a rank needs; one of each machine runs the agent of its ranks."""
+
+    def facts(self) -> SeatFacts:
+        import ray
+
+        context = ray.get_runtime_context()
+        modules = tuple(str(i) for i in context.get_accelerator_ids().get("HPU", ()))
+        return SeatFacts(context.get_node_id(), ray.util.get_node_ip_address(), modules)
+
+    def hold(self) -> None:
+        """Until the actor is ended."""
+        threading.Event().wait()
+
+    def run_agent(self, version: str, start: bytes, given: Mapping[str, str]) -> str:
+        """Run an agent in a process whose environment is this one's and what is `given`.
+
+        `start` is the pickle of a NodeStart. `version` is that of the engine's vllm. Returns what
+        was wrong; "" for a normal end.
+        """
+        from vllm.version import __version__
+
+        if version != __version__:
+            return f"vllm {__version__} is installed there, and {version} where the engine runs"
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", _AGENT, str(os.getpid()), str(writing)]
+        with (
+            open(reading, "rb") as said,
+            subprocess.Popen(
+                command, env=_environment(given), stdin=subprocess.PIPE, pass_fds=(writing,)
+            ) as process,
+        ):
+            os.close(writing)
+            process.communicate(start)
+            error = said.read().decode(errors="replace")
+        return error or (f"its agent ended with exit code {code}" if (code := process.returncode) else "")
+
+
+def _environment(given: Mapping[str, str]) -> dict[str, str]:
+    import vllm
+
+    found = dict(os.environ)
+    # Ray sets it for the actor, whose ranks count their threads by themselves.
+    if f"\0{_OPENMP}=".encode() not in b"\0" + Path("/proc/self/environ").read_bytes():
+        found.pop(_OPENMP, None)
+    found.update(given)
+    root = str(Path(vllm.__file__).parents[1])
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, (root, found.get("PYTHONPATH"))))
+    return found

@@ -1,0 +1,154 @@
+"""The actors of an engine, one in the bundle of each rank."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from vllm.config.ray_start import RayStart
+from vllm.errors import ConfigError
+from vllm.executor.base import ExecutorDied
+from vllm.executor.ray_cluster.bundles import Need, check_supply, choose
+from vllm.executor.ray_cluster.seat import Seat, SeatFacts
+from vllm.executor.ray_cluster.session import Session
+from vllm.logger import init_logger
+from vllm.version import __version__
+
+logger = init_logger(__name__)
+
+_CODES: Final = re.compile("\x1b\\[[0-9;]*m")  # colours of a terminal
+_TICK_S: Final = 0.5
+_LIMIT: Final = "VLLM_ENGINE_READY_TIMEOUT_S"
+
+
+class Seats:
+    """Takes bundles of the program's placement group, or makes a group of its own."""
+
+    def __init__(self, session: Session, start: RayStart, need: Need, limit_s: float) -> None:
+        """`limit_s`: for the bundles, and then for the actors, to be there."""
+        self._ray = session.ray
+        self._start = start
+        self._need = need
+        self._limit_s = limit_s
+        self._own_group: Any = None
+        self._actors: list[Any] = []  # by rank
+        self._calls: dict[Any, int] = {}  # rank, by the call that its actor is in
+
+    def take(self, num_ranks: int, on_wait: Callable[[], None]) -> list[SeatFacts]:
+        """The actors of all ranks, by rank. Raises ConfigError and ExecutorDied."""
+        group = self._group(num_ranks, on_wait)
+        table = self._ray.util.placement_group_table(group)
+        chosen = choose(
+            self._need,
+            num_ranks,
+            table["bundles"],
+            table["bundles_to_node_id"],
+            self._ray.get_runtime_context().get_node_id(),
+        )
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        need = self._need
+        actor = self._ray.remote(Seat)
+        for index in chosen:
+            options = actor.options(
+                num_cpus=need.amount if need.resource == "CPU" else 0,
+                resources={} if need.resource == "CPU" else need.resources,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+            )
+            self._actors.append(options.remote())
+        return self._facts(chosen, on_wait)
+
+    def run(self, agents: Mapping[int, tuple[bytes, Mapping[str, str]]]) -> None:
+        """Let the actors of these ranks run an agent each, and the others hold what they have.
+
+        An agent is given as the pickle of its NodeStart and its variables.
+        """
+        for rank, actor in enumerate(self._actors):
+            if rank in agents:
+                call = actor.run_agent.remote(__version__, *agents[rank])
+            else:
+                call = actor.hold.remote()
+            self._calls[call] = rank
+
+    def fault(self, timeout_s: float = 0.0) -> tuple[int, str]:
+        """The rank of an actor that has ended within `timeout_s`, and why; "" if none has."""
+        if not self._calls:
+            return -1, ""
+        ended, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
+        for call in ended:
+            said, why = self._answer(call)
+            return self._calls[call], str(said or why)
+        return -1, ""
+
+    def end(self) -> None:
+        """Give the bundles back. May be called again."""
+        for actor in self._actors:
+            with suppress(Exception):  # the cluster may be gone
+                self._ray.kill(actor)
+        self._actors.clear()
+        self._calls.clear()
+        if self._own_group is not None:
+            with suppress(Exception):
+                self._ray.util.remove_placement_group(self._own_group)
+            self._own_group = None
+
+    def _group(self, num_ranks: int, on_wait: Callable[[], None]) -> Any:
+        if self._start.placement_group:
+            group_id = self._ray.PlacementGroupID(bytes.fromhex(self._start.placement_group))
+            return self._ray.util.placement_group.PlacementGroup(group_id)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        check_supply(self._need, num_ranks, nodes)
+        bundles = [self._need.resources] * num_ranks
+        self._own_group = self._ray.util.placement_group(bundles, strategy="PACK")
+        self._wait(
+            lambda: bool(self._own_group.wait(_TICK_S)),
+            f"{num_ranks} bundles of {self._need.amount:g} {self._need.resource}: others have "
+            "taken what the Ray cluster has",
+            on_wait,
+        )
+        return self._own_group
+
+    def _facts(self, bundles: Sequence[int], on_wait: Callable[[], None]) -> list[SeatFacts]:
+        asked = [actor.facts.remote() for actor in self._actors]
+
+        def are_there() -> bool:
+            there, _ = self._ray.wait(asked, num_returns=len(asked), timeout=_TICK_S)
+            for call in there:
+                _, why = self._answer(call)
+                if why:
+                    rank = asked.index(call)
+                    raise ExecutorDied(f"the actor of rank {rank} did not start: {why}")
+            return len(there) == len(asked)
+
+        listed = ", ".join(map(str, bundles))
+        self._wait(
+            are_there,
+            f"an actor in each of the bundles {listed}: what this program itself uses of one is "
+            "not free for a rank (VLLM_RAY_BUNDLE_INDICES names others)",
+            on_wait,
+        )
+        return list(self._ray.get(asked))
+
+    def _wait(self, is_there: Callable[[], bool], what: str, on_wait: Callable[[], None]) -> None:
+        began_s = time.monotonic()
+        has_told = False
+        while not is_there():
+            on_wait()
+            waited_s = time.monotonic() - began_s
+            if waited_s > self._limit_s:
+                raise ConfigError(
+                    f"Ray did not provide within {self._limit_s:g} s ({_LIMIT}) {what}."
+                )
+            if waited_s > 5.0 and not has_told:
+                has_told = True
+                logger.info("Waiting for %s", what)
+
+    def _answer(self, call: Any) -> tuple[Any, str]:
+        """What a call that is over has returned, or None and why it has failed."""
+        try:
+            return self._ray.get(call), ""
+        except self._ray.exceptions.RayError as error:
+            return None, _CODES.sub("", " ".join(str(error).split()))
