@@ -47,7 +47,7 @@ class FactsOnly(Platform):
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:
         raise NotImplementedError
 
-    def graph_runner(self, config: VllmConfig) -> GraphRunner:
+    def graph_runner(self, config: VllmConfig, place: Place) -> GraphRunner:
         raise NotImplementedError
 
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:

@@ -221,7 +221,6 @@ def test_what_cannot_be_is_refused_by_flag_and_value(
 
 def test_an_engine_is_started_on_node_0_alone(settle: Settle) -> None:
     config = settle(nnodes=2, tensor_parallel_size=2, node_rank=1, headless=True)
-    assert config.parallel.ranks_per_node == 1
     with pytest.raises(ConfigError, match="--node-rank 1: the engine runs on node 0"):
         make_executor(config)
 
@@ -237,15 +236,6 @@ def test_nodes_may_differ_in_what_is_of_one_machine_alone(
     unequal = settle(tensor_parallel_size=2)
     assert digests(first)["parallel"] != digests(unequal)["parallel"]
     assert digests(first)["model"] != digests(settle(**nodes, seed=3))["model"]
-
-
-def test_ranks_that_share_layers_are_on_one_machine_where_they_fit(settle: Settle) -> None:
-    def over_nodes(ranks: int, stages: int, nodes: int) -> bool:
-        config = settle(tensor_parallel_size=ranks, pipeline_parallel_size=stages, nnodes=nodes)
-        return config.parallel.is_tensor_parallel_over_nodes
-
-    assert over_nodes(2, 1, 2) and over_nodes(4, 1, 2)
-    assert not over_nodes(2, 2, 2) and not over_nodes(1, 2, 2) and not over_nodes(2, 1, 1)
 
 
 def test_unknown_keyword_is_refused_with_the_closest_known() -> None:

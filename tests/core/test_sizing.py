@@ -18,7 +18,7 @@ SLIDING = SlidingWindow(
 BLOCK_BYTES = FULL.bytes_per_block()
 
 
-def make_config(num_ranks: int = 1, **cache: Any) -> Any:
+def make_config(**cache: Any) -> Any:
     """Only what sizing reads of a VllmConfig."""
     defaults = {
         "gpu_memory_utilization": 0.5,
@@ -29,12 +29,13 @@ def make_config(num_ranks: int = 1, **cache: Any) -> Any:
         cache=SimpleNamespace(**{**defaults, **cache}),
         model=SimpleNamespace(max_model_len=256),
         device=SimpleNamespace(device="cpu"),
-        parallel=SimpleNamespace(ranks_per_node=num_ranks),
         scheduler=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64, pipeline_depth=1),
     )
 
 
-def facts(specs: dict[str, AnySpec] | None = None, free_bytes: int = 64 * MIB) -> WorkerFacts:
+def facts(
+    specs: dict[str, AnySpec] | None = None, free_bytes: int = 64 * MIB, local_size: int = 1
+) -> WorkerFacts:
     return WorkerFacts(
         kv_specs={"0": FULL, "1": FULL} if specs is None else specs,
         weight_bytes=4 * MIB,
@@ -42,6 +43,7 @@ def facts(specs: dict[str, AnySpec] | None = None, free_bytes: int = 64 * MIB) -
         total_bytes=128 * MIB,
         free_bytes=free_bytes,
         load_s=0.0,
+        local_size=local_size,
     )
 
 
@@ -54,7 +56,7 @@ def test_memory_is_used_up_to_its_share_and_no_further_than_requests_can_use() -
 
 def test_ranks_of_the_cpu_share_its_memory() -> None:
     """28 MiB were free before both loaded 4: a quarter is 7, less weights and a step's."""
-    shared = plan_kv_cache(make_config(2), [facts(free_bytes=20 * MIB)] * 2)
+    shared = plan_kv_cache(make_config(), [facts(free_bytes=20 * MIB, local_size=2)] * 2)
     assert shared.num_blocks == 1 * MIB // (2 * BLOCK_BYTES)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tests.ops.overrides import isas
 from tests.platforms.stage import Stage, check_stage, inputs_of
-from vllm.config.parallel import ParallelConfig
 from vllm.device.graphs import EagerRunner, Forward
 from vllm.device.launch import Phase, ShapeKey
+from vllm.distributed.groups import Group
+from vllm.distributed.place import Place
 from vllm.platforms.cpu import graphs
 from vllm.platforms.cpu.attention import NativeAttention, TorchAttention
 from vllm.platforms.cpu.graphs import CpuGraphRunner
@@ -255,15 +256,11 @@ def test_an_error_while_inputs_of_another_kind_are_captured_ends_the_capture():
 def test_eager_mode_and_sums_between_machines_have_no_graphs():
     from vllm.platforms.cpu import CpuPlatform
 
-    def runner_of(eager: bool, nodes: int) -> object:
-        config = SimpleNamespace(
-            device=SimpleNamespace(enforce_eager=eager),
-            parallel=ParallelConfig(
-                distributed_executor_backend="mp", tensor_parallel_size=2, nnodes=nodes
-            ),
-        )
-        return CpuPlatform().graph_runner(config)
+    def runner_of(eager: bool, memory: str) -> object:
+        config = SimpleNamespace(device=SimpleNamespace(enforce_eager=eager))
+        place = Place(0, 2, 0, tp=Group(0, 2), memory=memory)
+        return CpuPlatform().graph_runner(config, place)
 
-    assert isinstance(runner_of(False, 1), CpuGraphRunner)
-    assert not isinstance(runner_of(True, 1), CpuGraphRunner)
-    assert not isinstance(runner_of(False, 2), CpuGraphRunner)
+    assert isinstance(runner_of(False, "/shared"), CpuGraphRunner)
+    assert not isinstance(runner_of(True, "/shared"), CpuGraphRunner)
+    assert not isinstance(runner_of(False, ""), CpuGraphRunner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vllm.config.option import option
-from vllm.config.ray_start import RayStart
+from vllm.config.ray_start import WITHOUT_RAY, RayStart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ class ParallelConfig:
         help="Run ranks for node 0 and no server: on every node but 0 of --nnodes.",
     )
 
-    # Only with ray. Arguments may have secrets, and are of one machine.
-    ray: RayStart | None = field(default=None, repr=False)
+    # Arguments may have secrets, and are of one machine.
+    ray: RayStart = field(default=WITHOUT_RAY, repr=False)
 
     @property
     def host_timeout_seconds(self) -> int:
@@ -80,12 +80,3 @@ class ParallelConfig:
     def world_size(self) -> int:
         """Ranks that compute one copy of the model."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
-
-    @property
-    def ranks_per_node(self) -> int:
-        return self.world_size // self.nnodes
-
-    @property
-    def is_tensor_parallel_over_nodes(self) -> bool:
-        """Whether ranks that share layers are on different machines."""
-        return self.nnodes > 1 and self.ranks_per_node % self.tensor_parallel_size != 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +12,6 @@ class RayStart:
     arguments: Mapping[str, Any]  # of EngineArgs, as given: every machine resolves them anew
     cluster: str = ""  # host:port of the cluster that the program is in; "": none
     placement_group: str = ""  # id, in hex, of the one that the program is in; "": none
+
+
+WITHOUT_RAY: Final = RayStart({})

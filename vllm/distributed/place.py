@@ -13,7 +13,7 @@ class Place:
 
     rank: int  # among the ranks of one executor
     world_size: int
-    local_rank: int  # among the ranks of its node
+    local_rank: int  # among the ranks of its machine
     tp: Group = SINGLE
     pp: Group = SINGLE
     dp: Group = SINGLE
@@ -22,12 +22,18 @@ class Place:
     memory: str = ""  # a path to memory that the ranks of `tp` share; "" where they share none
     device: int = -1  # what the platform has set aside for it on its machine; -1: nothing
     node: int = 0  # the machine it runs on, among those of the executor
+    local_size: int = 1  # ranks of the executor on its machine
     address: str = ""  # of its machine, as the other nodes reach it; "" where there is one node
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)
         assert self.local_rank >= 0, self.local_rank
         assert self.tp.size * self.pp.size == self.world_size, (self.tp, self.pp, self.world_size)
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether ranks that share layers with this one, if there are any, share memory too."""
+        return self.tp.size == 1 or bool(self.memory)
 
     @property
     def is_driver(self) -> bool:
@@ -60,6 +66,7 @@ def make_places(
                 tp=Group(share, tensor_parallel_size),
                 pp=Group(stage, pipeline_parallel_size),
                 node=node,
+                local_size=ranks_per_node,
             )
         )
     return places

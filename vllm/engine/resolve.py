@@ -16,7 +16,7 @@ from vllm.config.model import ModelConfig
 from vllm.config.model_facts import DTYPES, resolve_model
 from vllm.config.observability import ObservabilityConfig
 from vllm.config.parallel import ParallelConfig
-from vllm.config.ray_start import RayStart
+from vllm.config.ray_start import WITHOUT_RAY, RayStart
 from vllm.config.scheduler import SchedulerConfig
 from vllm.config.structured import StructuredOutputsConfig
 from vllm.config.vllm import VllmConfig, all_settings
@@ -96,7 +96,7 @@ def _parallel(draft: Draft) -> ParallelConfig:
     return replace(
         config,
         distributed_executor_backend=asked or ("mp" if config.world_size > 1 else "uni"),
-        ray=_ray_start(config, draft.arguments) if asked == "ray" else None,
+        ray=_ray_start(config, draft.arguments) if asked == "ray" else WITHOUT_RAY,
     )
 
 

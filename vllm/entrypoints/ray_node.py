@@ -10,8 +10,10 @@ import os
 import pickle
 import signal
 import sys
+from dataclasses import replace
 
 from vllm.engine.arg_utils import EngineArgs
+from vllm.envs import Environment
 from vllm.errors import ConfigError, EngineDeadError, LoadError
 from vllm.executor import run_agent
 from vllm.executor.ray_cluster.node_start import NodeStart
@@ -28,10 +30,11 @@ def main(actor: int, fd: int) -> int:
         return 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
     start: NodeStart = pickle.loads(sys.stdin.buffer.read())
-    tag_process(f"node {start.nodes.own}")
+    nodes = replace(start.nodes, own_ip=Environment().VLLM_HOST_IP)
+    tag_process(f"node {nodes.own}")
     try:
         config = EngineArgs(**start.arguments).create_engine_config()
-        run_agent(config, start.places, start.nodes)
+        run_agent(config, start.places, nodes)
     except (ConfigError, LoadError, EngineDeadError) as error:
         logger.error("%s", error)
         os.write(fd, str(error).encode())

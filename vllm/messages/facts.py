@@ -16,6 +16,7 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     total_bytes: int  # of the device
     free_bytes: int  # after loading
     load_s: float
+    local_size: int = 1  # ranks of the engine on its machine
 
 
 class RankMemory(msgspec.Struct, frozen=True):

@@ -53,7 +53,7 @@ class Platform(PlatformFacts):
         """How steps are cut into launches, over a cache of `num_blocks` blocks; 0: none."""
 
     @abstractmethod
-    def graph_runner(self, config: VllmConfig) -> GraphRunner: ...
+    def graph_runner(self, config: VllmConfig, place: Place) -> GraphRunner: ...
 
     @abstractmethod
     def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:

@@ -67,7 +67,7 @@ def make_runner(
             slots=slots,
             inputs=_make_inputs(rank, slots),
             backends=[backend_of(group, rank.layers) for group in layout.groups],
-            graphs=rank.platform.graph_runner(rank.config),
+            graphs=rank.platform.graph_runner(rank.config, rank.place),
             end=_make_end(rank, slots, observer),
             observer=observer,
         )

@@ -106,6 +106,7 @@ class Worker:
             total_bytes=device_memory.total_bytes,
             free_bytes=device_memory.free_bytes,
             load_s=self.load_s,
+            local_size=self.place.local_size,
         )
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:

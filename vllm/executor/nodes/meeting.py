@@ -45,6 +45,7 @@ class Nodes:
     own_ip: str = ""  # as VLLM_HOST_IP gives it
     limit_s: float = 600.0  # for all nodes to come
     source: str = "--master-addr, --master-port"  # of the address
+    own_address: str = ""  # of an agent, to connect from; "": the system chooses
     # What to do about a node that does not come.
     advice: str = (
         "Start it with the same arguments and its --node-rank and --headless; --master-addr and "
@@ -128,7 +129,8 @@ class Meeting:
         in time. Those that have come are told why.
         """
         nodes = self._nodes
-        logger.info("Node 0 waits at %s for %d other nodes", nodes.at, nodes.count - 1)
+        port = self.listener.getsockname()[1]
+        logger.info("Node 0 waits at %s:%d for %d others", nodes.host, port, nodes.count - 1)
         until_s = time.monotonic() + nodes.limit_s
         try:
             while not self._are_all_there():
@@ -259,7 +261,7 @@ def join(nodes: Nodes, settings: Joined) -> Membership:
     check_own_ip(nodes.own_ip)
     link = _connect(nodes)
     try:
-        life = Link(socket.create_connection((nodes.host, nodes.port), _UNREACHABLE_S))
+        life = Link(_connection(nodes))
         life.limit_unacknowledged()
         start = secrets.token_hex(16)
         for each in (link, life):
@@ -328,7 +330,7 @@ def _connect(nodes: Nodes) -> Link:
     told = False
     while True:
         try:
-            return Link(socket.create_connection((nodes.host, nodes.port), _UNREACHABLE_S))
+            return Link(_connection(nodes))
         except OSError as error:
             why = error
         has_no_way = isinstance(why, socket.gaierror) or why.errno in _NO_WAY
@@ -343,6 +345,11 @@ def _connect(nodes: Nodes) -> Link:
             told = True
             logger.info("Node 0 does not answer at %s yet (%s)", nodes.at, why.strerror or why)
         time.sleep(_TICK_S)
+
+
+def _connection(nodes: Nodes) -> socket.socket:
+    source = (nodes.own_address, 0) if nodes.own_address else None
+    return socket.create_connection((nodes.host, nodes.port), _UNREACHABLE_S, source)
 
 
 def _welcomed(link: Link, nodes: Nodes) -> Welcome:

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from vllm.config.ray_start import RayStart
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.executor.base import ExecutorDied
@@ -41,8 +40,7 @@ class RayRanks:
 
     def __init__(self, config: VllmConfig, settings: Joined) -> None:
         """`settings` are compared with those of the other machines."""
-        assert config.parallel.ray is not None, config.parallel
-        self._start: RayStart = config.parallel.ray
+        self._start = config.parallel.ray
         self._need = Need.of(config.device.device)
         self._settings = settings
         self._session: Session | None = None
@@ -77,9 +75,10 @@ class RayRanks:
         agents = {}
         for node in range(1, nodes.count):
             own = [place.rank for place in places if place.node == node]
-            start = NodeStart(
-                self._start.arguments, places, replace(nodes, own=node, host=host, port=port)
+            there = replace(
+                nodes, own=node, host=host, port=port, own_address=facts[own[0]].address
             )
+            start = NodeStart(self._start.arguments, places, there)
             variables = {**given, **_modules([facts[rank] for rank in own])}
             agents[own[0]] = ray.cloudpickle.dumps(start), variables
         self._nodes_of = [place.node for place in places]
@@ -138,15 +137,19 @@ class RayRanks:
 
 def _placed(places: Sequence[Place], facts: Sequence[SeatFacts]) -> list[Place]:
     """`places` on the nodes where Ray has put them, which are numbered from 1, by rank."""
-    numbers: dict[str, int] = {}
-    counts: dict[int, int] = {}
-    found = []
+    ranks: dict[str, list[int]] = {}  # by id of a Ray node
     for place, fact in zip(places, facts, strict=True):
-        node = numbers.setdefault(fact.node, 1 + len(numbers))
-        local_rank = counts.get(node, 0)
-        counts[node] = local_rank + 1
-        found.append(replace(place, node=node, local_rank=local_rank))
-    return found
+        ranks.setdefault(fact.node, []).append(place.rank)
+    numbers = {node: number for number, node in enumerate(ranks, start=1)}
+    return [
+        replace(
+            place,
+            node=numbers[fact.node],
+            local_rank=ranks[fact.node].index(place.rank),
+            local_size=len(ranks[fact.node]),
+        )
+        for place, fact in zip(places, facts, strict=True)
+    ]
 
 
 def _rendezvous(peers: Sequence[Peer], node: int) -> str:

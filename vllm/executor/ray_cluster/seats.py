@@ -96,9 +96,11 @@ class Seats:
             self._own_group = None
 
     def _group(self, num_ranks: int, on_wait: Callable[[], None]) -> Any:
+        from ray.util.placement_group import PlacementGroup
+
         if self._start.placement_group:
             group_id = self._ray.PlacementGroupID(bytes.fromhex(self._start.placement_group))
-            return self._ray.util.placement_group.PlacementGroup(group_id)
+            return PlacementGroup(group_id)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         check_supply(self._need, num_ranks, nodes)
         bundles = [self._need.resources] * num_ranks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 
+_UNREACHABLE_S: Final = 10.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 # Settings that may name files of the program's directory.
 _PATHS: Final = ("model", "tokenizer", "hf_config_path", "generation_config", "download_dir")
@@ -84,6 +86,8 @@ class Session:
                 f"RAY_ADDRESS={address}: the ranks cannot connect to a Ray client. Run the engine "
                 "on a machine of the cluster, and give its address as host:port, or none."
             )
+        if address not in ("auto", "local"):
+            _check_reach(address)
         try:
             self.ray.init(address=address, **options)
             logger.info("Ray cluster at %s", self.ray.get_runtime_context().gcs_address)
@@ -95,6 +99,18 @@ class Session:
                 ) from None
             logger.info("No Ray cluster runs here: a local one is started for this engine")
             self.ray.init(address="local", include_dashboard=False, **options)
+
+
+def _check_reach(address: str) -> None:
+    """Raises ConfigError. Ray itself would try for minutes, and then end this process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _UNREACHABLE_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--distributed-executor-backend ray: no Ray cluster answers at {address} ({error}). "
+            "Correct RAY_ADDRESS, or start one: ray start --head."
+        ) from None
 
 
 @contextmanager

@@ -66,11 +66,11 @@ class CpuPlatform(Platform):
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
         # Before this process is bound to some of them.
-        self.ranks_have_cores = num_usable_cores() >= config.parallel.ranks_per_node
+        self.ranks_have_cores = num_usable_cores() >= place.local_size
         plan = plan_threads(
             envs.VLLM_CPU_OMP_THREADS_BIND,
             place.local_rank,
-            config.parallel.ranks_per_node,
+            place.local_size,
             torch.get_num_threads(),  # OMP_NUM_THREADS where set, else the number of cores
         )
         if plan.cpus:
@@ -82,12 +82,12 @@ class CpuPlatform(Platform):
 
         return UnifiedPlanner(config.cache.block_size if num_blocks else 0)
 
-    def graph_runner(self, config: VllmConfig) -> GraphRunner:
+    def graph_runner(self, config: VllmConfig, place: Place) -> GraphRunner:
         from vllm.device.graphs import EagerRunner
         from vllm.platforms.cpu.graphs import CpuGraphRunner
 
-        # Sums between machines are calls that no graph sees.
-        is_seen = native.is_available() and not config.parallel.is_tensor_parallel_over_nodes
+        # Sums through sockets are calls that no graph sees.
+        is_seen = native.is_available() and place.shares_memory
         captures = is_seen and not config.device.enforce_eager
         return CpuGraphRunner() if captures else EagerRunner()
 
@@ -129,7 +129,7 @@ class CpuPlatform(Platform):
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
         # Ranks share the memory of their machine.
-        num_ranks = config.parallel.ranks_per_node
+        num_ranks = facts.local_size
         share = config.cache.gpu_memory_utilization / num_ranks
         all_weights = facts.weight_bytes * num_ranks
         usable = int(share * (facts.free_bytes + all_weights)) - facts.weight_bytes

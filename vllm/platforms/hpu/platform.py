@@ -124,7 +124,7 @@ class HpuPlatform(Platform):
         )
         return PhasedPlanner(buckets, config.cache.block_size, placement, demand)
 
-    def graph_runner(self, config: VllmConfig) -> GraphRunner:
+    def graph_runner(self, config: VllmConfig, place: Place) -> GraphRunner:
         from vllm.platforms.hpu.graphs import make_runner
 
         return make_runner(settings_of(config))
