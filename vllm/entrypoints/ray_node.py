@@ -34,7 +34,7 @@ def main(actor: int, fd: int) -> int:
     tag_process(f"node {nodes.own}")
     try:
         config = EngineArgs(**start.arguments).create_engine_config()
-        run_agent(config, start.places, nodes)
+        run_agent(config, start.places, nodes, start.worker_type)
     except (ConfigError, LoadError, EngineDeadError) as error:
         logger.error("%s", error)
         os.write(fd, str(error).encode())

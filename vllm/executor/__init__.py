@@ -12,6 +12,7 @@ from vllm.executor.base import Executor
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
     from vllm.distributed.place import Place
+    from vllm.executor.control import WorkerType
     from vllm.executor.nodes.meeting import Nodes
     from vllm.executor.ranks import Ranks
 
@@ -33,7 +34,7 @@ def make_executor(config: VllmConfig) -> Executor:
         from vllm.executor.handshake import introduction
         from vllm.executor.ray_cluster.ranks import RayRanks
 
-        seated = RayRanks(config, introduction(config))
+        seated = RayRanks(config, Worker, introduction(config))
         return DistributedExecutor(config, Worker, seated, _places(config))
     devices = partial(platform_of(config).devices, config)
     if backend == "mp":
@@ -61,21 +62,23 @@ def run_node(config: VllmConfig) -> None:
     Raises ConfigError if the nodes do not meet, and EngineDeadError if the engine fails.
     """
     from vllm.executor.nodes.meeting import Nodes
+    from vllm.worker.worker import Worker
 
-    run_agent(config, _places(config), Nodes.of(config.parallel))
+    run_agent(config, _places(config), Nodes.of(config.parallel), Worker)
 
 
-def run_agent(config: VllmConfig, places: Sequence[Place], nodes: Nodes) -> None:
+def run_agent(
+    config: VllmConfig, places: Sequence[Place], nodes: Nodes, worker_type: WorkerType
+) -> None:
     """As `run_node`, of the node `nodes.own`; `places` are those of all ranks."""
     from vllm.executor.handshake import introduction
     from vllm.executor.local_ranks import LocalRanks
     from vllm.executor.nodes.agent import Agent
     from vllm.executor.rank import rank_main
     from vllm.platforms import platform_of
-    from vllm.worker.worker import Worker
 
     ranks = LocalRanks(partial(platform_of(config).devices, config))
-    main = partial(rank_main, Worker, config)
+    main = partial(rank_main, worker_type, config)
     Agent(main, ranks, places, nodes).run(introduction(config))
 
 

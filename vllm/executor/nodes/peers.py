@@ -129,13 +129,13 @@ class Peers:
         if self._meeting is not None:
             self._meeting.close()
 
-    def lost(self, node: int, why: str) -> ExecutorDied:
-        """The error of a node that is known to be of no use any more."""
+    def lost(self, node: int, address: str, why: str) -> ExecutorDied:
+        """The error of a node that is known to be of no use any more, whether it has come or not."""
         for peer in self._peers:
             if peer.node == node:
                 return self._gone(peer, why)
         ranks = ", ".join(map(str, self._ranks.get(node, [])))
-        return ExecutorDied(f"node {node}, with rank {ranks}, has not come: {why}")
+        return ExecutorDied(f"node {node} ({address}), with rank {ranks}, does not start: {why}")
 
     def _gone(self, peer: Peer, why: str) -> ExecutorDied:
         """With the node's own last words, where it has any."""

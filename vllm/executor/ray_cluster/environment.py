@@ -52,7 +52,9 @@ _PREFIXES: Final = (
     "OTEL_",
     "MALLOC_",
 )
-_NAMES: Final = frozenset({"PYTHONHASHSEED", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "TQDM_DISABLE"})
+_NAMES: Final = frozenset(
+    {"PYTHONHASHSEED", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "TQDM_DISABLE"}
+)
 # Of one machine or one process.
 _STAYS: Final = frozenset(
     {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.distributed.place import Place
+from vllm.executor.control import WorkerType
 from vllm.executor.nodes.meeting import Nodes
 
 
@@ -15,3 +16,4 @@ class NodeStart:
     arguments: Mapping[str, Any]  # of EngineArgs, as given to the engine
     places: list[Place]  # of all ranks
     nodes: Nodes  # with the number of this one
+    worker_type: WorkerType

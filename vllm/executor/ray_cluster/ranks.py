@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.executor.base import ExecutorDied
+from vllm.executor.control import WorkerType
 from vllm.executor.nodes.link import Kind
 from vllm.executor.nodes.meeting import Nodes, Peer
 from vllm.executor.nodes.peers import Peers
@@ -38,15 +39,17 @@ _LAST_WORDS_S: Final = 1.0  # for Ray to say why an actor has ended
 class RayRanks:
     """Implements Ranks: seats in the cluster, and an agent on each machine that has some."""
 
-    def __init__(self, config: VllmConfig, settings: Joined) -> None:
-        """`settings` are compared with those of the other machines."""
+    def __init__(self, config: VllmConfig, worker_type: WorkerType, settings: Joined) -> None:
+        """`worker_type` makes the workers; `settings` are compared with those of the others."""
         self._start = config.parallel.ray
         self._need = Need.of(config.device.device)
+        self._worker_type = worker_type
         self._settings = settings
         self._session: Session | None = None
         self._seats: Seats | None = None
         self._peers: Peers | None = None
-        self._addresses: list[str] = []  # of the nodes from 1
+        self.places: Sequence[Place] = ()  # where Ray has put the ranks
+        self._addresses: list[str] = []  # of their machines, by rank
         self._poll = select.poll()
 
     def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
@@ -56,9 +59,10 @@ class RayRanks:
         self._session = Session(self._start)
         self._seats = Seats(self._session, self._start, self._need, limit_s)
         facts = self._seats.take(len(places), on_wait)
-        places = _placed(places, facts)
-        for place, fact in zip(places, facts, strict=True):
-            logger.info("Rank %d is on node %d (%s)", place.rank, place.node, fact.address)
+        self.places = places = _placed(places, facts)
+        self._addresses = [fact.address for fact in facts]
+        for place, address in zip(places, self._addresses, strict=True):
+            logger.info("Rank %d is on node %d (%s)", place.rank, place.node, address)
         ray = self._session.ray
         nodes = Nodes(
             count=1 + max(place.node for place in places),
@@ -78,10 +82,9 @@ class RayRanks:
             there = replace(
                 nodes, own=node, host=host, port=port, own_address=facts[own[0]].address
             )
-            start = NodeStart(self._start.arguments, places, there)
+            start = NodeStart(self._start.arguments, places, there, self._worker_type)
             variables = {**given, **_modules([facts[rank] for rank in own])}
             agents[own[0]] = ray.cloudpickle.dumps(start), variables
-        self._nodes_of = [place.node for place in places]
         self._seats.run(agents)
         peers.meet(places, lambda found: _rendezvous(found, places[0].node), on_wait)
         for fd in peers.filenos():
@@ -109,7 +112,7 @@ class RayRanks:
         self._peers.check_lives()
         rank, why = self._seats.fault()
         if why:
-            raise self._peers.lost(self._nodes_of[rank], why)
+            raise self._peers.lost(self.places[rank].node, self._addresses[rank], why)
         return sorted(self._peers.states(), key=lambda state: state.rank)
 
     def kill(self) -> None:

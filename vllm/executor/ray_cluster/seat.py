@@ -58,7 +58,9 @@ class Seat:
             os.close(writing)
             process.communicate(start)
             error = said.read().decode(errors="replace")
-        return error or (f"its agent ended with exit code {code}" if (code := process.returncode) else "")
+        return error or (
+            f"its agent ended with exit code {code}" if (code := process.returncode) else ""
+        )
 
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
