@@ -7,8 +7,8 @@ from typing import Final
 from vllm.variable import BOOLEAN, Variable, boolean, positive_number
 
 _ONE_WAY: Final = (
-    "Accepted without effect: plans reach the machines of a Ray cluster over connections of ours, and "
-    "ranks exchange tensors over HCCL or gloo."
+    "Accepted without effect: plans reach the machines of a Ray cluster over connections of ours, "
+    "and ranks exchange tensors over HCCL or gloo."
 )
 
 RAY_VARIABLES: Final[tuple[Variable, ...]] = (
@@ -32,8 +32,8 @@ RAY_VARIABLES: Final[tuple[Variable, ...]] = (
         "",
         str,
         "names separated by commas",
-        "Variables that the machines of a Ray cluster get, besides those of vLLM, Gaudi's software, "
-        "INC, Hugging Face and the libraries of threads and networks.",
+        "Variables that the machines of a Ray cluster get, besides those of vLLM, Gaudi's "
+        "software, INC, Hugging Face and the libraries of threads and networks.",
     ),
     Variable(
         "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY",

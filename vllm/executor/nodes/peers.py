@@ -130,7 +130,7 @@ class Peers:
             self._meeting.close()
 
     def lost(self, node: int, address: str, why: str) -> ExecutorDied:
-        """The error of a node that is known to be of no use any more, whether it has come or not."""
+        """The error of a node that is of no use any more, whether it has come or not."""
         for peer in self._peers:
             if peer.node == node:
                 return self._gone(peer, why)

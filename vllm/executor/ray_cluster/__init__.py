@@ -1,1 +1,1 @@
-"""Ranks that Ray places: bundles, an actor for each, and an agent of `executor/nodes` per machine."""
+"""Ranks that Ray places: a bundle and an actor for each, and an agent on every machine."""

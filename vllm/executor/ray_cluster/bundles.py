@@ -1,4 +1,4 @@
-"""Which bundles of a placement group the ranks take: one bundle per rank, one node after another."""
+"""Which bundles of a placement group the ranks take: a bundle per rank, node after node."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which environment variables of the engine the ranks on other machines get.
 
 Gaudi's software reads its variables when it is imported, so they are complete before the process of
-a rank begins. What belongs to one machine stays there; what only the other machine has set it keeps.
+a rank begins. What belongs to one machine stays there, and what only the other has set it keeps.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""The ranks of an engine on machines of a Ray cluster. The engine itself is node 0, without ranks."""
+"""Ranks on machines of a Ray cluster. The engine itself is node 0, which has no ranks."""
 
 from __future__ import annotations
 
 import os
 import select
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 

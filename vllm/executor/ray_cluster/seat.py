@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _AGENT = "vllm.entrypoints.ray_node"
 _OPENMP = "OMP_NUM_THREADS"
@@ -27,8 +29,7 @@ class Seat:
     """Holds what a rank needs; one of each machine runs the agent of its ranks."""
 
     def facts(self) -> SeatFacts:
-        import ray
-
+        ray: Any = importlib.import_module("ray")
         context = ray.get_runtime_context()
         modules = tuple(str(i) for i in context.get_accelerator_ids().get("HPU", ()))
         return SeatFacts(context.get_node_id(), ray.util.get_node_ip_address(), modules)
@@ -58,9 +59,8 @@ class Seat:
             os.close(writing)
             process.communicate(start)
             error = said.read().decode(errors="replace")
-        return error or (
-            f"its agent ended with exit code {code}" if (code := process.returncode) else ""
-        )
+        code = process.returncode
+        return error or (f"its agent ended with exit code {code}" if code else "")
 
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
