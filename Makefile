@@ -96,7 +96,7 @@ ifeq ($(DEVICE),cpu)
 endif
 	@touch $@
 
-$(DONE)/dev: $(DONE)/requirements requirements-dev.txt constraints-dev.txt
+$(DONE)/dev: $(DONE)/requirements requirements-dev.txt requirements-ray.txt constraints-dev.txt
 	@echo "==> Tests, linters and clients (about 500 MB)"
 	@$(PIP) --quiet -r requirements-dev.txt
 	@touch $@

@@ -107,6 +107,7 @@ def main() -> None:
         packages=find_packages(include=["vllm", "vllm.*"]),
         package_data={"vllm": ["py.typed", "**/*.html", "**/*.css", "**/*.js", "**/*.svg"]},
         install_requires=requirements(f"requirements-{device}.txt"),
+        extras_require={"ray": requirements("requirements-ray.txt")},
         cmdclass=commands,
         **options,
     )

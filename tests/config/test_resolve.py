@@ -197,7 +197,7 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
         ({"data_parallel_size": 2}, "--data-parallel-size 2"),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
         ({"device": "tpu"}, "--device tpu"),
-        ({"distributed_executor_backend": "ray"}, "--distributed-executor-backend 'ray'"),
+        ({"distributed_executor_backend": "dask"}, "--distributed-executor-backend 'dask'"),
         ({"block_size": 17}, "--block-size 17: not one of 16, 32"),
         ({"max_num_seqs": 0}, "--max-num-seqs 0: must be at least 1"),
         ({"max_num_seqs": "many"}, "--max-num-seqs 'many': must be a whole number"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import select
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from vllm import envs
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.executor.base import ExecutorDied
@@ -54,7 +54,7 @@ class RayRanks:
     def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
         # `main` has what this machine has resolved; agents resolve the arguments on theirs.
         limit_s = Environment().VLLM_ENGINE_READY_TIMEOUT_S
-        given = travelling(os.environ)
+        given = travelling(envs.whole())
         self._session = Session(self._start)
         self._seats = Seats(self._session, self._start, self._need, limit_s)
         facts = self._seats.take(len(places), on_wait)

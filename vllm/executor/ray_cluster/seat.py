@@ -65,8 +65,9 @@ class Seat:
 
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
     import vllm
+    from vllm import envs
 
-    found = dict(os.environ)
+    found = envs.whole()
     # Ray sets it for the actor, whose ranks count their threads by themselves.
     if f"\0{_OPENMP}=".encode() not in b"\0" + Path("/proc/self/environ").read_bytes():
         found.pop(_OPENMP, None)
