@@ -22,9 +22,10 @@ class ParallelConfig:
     )
     distributed_executor_backend: str = option(
         "",
-        choices=("uni", "mp"),
+        choices=("uni", "mp", "external_launcher"),
         auto="uni for one rank, else mp",
-        help="uni: the model runs in the engine's own process; mp: in worker processes.",
+        help="uni: the model runs in the engine's own process; mp: in worker processes; "
+        "external_launcher: in the processes of a program that torchrun has started once per rank.",
     )
     distributed_timeout_seconds: int = option(
         0,
@@ -65,6 +66,11 @@ class ParallelConfig:
         local=True,
         help="Run ranks for node 0 and no server: on every node but 0 of --nnodes.",
     )
+
+    @property
+    def is_externally_launched(self) -> bool:
+        """Whether every rank is in a process with a scheduler of its own."""
+        return self.distributed_executor_backend == "external_launcher"
 
     @property
     def host_timeout_seconds(self) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def make_executor(config: VllmConfig) -> Executor:
     """The executor that the configuration asks for, not started. Raises ConfigError."""
+    if config.parallel.is_externally_launched:
+        return _external(config)
     if config.parallel.node_rank:
         raise ConfigError(
             f"--node-rank {config.parallel.node_rank}: the engine runs on node 0. On this node use "
@@ -43,6 +45,15 @@ def make_executor(config: VllmConfig) -> Executor:
 
     in_process = ThreadedExecutor if config.scheduler.pipeline_depth > 1 else InlineExecutor
     return in_process(config, Worker, devices)
+
+
+def _external(config: VllmConfig) -> Executor:
+    from vllm.executor.external.executor import ExternalExecutor
+    from vllm.platforms import platform_of
+    from vllm.worker.worker import Worker
+
+    devices = partial(platform_of(config).devices, config)
+    return ExternalExecutor(config, Worker, _places(config), devices)
 
 
 def run_node(config: VllmConfig) -> None:
