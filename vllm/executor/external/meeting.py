@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, NamedTuple
@@ -126,6 +127,8 @@ def _gather(launched: Launched, store: Store, address: str, limit_s: float) -> M
                 link.close()
                 continue
             link.most_bytes = _MOST_BYTES
+            with suppress(LinkClosed):  # which shows when it is listened to
+                link.put(Kind.WELCOME)
             peers[hello.rank] = Peer(link, _name(launched, hello.rank, hello.pid))
     return peers
 
@@ -137,6 +140,7 @@ def _heard(link: Link, word: str) -> Hello | None:
         while (left_s := until_s - time.monotonic()) > 0:
             link.wait(left_s)
             for frame in link.frames():
+                # Nothing follows before the welcome.
                 hello = msgspec.msgpack.decode(frame.payload, type=Hello)
                 is_ours = secrets.compare_digest(hello.word.encode(), word.encode())
                 return hello if is_ours else None
@@ -152,7 +156,10 @@ def _come(launched: Launched, store: Store, driver: int, limit_s: float) -> Peer
         host, port, word, pid = store.get("driver").decode().split()
         link = Link(socket.create_connection((host, int(port)), limit_s))
         hello = Hello(launched.rank, word, os.getpid(), launched.node)
-        link.put(Kind.WORD, msgspec.msgpack.encode(hello))
+        link.put(Kind.HELLO, msgspec.msgpack.encode(hello))
+        while not link.frames():
+            if not link.wait(limit_s):
+                raise LinkClosed(f"it does not answer for {limit_s:g} s")
     except RuntimeError as error:  # as a store raises when its limit is over
         raise ExecutorDied(f"{_missing([driver], limit_s)} ({error})") from error
     except (OSError, LinkClosed) as error:
