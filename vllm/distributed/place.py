@@ -22,7 +22,7 @@ class Place:
     memory: str = ""  # a path to memory that the ranks of `tp` share; "" where they share none
     device: int = -1  # what the platform has set aside for it on its machine; -1: nothing
     node: int = 0  # the machine it runs on, among those of the executor
-    address: str = ""  # of its machine, as the other nodes reach it; "" where there is one node
+    address: str = ""  # of its machine, as other ranks reach it; "" where gloo may choose
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)

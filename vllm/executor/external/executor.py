@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from vllm.distributed.launched import Launched
 from vllm.distributed.place import Place
@@ -24,7 +24,7 @@ from vllm.envs import Environment
 from vllm.executor.base import ExecutorDied, StepHandle
 from vllm.executor.control import Method, RankStep, WorkerType, invoke
 from vllm.executor.external.daemon import DaemonThread
-from vllm.executor.external.meeting import Met, free_port, meet
+from vllm.executor.external.meeting import Met, meet
 from vllm.executor.external.siblings import Siblings
 from vllm.executor.handshake import compare, introduction
 from vllm.executor.ranks import SetAside, no_devices
@@ -148,14 +148,20 @@ class ExternalExecutor:
     # -- start ------------------------------------------------------------------------------------
 
     def _introduction(self, met: Met) -> Introduction:
-        place, nodes = self._place, self._config.parallel.nnodes
+        place = self._place
         rendezvous = memory = ""
         if place.rank == 0:
-            rendezvous = (
-                self._memory("vllm-meeting")
-                if nodes == 1
-                else f"{met.address}:{free_port(met.address)}"
+            # Kept, so that the port stays this process's: the stores that ranks make are this one.
+            # A FileStore would end a process that outlives the file.
+            self._store = TCPStore(
+                met.address,
+                0,
+                place.world_size,
+                is_master=True,
+                wait_for_workers=False,
+                multi_tenant=True,
             )
+            rendezvous = f"{met.address}:{self._store.port}"
         stage = self._places[place.rank : place.rank + place.tp.size]
         if place.tp.rank == 0 and len({each.node for each in stage}) == 1:
             memory = self._memory("vllm-ranks")

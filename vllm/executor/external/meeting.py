@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 import msgspec
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from vllm.distributed.launched import Launched
@@ -48,7 +48,7 @@ class Met:
 
     store: Store  # of this engine alone
     peers: Mapping[int, Peer]  # by rank: all others of the driver, the driver of others
-    address: str  # of this machine, as other nodes reach it; "" where there is one node
+    address: str  # of this machine, as others reach it
 
 
 def meet(launched: Launched, driver: int, limit_s: float) -> Met:
@@ -61,12 +61,6 @@ def meet(launched: Launched, driver: int, limit_s: float) -> Met:
     if launched.rank == driver:
         return Met(store, _gather(launched, store, address, limit_s), address)
     return Met(store, {driver: _come(launched, store, driver, limit_s)}, address)
-
-
-def free_port(address: str) -> int:
-    """A port of `address`; another program may take it before the caller does."""
-    with _listener(address) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _store(launched: Launched, limit_s: float) -> Store:
@@ -87,7 +81,7 @@ def _own_address(launched: Launched) -> str:
     own_ip = str(Environment().VLLM_HOST_IP)
     check_own_ip(own_ip)
     if launched.num_nodes == 1:
-        return ""
+        return "127.0.0.1"
     if own_ip or launched.node == 0:
         return own_ip or launched.host
     with socket.create_connection((launched.host, launched.port)) as way:
@@ -95,7 +89,6 @@ def _own_address(launched: Launched) -> str:
 
 
 def _listener(address: str) -> socket.socket:
-    address = address or "127.0.0.1"
     try:
         family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((address, 0), family=family)
