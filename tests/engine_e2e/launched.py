@@ -1,9 +1,9 @@
 """A program that torchrun starts once per rank: run by test_external_launcher.
 
-python -m torch.distributed.run ... -m tests.engine_e2e.launched CHECK MODEL [OPTIONS ...]
+python -m torch.distributed.run ... -m tests.engine_e2e.launched MODEL [CHECK OPTIONS] ...
 
-OPTIONS are those of an engine, in JSON, one after the other in the same processes. Every process
-prints one line of JSON per engine, or "failed" with the error.
+Each check has an engine of its own, with these options in JSON, one after the other in the same
+processes. A check prints lines of JSON; one that fails prints its error, and the next one follows.
 """
 
 from __future__ import annotations
@@ -84,25 +84,26 @@ CHECKS: dict[str, Callable[[LLM], None]] = {
 }
 
 
-def main(check: str, model: str, *all_options: str) -> None:
-    for text in all_options:
+def main(model: str, *words: str) -> int:
+    code = 0
+    for check, text in zip(words[::2], words[1::2], strict=True):
         options = json.loads(text)
         if "seed_of_rank" in options:
             options["seed"] = options.pop("seed_of_rank")[RANK]
         ranks = options.pop("ranks", 1)
-        began_s = time.monotonic()
+        options["distributed_executor_backend"] = "external_launcher"
+        llm = None
         try:
-            llm = engine(
-                Path(model), ranks, distributed_executor_backend="external_launcher", **options
-            )
-            began_s = time.monotonic()
+            llm = engine(Path(model), ranks, **options)
             CHECKS[check](llm)
-            llm.llm_engine.shutdown()
         except Exception as error:
-            took_s = time.monotonic() - began_s
-            tell(failed=f"{type(error).__name__}: {error}", at_s=time.time(), took_s=took_s)
-            raise
+            tell(check=check, failed=f"{type(error).__name__}: {error}")
+            code = 1
+        finally:
+            if llm is not None:
+                llm.llm_engine.shutdown()
+    return code
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
