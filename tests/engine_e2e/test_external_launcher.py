@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,6 @@ __all__ = ["emulated"]  # a fixture
 ROOT = Path(__file__).resolve().parents[2]
 DEEP = {"pipeline_depth": 3, "num_gpu_blocks_override": 9}  # short of blocks
 AGENT = ["-m", "torch.distributed.run", "--master-addr=127.0.0.1"]
-NOTICED_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -182,16 +180,12 @@ def test_the_death_of_a_process_ends_the_others_with_its_name(
         for process in processes:
             assert process.stdout is not None
             assert "is_running" in process.stdout.readline()
-        time.sleep(0.3)
-        killed_s = time.time()
         processes[victim].send_signal(signal.SIGKILL)
         survivor = processes[1 - victim]
         out, log = survivor.communicate(timeout=HANG_S)
-        ended_s = time.time()
     (line,) = lines_of(out)
     assert f"rank {victim} (process {processes[victim].pid}) is gone" in line["failed"], log[-4000:]
     assert survivor.returncode == 1
-    assert ended_s - killed_s < NOTICED_S
 
 
 def test_what_differs_or_fails_is_an_error_everywhere(model: Path) -> None:

@@ -83,7 +83,7 @@ def test_values_of_the_driver_are_those_of_all_and_in_any_order(
     for step in (1, 2):
         three[DRIVER].publish(result_of(step))
     for one in three.values():
-        assert [one.result(step).token_ids.tolist() for step in (2, 1)] == [[2], [1]]
+        assert [one.values_of(step).token_ids.tolist() for step in (2, 1)] == [[2], [1]]
 
 
 @pytest.mark.parametrize("failing", [DRIVER, OTHER])
@@ -94,7 +94,7 @@ def test_an_error_of_one_is_one_of_all_with_its_rank(
     for rank, one in three.items():
         said = "^no memory" if rank == failing else f"^rank {failing}: no memory"
         with pytest.raises(MemoryError, match=said):
-            one.result(1)
+            one.values_of(1)
         with pytest.raises(MemoryError):
             one.check()
 
@@ -110,19 +110,19 @@ def test_a_death_is_told_to_all_and_counts_more_than_what_comes_of_it(
         peer.link.shut()
     for one in left.values():
         with pytest.raises(ExecutorDied, match=rf"rank {gone} \(of the test\) is gone"):
-            one.result(1)
+            one.values_of(1)
 
 
 def test_an_error_of_torch_is_told_where_no_rank_is_gone(three: dict[int, Siblings]) -> None:
     three[OTHER].fail(RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match=f"rank {OTHER}: shapes differ"):
-        three[DRIVER].result(1)
+        three[DRIVER].values_of(1)
 
 
 def test_an_error_of_a_type_that_is_not_known_is_told(three: dict[int, Siblings]) -> None:
     three[OTHER].fail(msgspec.ValidationError("strange"))
     with pytest.raises(RankError, match=r"rank 0: msgspec\.ValidationError: strange"):
-        three[THIRD].result(1)
+        three[THIRD].values_of(1)
 
 
 def test_schedulers_that_differ_are_named_with_their_step(three: dict[int, Siblings]) -> None:
@@ -132,7 +132,7 @@ def test_schedulers_that_differ_are_named_with_their_step(three: dict[int, Sibli
     three[THIRD].plan(planned(fake_plan(1, num_rows=3)))
     for one in three.values():
         with pytest.raises(ExecutorDied, match=r"step 1 of rank 2 has 3 rows .* of rank 1 2 rows"):
-            one.result(1)
+            one.values_of(1)
 
 
 def test_a_rank_that_left_is_not_waited_for(three: dict[int, Siblings]) -> None:
@@ -140,12 +140,14 @@ def test_a_rank_that_left_is_not_waited_for(three: dict[int, Siblings]) -> None:
         one.plan(planned(fake_plan(1)))
     three[DRIVER].publish(result_of(1))
     three[OTHER].leave()
-    assert three[DRIVER].result(1).step == three[THIRD].result(1).step == 1, "it had a part in it"
+    assert three[DRIVER].values_of(1).step == three[THIRD].values_of(1).step == 1, (
+        "it had a part in it"
+    )
     three[DRIVER].check()
     with pytest.raises(ExecutorDied, match=r"rank 0 .*has stopped its engine.* at step 2"):
-        three[DRIVER].result(2)
+        three[DRIVER].values_of(2)
     with pytest.raises(ExecutorDied, match=r"rank 0 .*has stopped its engine.* at step 2"):
-        three[THIRD].result(2)
+        three[THIRD].values_of(2)
 
 
 def test_a_rank_that_does_not_come_to_a_step_is_not_waited_for_without_end(
@@ -154,7 +156,7 @@ def test_a_rank_that_does_not_come_to_a_step_is_not_waited_for_without_end(
     three[THIRD]._limit_s = 0.01
     three[THIRD].plan(planned(fake_plan(1)))
     with pytest.raises(ExecutorDied, match=r"rank 1 .* has not come to step 1 for 0\.01 s"):
-        three[THIRD].result(1)
+        three[THIRD].values_of(1)
 
 
 def admission(**changes: Any) -> Admission:

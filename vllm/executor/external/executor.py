@@ -242,7 +242,7 @@ class _Step:
         self._step = step
 
     def result(self) -> StepResult:
-        return self._siblings.result(self._step)
+        return self._siblings.values_of(self._step)
 
 
 __all__ = ["ExecutorDied", "ExternalExecutor"]

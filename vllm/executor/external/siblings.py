@@ -113,7 +113,7 @@ class Siblings:
             self._news.notify_all()
         self._send(Drawn(result))
 
-    def result(self, step: int) -> StepResult:
+    def values_of(self, step: int) -> StepResult:
         """Wait for the values of a step. Raises what has ended the engine."""
         began_s = time.monotonic()
         self.wait(lambda: step in self._results, lambda: self._check_others(step, began_s))
