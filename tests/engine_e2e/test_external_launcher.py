@@ -226,7 +226,8 @@ def test_emulated_hpus_write_what_one_cpu_writes(
     emulated: Emulated, model: Path, expected: list[list[int]], options: dict[str, Any]
 ) -> None:
     num_ranks = options.get("ranks", 1) * options.get("pipeline_parallel_size", 1)
-    how = {"device": "hpu", "block_size": 16, **options}
+    few_shapes = {"block_size": 16, "max_num_seqs": 2, "max_num_batched_tokens": 16}
+    how = {"device": "hpu", **few_shapes, **options}
     env = emulated.environment(PT_HPU_LAZY_MODE="1")
     launched = launch(num_ranks, program(model, ("tokens", how)), env=env)
     lines = launched.end()
