@@ -57,11 +57,14 @@ def make_config(**changes: Any) -> Any:
     max_model_len = changes.pop("max_model_len", 128)
     eos = changes.pop("eos_token_ids", frozenset())
     num_stages = changes.pop("num_stages", 1)
+    is_launched = changes.pop("is_externally_launched", False)
     scheduler.update(changes)
     return SimpleNamespace(
         scheduler=SimpleNamespace(**scheduler),
         cache=SimpleNamespace(enable_prefix_caching=enable_prefix_caching),
-        parallel=SimpleNamespace(pipeline_parallel_size=num_stages),
+        parallel=SimpleNamespace(
+            pipeline_parallel_size=num_stages, is_externally_launched=is_launched
+        ),
         model=SimpleNamespace(max_model_len=max_model_len, eos_token_ids=eos),
     )
 

@@ -79,7 +79,7 @@ def test_bundles_do_not_span_machines() -> None:
     nodes = [{"CPU": 3.0}, {"CPU": 3.0}, {"HPU": 8.0}]
     check_supply(CPU, 2, nodes)
     check_supply(Need("CPU", 0.1), 60, nodes)
-    with pytest.raises(ConfigError, match="The 3 ranks .* 3 nodes has room for 2"):
+    with pytest.raises(ConfigError, match=r"The 3 ranks .* 3 nodes has room for 2"):
         check_supply(CPU, 3, nodes)
 
 

@@ -23,10 +23,11 @@ class ParallelConfig:
     )
     distributed_executor_backend: str = option(
         "",
-        choices=("uni", "mp", "ray"),
+        choices=("uni", "mp", "ray", "external_launcher"),
         auto="uni for one rank, else mp",
         help="uni: the model runs in the engine's own process; mp: in worker processes; ray: in "
-        "processes that Ray places on the machines of a cluster.",
+        "processes that Ray places on the machines of a cluster; external_launcher: in the "
+        "processes of a program that torchrun has started once per rank.",
     )
     distributed_timeout_seconds: int = option(
         0,
@@ -70,6 +71,11 @@ class ParallelConfig:
 
     # Arguments may have secrets, and are of one machine.
     ray: RayStart = field(default=WITHOUT_RAY, repr=False)
+
+    @property
+    def is_externally_launched(self) -> bool:
+        """Whether every rank is in a process with a scheduler of its own."""
+        return self.distributed_executor_backend == "external_launcher"
 
     @property
     def host_timeout_seconds(self) -> int:

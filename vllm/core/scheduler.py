@@ -53,7 +53,7 @@ class Scheduler:
         self.lifecycle = Lifecycle(config, self.kv, grammars)
         self.limits: list[RowLimit] = [PromptChunks(settings)]
         self.passes: list[Pass] = [
-            CompiledForms(self.lifecycle),
+            CompiledForms(self.lifecycle, grammars, config.parallel.is_externally_launched),
             RunningRows(settings, self.lifecycle, self.limits),
             WaitingRows(self.lifecycle, self.limits),
         ]

@@ -23,7 +23,7 @@ class Place:
     device: int = -1  # what the platform has set aside for it on its machine; -1: nothing
     node: int = 0  # the machine it runs on, among those of the executor
     local_size: int = 1  # ranks of the executor on its machine
-    address: str = ""  # of its machine, as the other nodes reach it; "" where there is one node
+    address: str = ""  # of its machine, as other ranks reach it; "" where gloo may choose
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size, (self.rank, self.world_size)

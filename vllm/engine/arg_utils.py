@@ -117,3 +117,13 @@ class AsyncEngineArgs(EngineArgs):
     ) -> argparse.ArgumentParser:
         """Add a flag per field; with `async_args_only` none: those of servers are its own."""
         return parser if async_args_only else super().add_cli_args(parser)
+
+    def create_engine_config(self, usage_context: Any = None, headless: bool = False) -> VllmConfig:
+        """As of EngineArgs; refuses what has no engine for servers."""
+        if self.distributed_executor_backend == "external_launcher":
+            raise ConfigError(
+                "--distributed-executor-backend external_launcher is for programs that torchrun "
+                "starts and that use LLM: every process would be a server of its own. Servers "
+                "start their ranks themselves: use mp, or leave it out."
+            )
+        return super().create_engine_config(usage_context, headless)

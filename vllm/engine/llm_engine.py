@@ -16,7 +16,7 @@ from vllm.engine.client import EngineClient, InProcessClient, ProcessClient
 from vllm.engine.front_end import FrontEnd, value_of
 from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.processor import ProcessedRequest, Processor
-from vllm.errors import EngineDeadError, NotAvailable
+from vllm.errors import ConfigError, EngineDeadError, NotAvailable
 from vllm.messages.engine import CallResult, StepUpdates
 from vllm.messages.shapes import ShapeUsage
 from vllm.metrics.prometheus import PrometheusStats
@@ -60,6 +60,12 @@ class LLMEngine:
         """
         refuse(stat_loggers=stat_loggers)
         is_remote = enable_multiprocessing or envs.VLLM_ENABLE_V1_MULTIPROCESSING
+        if is_remote and vllm_config.parallel.is_externally_launched:
+            raise ConfigError(
+                "VLLM_ENABLE_V1_MULTIPROCESSING=1 with --distributed-executor-backend "
+                "external_launcher: the engine runs in the processes that torchrun has started. "
+                "Unset the variable, or set it to 0."
+            )
         make_client = ProcessClient if is_remote else InProcessClient
         engine = cls(vllm_config, make_client(vllm_config))
         engine.front.log_statistics()

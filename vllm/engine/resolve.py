@@ -20,6 +20,7 @@ from vllm.config.ray_start import WITHOUT_RAY, RayStart
 from vllm.config.scheduler import SchedulerConfig
 from vllm.config.structured import StructuredOutputsConfig
 from vllm.config.vllm import VllmConfig, all_settings
+from vllm.distributed.launched import Launched
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
@@ -87,6 +88,8 @@ def _parallel(draft: Draft) -> ParallelConfig:
     fields = draft.of(ParallelConfig)
     asked = fields["distributed_executor_backend"]
     config = ParallelConfig(**fields)
+    if config.is_externally_launched:
+        return _launched(config, Launched.read())
     if asked == "uni" and config.world_size > 1:
         raise ConfigError(
             f"--distributed-executor-backend uni runs one rank, and there are {config.world_size} "
@@ -109,6 +112,30 @@ def _ray_start(config: ParallelConfig, arguments: Mapping[str, Any]) -> RayStart
             "and places the ranks by itself. Leave --nnodes out, or use mp."
         )
     return start_of(arguments)
+
+
+def _launched(config: ParallelConfig, launched: Launched) -> ParallelConfig:
+    """With the nodes that torchrun has started. Raises ConfigError."""
+    flag = "--distributed-executor-backend external_launcher"
+    if config.nnodes > 1 or config.node_rank or config.headless:
+        raise ConfigError(
+            f"{flag}: torchrun says how many nodes there are and which one this is. Leave out "
+            "--nnodes, --node-rank and --headless, and give torchrun --nnodes and --node-rank."
+        )
+    if launched.world_size != config.world_size:
+        raise ConfigError(
+            f"{flag}: torchrun has started WORLD_SIZE={launched.world_size} processes, and there "
+            f"are {config.world_size} ranks (--tensor-parallel-size x --pipeline-parallel-size). "
+            f"Start as many as there are ranks: torchrun --nproc-per-node={config.world_size} on "
+            "one machine."
+        )
+    return replace(
+        config,
+        nnodes=launched.num_nodes,
+        node_rank=launched.node,
+        master_addr=launched.host,
+        master_port=launched.port,
+    )
 
 
 def _check_nodes(config: ParallelConfig) -> None:

@@ -14,46 +14,62 @@ if TYPE_CHECKING:
     from vllm.distributed.place import Place
     from vllm.executor.control import WorkerType
     from vllm.executor.nodes.meeting import Nodes
-    from vllm.executor.ranks import Ranks
+    from vllm.executor.ranks import Ranks, SetAside
 
 
 def make_executor(config: VllmConfig) -> Executor:
     """The executor that the configuration asks for, not started. Raises ConfigError."""
-    if config.parallel.node_rank:
+    parallel = config.parallel
+    # What needs the model stack is imported where needed: `vllm.executor.base` is imported by code
+    # that does without.
+    if parallel.is_externally_launched:
+        return _external(config)
+    if parallel.node_rank:
         raise ConfigError(
-            f"--node-rank {config.parallel.node_rank}: the engine runs on node 0. On this node use "
+            f"--node-rank {parallel.node_rank}: the engine runs on node 0. On this node use "
             "vllm serve ... --headless."
         )
-    # Imported where needed: `vllm.executor.base` is imported by code that needs no model stack.
-    from vllm.platforms import platform_of
+    if parallel.distributed_executor_backend == "uni":
+        return _in_process(config)
+    return _distributed(config)
+
+
+def _in_process(config: VllmConfig) -> Executor:
+    from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
     from vllm.worker.worker import Worker
 
-    backend = config.parallel.distributed_executor_backend
-    if backend == "ray":
-        from vllm.executor.distributed import DistributedExecutor
-        from vllm.executor.handshake import introduction
+    in_process = ThreadedExecutor if config.scheduler.pipeline_depth > 1 else InlineExecutor
+    return in_process(config, Worker, _devices(config))
+
+
+def _external(config: VllmConfig) -> Executor:
+    from vllm.executor.external.executor import ExternalExecutor
+    from vllm.worker.worker import Worker
+
+    return ExternalExecutor(config, Worker, _places(config), _devices(config))
+
+
+def _distributed(config: VllmConfig) -> Executor:
+    from vllm.executor.distributed import DistributedExecutor
+    from vllm.worker.worker import Worker
+
+    return DistributedExecutor(config, Worker, _ranks(config, Worker), _places(config))
+
+
+def _ranks(config: VllmConfig, worker_type: WorkerType) -> Ranks:
+    from vllm.executor.handshake import introduction
+    from vllm.executor.local_ranks import LocalRanks
+    from vllm.executor.nodes.meeting import Nodes
+    from vllm.executor.nodes.ranks import NodeRanks
+
+    if config.parallel.distributed_executor_backend == "ray":
         from vllm.executor.ray_cluster.ranks import RayRanks
 
-        seated = RayRanks(config, Worker, introduction(config))
-        return DistributedExecutor(config, Worker, seated, _places(config))
-    devices = partial(platform_of(config).devices, config)
-    if backend == "mp":
-        from vllm.executor.distributed import DistributedExecutor
-        from vllm.executor.local_ranks import LocalRanks
-
-        local = LocalRanks(devices)
-        ranks: Ranks = local
-        if config.parallel.nnodes > 1:
-            from vllm.executor.handshake import introduction
-            from vllm.executor.nodes.meeting import Nodes
-            from vllm.executor.nodes.ranks import NodeRanks
-
-            ranks = NodeRanks(local, Nodes.of(config.parallel), introduction(config))
-        return DistributedExecutor(config, Worker, ranks, _places(config))
-    from vllm.executor.in_process import InlineExecutor, ThreadedExecutor
-
-    in_process = ThreadedExecutor if config.scheduler.pipeline_depth > 1 else InlineExecutor
-    return in_process(config, Worker, devices)
+        return RayRanks(config, worker_type, introduction(config))
+    local = LocalRanks(_devices(config))
+    if config.parallel.nnodes == 1:
+        return local
+    return NodeRanks(local, Nodes.of(config.parallel), introduction(config))
 
 
 def run_node(config: VllmConfig) -> None:
@@ -75,11 +91,16 @@ def run_agent(
     from vllm.executor.local_ranks import LocalRanks
     from vllm.executor.nodes.agent import Agent
     from vllm.executor.rank import rank_main
-    from vllm.platforms import platform_of
 
-    ranks = LocalRanks(partial(platform_of(config).devices, config))
+    ranks = LocalRanks(_devices(config))
     main = partial(rank_main, worker_type, config)
     Agent(main, ranks, places, nodes).run(introduction(config))
+
+
+def _devices(config: VllmConfig) -> SetAside:
+    from vllm.platforms import platform_of
+
+    return partial(platform_of(config).devices, config)
 
 
 def _places(config: VllmConfig) -> list[Place]:

@@ -209,21 +209,12 @@ class _Pending:
         """
         while len(self._replies) < self._num_ranks and not self.has_failed:
             self._executor.receive()
-        if any(map(_may_follow, self._replies.values())):
+        if any(isinstance(reply, Failed) and reply.may_follow for reply in self._replies.values()):
             self._executor.hear_out(self)
         for rank, reply in sorted(self._replies.items()):
             if isinstance(reply, Failed):
                 raise revive(reply, rank, is_alone=self._num_ranks == 1)
         return [self._replies[rank] for rank in range(self._num_ranks)]
-
-
-def _may_follow(reply: FromRank) -> bool:
-    """Whether it is an error as torch raises it when another rank has left a collective."""
-    if not isinstance(reply, Failed):
-        return False
-    return (reply.module, reply.name) == ("builtins", "RuntimeError") or reply.module.startswith(
-        "torch."
-    )
 
 
 class _SentStep:

@@ -64,6 +64,12 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
     traceback: str
 
+    @property
+    def may_follow(self) -> bool:
+        """Whether it is an error as torch raises it when another rank has left a collective."""
+        is_plain = (self.module, self.name) == ("builtins", "RuntimeError")
+        return is_plain or self.module.startswith("torch.")
+
 
 FromRank = Joined | Loaded | StepDone | Returned | Failed
 

@@ -38,6 +38,7 @@ class Kind(enum.IntEnum):
     KILL = 7  # by node 0: the engine has failed
     BEAT = 8  # by node 0, to be answered
     STATES = 9  # of the node's ranks: a sign of life of the agent
+    WORD = 10  # between processes of an external launcher
 
 
 class Frame(NamedTuple):

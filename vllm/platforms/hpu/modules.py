@@ -48,6 +48,20 @@ def visible_modules(text: str | None, count: int) -> list[int]:
     return [int(word) for word in words]
 
 
+def module_of(local_rank: int, visible: Sequence[int]) -> int:
+    """That of a process which torchrun has started, as the bridge numbers them.
+
+    Raises ConfigError.
+    """
+    if local_rank >= len(visible):
+        raise ConfigError(
+            f"LOCAL_RANK={local_rank}: each process that torchrun starts needs a module of its "
+            f"own, and {len(visible)} are visible ({_listed(visible)}). Lower {_SIZES}, or widen "
+            f"{VISIBLE}."
+        )
+    return visible[local_rank]
+
+
 def chosen_module(text: str | None, visible: Sequence[int], num_ranks: int) -> int | None:
     """The one that the user's HLS_MODULE_ID asks for. Raises ConfigError."""
     if text is None or text.strip() in ("", "-1"):

@@ -16,6 +16,7 @@ from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Collectives
 from vllm.device.device import Device
 from vllm.device.stage_link import StageLink
+from vllm.distributed.launched import Launched
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.errors import ConfigError
@@ -78,12 +79,15 @@ class HpuPlatform(Platform):
 
     @contextmanager
     def devices(self, config: VllmConfig, num_ranks: int) -> Iterator[Sequence[int]]:
-        if num_ranks > 1:
+        is_launched = config.parallel.is_externally_launched
+        if num_ranks > 1 or is_launched:
             check_interfaces()
         listed = envs.inherited(modules.VISIBLE)
         count = 0 if listed else bridge.require_devices()
         visible = modules.visible_modules(listed, count)
-        is_in_process = config.parallel.distributed_executor_backend == "uni"
+        if is_launched:
+            visible = [modules.module_of(Launched.read().local_rank, visible)]
+        is_in_process = config.parallel.distributed_executor_backend not in ("mp", "ray")
         with modules.set_aside(num_ranks, visible, is_in_process) as chosen:
             yield chosen
 

@@ -26,7 +26,7 @@ class StageRanks:
 
 
 def join(place: Place, settings: CollectiveSettings) -> None:
-    """Meet all other ranks at `place.rendezvous`, an empty file that all can open; once.
+    """Meet all other ranks at `place.rendezvous`; once.
 
     They are the default group, over HCCL. Raises RuntimeError.
     """
@@ -35,10 +35,26 @@ def join(place: Place, settings: CollectiveSettings) -> None:
     bridge.module("distributed.hccl")  # registers the backend
     dist.init_process_group(
         "hccl",
-        store=dist.FileStore(place.rendezvous, place.world_size),
+        store=_store(place, settings),
         rank=place.rank,
         world_size=place.world_size,
         timeout=_limit(settings.timeout_s),
+    )
+
+
+def _store(place: Place, settings: CollectiveSettings) -> dist.Store:
+    """At an empty file that all can open, or at host:port, where rank 0 listens."""
+    if place.rendezvous.startswith("/"):
+        return dist.FileStore(place.rendezvous, place.world_size)
+    host, _, port = place.rendezvous.rpartition(":")
+    return dist.TCPStore(
+        host,
+        int(port),
+        place.world_size,
+        is_master=place.rank == 0,
+        timeout=_limit(settings.host_timeout_s) or timedelta(minutes=30),
+        wait_for_workers=False,
+        multi_tenant=True,
     )
 
 
