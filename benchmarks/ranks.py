@@ -91,9 +91,10 @@ def measure_collectives(num_ranks: int, pairs: int) -> None:
 
 
 def rank_main(rank: int, size: int, paths: list[str], pairs: int, out: Any) -> None:
+    from vllm.distributed.rendezvous import limit_of, meeting
     from vllm.platforms.cpu import native
     from vllm.platforms.cpu.collectives import SharedMemory
-    from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
+    from vllm.platforms.cpu.gloo import Gloo
 
     assert native.is_available()
     torch.set_num_threads(1)

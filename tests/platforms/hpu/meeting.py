@@ -147,7 +147,7 @@ def timeline(tp: Hccl, rank: int, folder: Path) -> list[tuple[str, float]]:
 
 def main(folder: Path, place: Place, channel: Channel, pulse: Pulse) -> None:
     interfaces.prepare_host_groups(place)
-    modules.acquire(place)
+    modules.acquire(place, is_alone=False)
     with torch.inference_mode():
         tp = Hccl(place, SETTINGS)
         if place.pp.size > 1:

@@ -240,13 +240,14 @@ def test_a_container_whose_module_has_another_number_leaves_the_choice_to_the_dr
 
     monkeypatch.setattr(bridge, "open_device", open_device)
     monkeypatch.setattr(bridge, "num_devices", lambda: 1)
-    place = Place(rank=0, world_size=num_ranks, local_rank=0, tp=Group(0, num_ranks), device=0)
+    # `num_ranks` are on this machine.
+    place = Place(rank=0, world_size=2, local_rank=0, tp=Group(0, 2), device=0)
     if num_ranks == 1:
-        acquire(place)
+        acquire(place, is_alone=True)
         assert modules.OWN.module == 0 and "HLS_MODULE_ID" not in os.environ
     else:
         with pytest.raises(ConfigError, match="module 0 cannot be acquired: synStatus=8"):
-            acquire(place)
+            acquire(place, is_alone=False)
 
 
 def test_a_report_says_which_modules_engines_have(

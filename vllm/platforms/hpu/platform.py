@@ -63,11 +63,6 @@ class HpuPlatform(Platform):
                 config.cache.block_size,
                 KERNEL_BLOCK_SIZE,
             )
-        if config.parallel.nnodes > 1:
-            raise ConfigError(
-                f"--nnodes {config.parallel.nnodes} --device hpu: Gaudis of several machines do "
-                "not compute together yet in this build. Leave --nnodes out, or use --device cpu."
-            )
         if config.parallel.pipeline_parallel_size > 1:
             bridge.check_tensor_cache()
         return _without_shared_blocks(config)
@@ -78,13 +73,15 @@ class HpuPlatform(Platform):
 
     @contextmanager
     def devices(self, config: VllmConfig, num_ranks: int) -> Iterator[Sequence[int]]:
-        if num_ranks > 1:
+        if config.parallel.world_size > 1:
             check_interfaces()
         listed = envs.inherited(modules.VISIBLE)
         count = 0 if listed else bridge.require_devices()
         visible = modules.visible_modules(listed, count)
-        is_in_process = config.parallel.distributed_executor_backend != "mp"
-        with modules.set_aside(num_ranks, visible, is_in_process) as chosen:
+        parallel = config.parallel
+        is_in_process = parallel.distributed_executor_backend != "mp"
+        first_rank = parallel.node_rank * parallel.ranks_per_node
+        with modules.set_aside(num_ranks, visible, is_in_process, first_rank) as chosen:
             yield chosen
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
@@ -95,7 +92,7 @@ class HpuPlatform(Platform):
         if place.rank > 0:
             _leave_telling_to_the_first_rank()
         if place.device >= 0:
-            modules.acquire(place)
+            modules.acquire(place, is_alone=config.parallel.ranks_per_node == 1)
         bridge.load()
 
     def collectives(self, config: VllmConfig, place: Place) -> Collectives:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from hpu_emulator import _C
+from hpu_emulator import _C, interfaces
 from hpu_emulator.runtime import SETTINGS
 
 NAME = "hccl"
@@ -24,7 +24,11 @@ def register() -> None:
 
 
 def _create(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+    """Gloo's variables of the environment have no say."""
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(interface=interfaces.chosen() or "lo")]
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, rank, size, options)
 
 
 def initialize_distributed_hpu(
