@@ -1,6 +1,6 @@
 """Two nodes of emulated HPUs, processes of this machine, beside one CPU: run by test_nodes.
 
-python -m tests.platforms.hpu.nodes engine ARCH OPTIONS   node 0, which starts the other; prints JSON
+python -m tests.platforms.hpu.nodes engine ARCH OPTIONS   node 0, starts the other; prints JSON
 python -m tests.platforms.hpu.nodes agent ARGUMENTS       node 1
 """
 

@@ -19,9 +19,8 @@ TWO: dict[str, dict[str, Any]] = {
     "pp2": {"pipeline_parallel_size": 2},
     "tp2-pp2": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2},
 }
-# Layers are traced one by one: there must be few of them, and few shapes.
-TRACED = {**FEW_SHAPES, "num_hidden_layers": 2}
-IN_EVERY_RUN = {("graphs", "tp2"), ("graphs", "pp2")}
+SMALL = {**FEW_SHAPES, "num_hidden_layers": 2}
+IN_EVERY_RUN = {("graphs", "tp2")}  # stages: tests/engine_e2e/test_namespaces.py
 
 
 @pytest.mark.parametrize(
@@ -38,8 +37,7 @@ def test_tokens_are_those_of_one_rank_and_nothing_is_compiled_for_them(
     emulated: Emulated, mode: str, ranks: str
 ) -> None:
     lazy, is_eager = MODES[mode]
-    shape = TRACED if mode == "compile" else {}
-    how = json.dumps({"enforce_eager": is_eager, **TWO[ranks], **shape})
+    how = json.dumps({"enforce_eager": is_eager, **TWO[ranks], **SMALL})
     variables = {**FUNCTIONS, "VLLM_ENGINE_READY_TIMEOUT_S": str(int(HANG_S))}
     (line,) = run(emulated, lazy, "nodes", "engine", "llama", how, **variables)
     assert line["problem"] == "" and line["code"] == 0

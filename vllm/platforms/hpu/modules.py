@@ -251,7 +251,8 @@ def set_aside(
 ) -> Iterator[list[int]]:
     """Modules for ranks from `first_rank` on, that no engine of ours takes meanwhile.
 
-    Raises ConfigError. `is_in_process`: the only rank is this process, which has one device for all of its engines.
+    `is_in_process`: the only rank is this process, which has one device for all of its engines.
+    Raises ConfigError.
     """
     if is_in_process and OWN.module is not None:
         yield [OWN.module]
