@@ -33,7 +33,7 @@ TP2 = {"tensor_parallel_size": 2}
 PP2 = {"pipeline_parallel_size": 2}
 LAYOUTS = {"tp2": TP2, "pp2": PP2}
 PHASES = {"joining": "joining the other ranks", **{phase: DOING[phase] for phase in BUSY}}
-NODE_1 = r"EngineDeadError: node 1 \(10\.77\.0\.2\)"
+NODE_1 = r"ExecutorDied: node 1 \(10\.77\.0\.2\)"
 NODE_0_IS_LOST = r"EngineDeadError: node 0 at 10\.77\.0\.1:29501 is lost: "
 SILENT = r"gave no sign of life for 1\d s"
 # Whichever shows first: a sign that does not come, what is sent, or the other machine's address.
