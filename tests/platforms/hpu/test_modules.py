@@ -100,6 +100,14 @@ def test_a_group_without_wiring_is_warned_of(
     assert f"Modules: {told}" in caplog.text
 
 
+def test_ranks_of_another_node_are_named_by_their_numbers(
+    engines: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vllm"):
+        engines.enter_context(set_aside(2, BOX, is_in_process=False, first_rank=2))
+    assert "Modules: rank 2 on module 0, rank 3 on module 1" in caplog.text
+
+
 def test_engines_get_modules_of_their_own_until_they_end(engines: ExitStack) -> None:
     assert start(engines, 2) == [0, 1]
     with ExitStack() as second:
