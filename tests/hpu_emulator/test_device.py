@@ -222,7 +222,7 @@ def test_negative_indices_wrap_and_gelu_is_exact_only_where_it_is_asked_for(
     assert asked.split() == ["3.0", "True"]
 
 
-INTERFACE = "from hpu_emulator import interfaces; print(interfaces.chosen())"
+INTERFACE = "from hpu_emulator import interfaces; print(interfaces.candidates()[0])"
 
 
 def test_hccl_takes_the_interface_that_its_variable_names_and_else_one_that_leads_out(

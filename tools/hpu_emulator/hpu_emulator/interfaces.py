@@ -13,21 +13,22 @@ _IFF_UP: Final = 0x1
 _LAST: Final = ("docker", "lo")  # how names begin of those that are taken where there is no other
 
 
-def chosen() -> str | None:
-    """The first whose name begins as HCCL_SOCKET_IFNAME says; else the first that leads out.
+def candidates() -> list[str]:
+    """Those that are up, best first: whose names begin as HCCL_SOCKET_IFNAME says, or all of them.
 
-    Raises RuntimeError where the variable leaves none. None where the machine has none that is up.
+    Without the variable, those that lead out come first. Raises RuntimeError where none is left.
     """
     names = list(_that_are_up())
-    if asked := [word.strip() for word in os.environ.get(VARIABLE, "").split(",") if word.strip()]:
-        found = [name for name in names if name.startswith(tuple(asked))]
-        if not found:
-            raise RuntimeError(
-                f"HCCL: no network interface that is up begins as {VARIABLE}={','.join(asked)} "
-                f"says (there are: {', '.join(names) or 'none'})"
-            )
-        return found[0]
-    return min(names, key=_rank, default=None)
+    asked = [word.strip() for word in os.environ.get(VARIABLE, "").split(",") if word.strip()]
+    if not asked:
+        return sorted(names, key=_rank)
+    found = [name for name in names if name.startswith(tuple(asked))]
+    if not found:
+        raise RuntimeError(
+            f"HCCL: no network interface that is up begins as {VARIABLE}={','.join(asked)} says "
+            f"(there are: {', '.join(names) or 'none'})"
+        )
+    return found
 
 
 def _rank(name: str) -> Sequence[bool]:

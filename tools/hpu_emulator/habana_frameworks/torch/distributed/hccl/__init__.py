@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -26,9 +27,17 @@ def register() -> None:
 def _create(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
     """Gloo's variables of the environment have no say."""
     options = dist.ProcessGroupGloo._Options()
-    options._devices = [dist.ProcessGroupGloo.create_device(interface=interfaces.chosen() or "lo")]
+    options._devices = [_device()]
     options._timeout = timeout
     return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _device() -> Any:
+    names = interfaces.candidates()
+    for name in names:
+        with suppress(RuntimeError):  # it has no address
+            return dist.ProcessGroupGloo.create_device(interface=name)
+    raise RuntimeError(f"HCCL: no network interface has an address: {', '.join(names) or 'none'}")
 
 
 def initialize_distributed_hpu(
