@@ -257,11 +257,8 @@ def test_a_cable_that_is_cut_while_nodes_meet_loses_the_node_that_had_come(
     assert "node 1, 2 of 3 has not come to 10.77.0.1:29501 within 40 s" in error
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["10.77.0.9", pytest.param("10.78.0.1", marks=pytest.mark.product)],
-    ids=["nobody", "no-network"],
-)
+@pytest.mark.product
+@pytest.mark.parametrize("address", ["10.77.0.9", "10.78.0.1"], ids=["nobody", "no-network"])
 def test_an_address_of_nobody_is_named_by_the_node_that_looked_there(
     nodes: Nodes, address: str
 ) -> None:
