@@ -3,12 +3,15 @@
 python benchmarks/ranks.py collectives [--ranks 2] [--pairs 40]
 python benchmarks/ranks.py model|stages [--pairs 20] [--only decode,prefill,tiny-1,tiny-256]
 python benchmarks/ranks.py driver [--ranks 8]
+python benchmarks/ranks.py plan [--pairs 400]
 
 collectives   sums and gathers through shared memory, through gloo, and a plain copy of as much
 model         one rank with two threads (before) and two ranks with one thread each (after)
 stages        32 requests at a time: one rank with two threads (before) and two stages with one
               thread each (after); two ranks that share layers (before) and two stages (after)
 driver        processor time of the engine's own process per step, with one rank and with many
+plan          from a plan of decoding rows to the reply of a rank that does nothing: of this
+              machine, and of another node over TCP (the loopback interface)
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.compare.models import SHAPES, ensure  # noqa: E402
@@ -44,7 +48,8 @@ from benchmarks.pairs import (  # noqa: E402
     interval,
 )
 from vllm.distributed.groups import Group  # noqa: E402
-from vllm.distributed.place import Place  # noqa: E402
+from vllm.distributed.place import Place, make_places  # noqa: E402
+from vllm.executor.ranks import Ranks  # noqa: E402
 
 KIB = 1 << 10
 SIZES = (4 * KIB, 32 * KIB, 256 * KIB, 1024 * KIB, 8192 * KIB)
@@ -91,9 +96,10 @@ def measure_collectives(num_ranks: int, pairs: int) -> None:
 
 
 def rank_main(rank: int, size: int, paths: list[str], pairs: int, out: Any) -> None:
+    from vllm.distributed.rendezvous import limit_of, meeting
     from vllm.platforms.cpu import native
     from vllm.platforms.cpu.collectives import SharedMemory
-    from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
+    from vllm.platforms.cpu.gloo import Gloo
 
     assert native.is_available()
     torch.set_num_threads(1)
@@ -187,11 +193,105 @@ def measure_driver(num_ranks: int, folder: Path) -> None:
         llm.llm_engine.shutdown()
 
 
+def reply_at_once(place: Place, channel: Any, pulse: Any) -> None:
+    """What a rank does that is asked for plans: nothing."""
+    from vllm.executor.ranks import ChannelClosed
+
+    pulse.beat()
+    try:
+        while channel.get():
+            channel.put(b"done")
+    except ChannelClosed:
+        return
+
+
+def run_agent(nodes: Any, settings: Any) -> None:
+    from vllm.executor.local_ranks import LocalRanks
+    from vllm.executor.nodes.agent import Agent
+
+    Agent(reply_at_once, LocalRanks(), make_places(2, 1, 2), nodes).run(settings)
+
+
+def decode_plan(rows: int) -> bytes:
+    """As it is sent: every row of a request computes a token and draws one."""
+    from vllm.messages.codec import encoder
+    from vllm.messages.rank import RunStep
+    from vllm.messages.step import StepPlan
+
+    slots = np.arange(1, rows + 1, dtype=np.int32)
+    none = np.empty(0, np.int32)
+    plan = StepPlan(
+        step=1000,
+        slots=slots,
+        starts=slots + 100,
+        counts=np.ones(rows, np.int32),
+        samples=np.ones(rows, bool),
+        releases=none,
+        admissions=(),
+        blocks=none.reshape(0, 4),
+    )
+    return encoder().encode(RunStep(plan))
+
+
+def measure_plan(rounds: int) -> None:
+    """The reply is that of the second of two ranks, by the clock of this process."""
+    from vllm.executor.local_ranks import LocalRanks
+    from vllm.executor.nodes.meeting import Nodes
+    from vllm.executor.nodes.ranks import NodeRanks
+    from vllm.messages.rank import Joined
+    from vllm.utils.network_utils import get_open_port
+
+    context = multiprocessing.get_context("spawn")
+    settings = Joined(sections={}, versions={}, variables={})
+    nodes = Nodes(2, 0, "127.0.0.1", get_open_port())
+    agent = context.Process(target=run_agent, args=(replace(nodes, own=1), settings))
+    agent.start()
+    kinds = {
+        "shared memory": (LocalRanks(), make_places(2)),
+        "a node's link": (NodeRanks(LocalRanks(), nodes, settings), make_places(2, 1, 2)),
+    }
+    for ranks, places in kinds.values():
+        ranks.start(reply_at_once, places, lambda: None)
+    plans = {rows: decode_plan(rows) for rows in (1, 32, 256)}
+    cases = [(kind, rows) for kind in kinds for rows in plans]
+    taken: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    dice = random.Random(0)
+    for number in range(rounds + 20):
+        dice.shuffle(cases)
+        for kind, rows in cases:
+            seconds = reply_time(kinds[kind][0], plans[rows])
+            if number >= 20:
+                taken[kind, rows].append(seconds)
+    for (kind, rows), some in sorted(taken.items()):
+        low, *_, high = statistics.quantiles(some, n=20)
+        print(
+            f"{kind}, {rows:3} rows, {len(plans[rows])} bytes: "
+            f"{statistics.median(some) * 1e6:.0f} us (median of {rounds}; "
+            f"5 to 95 %: {low * 1e6:.0f} to {high * 1e6:.0f})"
+        )
+    for ranks, _ in kinds.values():
+        ranks.stop()
+    agent.join()
+
+
+def reply_time(ranks: Ranks, plan: bytes) -> float:
+    """Seconds until rank 1 has replied; returns when both ranks have."""
+    seconds, missing = 0.0, 2
+    started = time.perf_counter()
+    ranks.put(plan)
+    while missing:
+        for rank, _ in ranks.ready(None):
+            missing -= 1
+            if rank == 1:
+                seconds = time.perf_counter() - started
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("collectives", "model", "stages", "driver"))
+    parser.add_argument("what", choices=("collectives", "model", "stages", "driver", "plan"))
     parser.add_argument("--ranks", type=int, default=0, help="By default 2; driver: 8.")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--only", default=",".join(OFFLINE), help=f"Of {', '.join(OFFLINE)}.")
@@ -203,6 +303,8 @@ def main() -> None:
         measure_collectives(args.ranks or 2, args.pairs)
     elif args.what == "stages":
         measure_stages(args.pairs, args.models)
+    elif args.what == "plan":
+        measure_plan(max(200, args.pairs))
     elif args.what == "driver":
         measure_driver(args.ranks or 8, args.models)
     else:

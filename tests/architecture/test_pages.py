@@ -20,7 +20,8 @@ BENCHMARKS = ("latency", "throughput", "serve", "startup")
 # Of programs that are not ours, and what a page misspells on purpose.
 FOREIGN = frozenset(
     "--no-build-isolation --no-deps --target --ulimit --num-prompt "
-    "--build-arg --cap-add --ipc --rm --runtime --head --address --nproc-per-node".split()
+    "--build-arg --cap-add --ipc --network --rm --runtime --up "
+    "--head --address --nproc-per-node".split()
 )
 
 

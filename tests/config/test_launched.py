@@ -77,7 +77,7 @@ def test_variables_that_torchrun_does_not_set_so_are_refused(
 def test_nodes_are_those_of_torchrun(settle: Settle, launch: Launch) -> None:
     launch(RANK=2, WORLD_SIZE=4, LOCAL_RANK=0)
     parallel = settle(tensor_parallel_size=2, pipeline_parallel_size=2, **EXTERNAL).parallel
-    assert (parallel.nnodes, parallel.node_rank, parallel.ranks_per_node) == (2, 1, 2)
+    assert (parallel.nnodes, parallel.node_rank) == (2, 1)
     assert (parallel.master_addr, parallel.master_port) == ("10.0.0.1", 29500)
     assert parallel.is_externally_launched and not parallel.is_tensor_parallel_over_nodes
     assert settle(tensor_parallel_size=4, **EXTERNAL).parallel.is_tensor_parallel_over_nodes

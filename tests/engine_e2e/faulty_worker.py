@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Final
 
 from tests.limits import HANG_S
 from vllm.config.vllm import VllmConfig
-from vllm.distributed.place import make_places
+from vllm.distributed.place import Place, make_places
 from vllm.engine import core
 from vllm.executor.distributed import DistributedExecutor
 from vllm.executor.local_ranks import LocalRanks
@@ -18,7 +19,9 @@ from vllm.messages.step import StepPlan
 from vllm.worker.ends.launch_end import StepAnswer
 from vllm.worker.worker import Worker
 
-FAULT: Final = "TEST_FAULT"  # variable: rank, phase and what happens: a signal, `raise` or `hang`
+FAULT: Final = "TEST_FAULT"  # variable: rank, phase and what happens
+# A signal, or `raise`, `hang` or `nothing`.
+MET: Final = "TEST_FAULT_MET"  # variable: a file for the time at which it happens, where it is set
 
 
 def fault(rank: int, phase: str, what: str) -> str:
@@ -27,6 +30,11 @@ def fault(rank: int, phase: str, what: str) -> str:
 
 class FaultyWorker(Worker):
     """The fault happens in the middle of the phase: after other ranks may have begun to wait."""
+
+    def __init__(self, config: VllmConfig, place: Place) -> None:
+        self.place = place
+        self._meet("joining")
+        super().__init__(config, place)
 
     def load(self) -> None:
         self._meet("loading")
@@ -45,12 +53,17 @@ class FaultyWorker(Worker):
         rank, faulty, what = os.environ.get(FAULT, "-1 never nothing").split()
         if self.place.rank != int(rank) or phase != faulty:
             return
+        met = os.environ.get(MET)
+        if met and not os.path.exists(met):
+            Path(met + "~").write_text(str(time.monotonic()))
+            os.rename(met + "~", met)
         if what == "raise":
             raise MemoryError(f"no memory for {phase}")
         if what == "hang":
             time.sleep(HANG_S)
             return
-        os.kill(os.getpid(), signal.Signals[what])
+        if what != "nothing":
+            os.kill(os.getpid(), signal.Signals[what])
 
 
 def faulty_executor(config: VllmConfig) -> DistributedExecutor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -218,3 +220,22 @@ def test_negative_indices_wrap_and_gelu_is_exact_only_where_it_is_asked_for(
         code, PT_HPU_ENABLE_NEGATIVE_INDEXING="true", PT_HPU_FORCE_TANH_FOR_GELU="0"
     )
     assert asked.split() == ["3.0", "True"]
+
+
+INTERFACE = "from hpu_emulator import interfaces; print(interfaces.candidates()[0])"
+
+
+def test_hccl_takes_the_interface_that_its_variable_names_and_else_one_that_leads_out(
+    emulated: Emulated,
+) -> None:
+    outside = [name for _, name in socket.if_nameindex() if not name.startswith(("lo", "docker"))]
+    assert emulated.run(INTERFACE, HCCL_SOCKET_IFNAME="lo").strip() == "lo"
+    assert emulated.run(INTERFACE, HCCL_SOCKET_IFNAME="wrong7,l").strip() == "lo"
+    found = emulated.run(INTERFACE, GLOO_SOCKET_IFNAME="lo").strip()
+    assert found in outside or not any(map(is_up, outside)), (found, outside)
+    done = emulated.start(INTERFACE, HCCL_SOCKET_IFNAME="wrong7")
+    assert "no network interface that is up begins as HCCL_SOCKET_IFNAME=wrong7" in done.stderr
+
+
+def is_up(name: str) -> bool:
+    return bool(int(Path(f"/sys/class/net/{name}/flags").read_text(), 16) & 1)

@@ -18,8 +18,9 @@ from tests.ops.overrides import isas
 from vllm.device.collectives import Collectives
 from vllm.distributed.groups import Group
 from vllm.distributed.place import Place
+from vllm.distributed.rendezvous import limit_of, meeting
 from vllm.platforms.cpu.collectives import SharedMemory
-from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
+from vllm.platforms.cpu.gloo import Gloo
 
 Kind = Callable[[int, int, str, int], Collectives]  # of rank, size, path, limit in seconds
 

@@ -35,7 +35,7 @@ class InlineExecutor:
         self._closing = ExitStack()
 
     def start(self) -> list[WorkerFacts]:
-        (device,) = self._closing.enter_context(self._devices(1))
+        (device,) = self._closing.enter_context(self._devices([0]))
         self._worker = self._worker_type(self._config, replace(ALONE, device=device))
         self._closing.callback(self._worker.close)
         self._worker.load()

@@ -75,7 +75,7 @@ class LocalRanks:
         records, fd = self._memory("vllm-pulses")
         os.ftruncate(fd, len(places) * RECORD_BYTES)
         self._records = self._held.enter_context(mmap.mmap(fd, len(places) * RECORD_BYTES))
-        devices = self._held.enter_context(self._devices(len(places)))
+        devices = self._held.enter_context(self._devices([place.rank for place in places]))
         # Read by the rank when it has begun to give signs of life, for it imports the model stack.
         packed = bytes(ForkingPickler.dumps(main))
         is_lasting = threading.current_thread() is threading.main_thread()

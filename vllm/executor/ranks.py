@@ -33,12 +33,14 @@ class Channel(Protocol):
         ...
 
 
-SetAside = Callable[[int], AbstractContextManager[Sequence[int]]]  # as Platform.devices does
+SetAside = Callable[
+    [Sequence[int]], AbstractContextManager[Sequence[int]]
+]  # as Platform.devices does
 
 
-def no_devices(num_ranks: int) -> AbstractContextManager[Sequence[int]]:
+def no_devices(ranks: Sequence[int]) -> AbstractContextManager[Sequence[int]]:
     """For ranks that need none set aside."""
-    return nullcontext([-1] * num_ranks)
+    return nullcontext([-1] * len(ranks))
 
 
 RankMain = Callable[[Place, Channel, Pulse], None]  # serves until the executor closes its end

@@ -40,13 +40,13 @@ class Platform(PlatformFacts):
         """Threads, affinity, allocator: called once in each worker before tensors are made."""
 
     @contextmanager
-    def devices(self, config: VllmConfig, num_ranks: int) -> Iterator[Sequence[int]]:
-        """Set devices of this machine aside for its ranks, which know them as `Place.device`.
+    def devices(self, config: VllmConfig, ranks: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Set devices of this machine aside for its `ranks`, which know them as `Place.device`.
 
         Called in the process that starts the ranks, and left when they have ended. Raises
         ConfigError if there are too few.
         """
-        yield range(num_ranks)
+        yield range(len(ranks))
 
     @abstractmethod
     def planner(self, config: VllmConfig, num_blocks: int) -> Planner:

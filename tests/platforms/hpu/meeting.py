@@ -162,7 +162,7 @@ def main(folder: Path, place: Place, channel: Channel, pulse: Pulse) -> None:
 
 def run(folder: Path, num_stages: int = 1) -> None:
     visible = modules.visible_modules(None, bridge.require_devices())
-    ranks = LocalRanks(lambda size: modules.set_aside(size, visible, is_in_process=False))
+    ranks = LocalRanks(lambda ranks: modules.set_aside(ranks, visible, is_in_process=False))
     places = make_places(SIZE, num_stages)
     ranks.start(partial(main, folder), places, on_wait=lambda: None)
     try:

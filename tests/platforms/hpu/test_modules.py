@@ -48,7 +48,7 @@ def engines() -> Iterator[ExitStack]:
 
 
 def start(engines: ExitStack, num_ranks: int, visible: list[int] = BOX) -> list[int]:
-    return engines.enter_context(set_aside(num_ranks, visible, is_in_process=False))
+    return engines.enter_context(set_aside(range(num_ranks), visible, is_in_process=False))
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,14 @@ def test_a_group_without_wiring_is_warned_of(
     assert f"Modules: {told}" in caplog.text
 
 
+def test_ranks_of_another_node_are_named_by_their_numbers(
+    engines: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vllm"):
+        engines.enter_context(set_aside([2, 3], BOX, is_in_process=False))
+    assert "Modules: rank 2 on module 0, rank 3 on module 1" in caplog.text
+
+
 def test_engines_get_modules_of_their_own_until_they_end(engines: ExitStack) -> None:
     assert start(engines, 2) == [0, 1]
     with ExitStack() as second:
@@ -125,7 +133,7 @@ def test_too_few_modules_are_an_error_with_both_numbers(engines: ExitStack) -> N
 HOLDER = """
 import sys
 from vllm.platforms.hpu.modules import set_aside
-with set_aside(2, range(8), is_in_process=False) as chosen:
+with set_aside(range(2), range(8), is_in_process=False) as chosen:
     print(chosen, flush=True)
     sys.stdin.read()
 """
@@ -240,7 +248,7 @@ def test_a_container_whose_module_has_another_number_leaves_the_choice_to_the_dr
 
     monkeypatch.setattr(bridge, "open_device", open_device)
     monkeypatch.setattr(bridge, "num_devices", lambda: 1)
-    place = Place(rank=0, world_size=num_ranks, local_rank=0, tp=Group(0, num_ranks), device=0)
+    place = Place(0, 2, local_rank=0, local_size=num_ranks, tp=Group(0, 2), device=0)
     if num_ranks == 1:
         acquire(place)
         assert modules.OWN.module == 0 and "HLS_MODULE_ID" not in os.environ

@@ -123,17 +123,3 @@ def test_graphs_of_stages_without_the_tensor_cache_are_refused(emulated: Emulate
     assert done.returncode != 0
     said = done.stderr.splitlines()[-1]
     assert "ConfigError: PT_HPUGRAPH_DISABLE_TENSOR_CACHE=true: HPU graphs of a pipeline" in said
-
-
-NODES = """
-from tests.conftest import STORY
-from vllm import LLM
-
-LLM(str(STORY), max_model_len=32, tensor_parallel_size=2, nnodes=2)
-"""
-
-
-def test_several_machines_are_refused(emulated: Emulated) -> None:
-    done = emulated.start(NODES)
-    assert done.returncode != 0
-    assert "ConfigError: --nnodes 2 --device hpu: Gaudis of" in done.stderr.splitlines()[-1]

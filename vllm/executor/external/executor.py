@@ -182,7 +182,7 @@ class ExternalExecutor:
         return [decode(each) for each in siblings.gather(encoder().encode(value), limit_s, what)]
 
     def _load(self, store: Store) -> WorkerFacts:
-        (device,) = self._closing.enter_context(self._devices(1))
+        (device,) = self._closing.enter_context(self._devices([self._place.rank]))
         self._worker = self._worker_type(self._config, replace(self._place, device=device))
         self._closing.callback(self._worker.close)
         if not dist.is_initialized():

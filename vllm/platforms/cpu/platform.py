@@ -96,7 +96,8 @@ class CpuPlatform(Platform):
             return super().collectives(config, place)
         limit_s = config.parallel.host_timeout_seconds
         if not native.is_available() or not place.memory:
-            from vllm.platforms.cpu.gloo import Gloo, limit_of, meeting
+            from vllm.distributed.rendezvous import limit_of, meeting
+            from vllm.platforms.cpu.gloo import Gloo
 
             limit = limit_of(limit_s)
             return Gloo(
@@ -107,7 +108,7 @@ class CpuPlatform(Platform):
         return SharedMemory(place.tp, place.memory, limit_s, self.ranks_have_cores)
 
     def stage_link(self, config: VllmConfig, place: Place) -> StageLink:
-        from vllm.platforms.cpu.gloo import limit_of, meeting
+        from vllm.distributed.rendezvous import limit_of, meeting
         from vllm.platforms.cpu.stage_link import GlooLink
 
         limit = limit_of(config.parallel.host_timeout_seconds)

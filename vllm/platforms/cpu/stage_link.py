@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vllm.device.stage_link import StageLink
 from vllm.distributed.groups import Group
-from vllm.platforms.cpu.gloo import connected
+from vllm.distributed.rendezvous import connected
 
 
 class GlooLink(StageLink):

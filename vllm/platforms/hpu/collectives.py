@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -101,23 +102,23 @@ class Hccl(Collectives):
 
     def agreed(self, value: float) -> float:
         greatest = torch.tensor([value], dtype=torch.float64)
-        self._call_of(self._ranks.host, "agreement", dist.all_reduce, greatest, dist.ReduceOp.MAX)
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MAX
+        self._told("agreement", lambda: self._ranks.host.allreduce([greatest], options).wait())
         return float(greatest)
 
     def _call(self, name: str, collective: Callable[..., object], *args: object) -> None:
-        self._call_of(self._ranks.devices, name, collective, *args)
-
-    def _call_of(
-        self, group: object, name: str, collective: Callable[..., object], *args: object
-    ) -> None:
-        """`where` tells of it while the host waits, or hands it over; devices wait unseen."""
         if torch.compiler.is_compiling():
-            collective(*args, group=group)
-            return
+            collective(*args, group=self._ranks.devices)
+        else:
+            self._told(name, partial(collective, *args, group=self._ranks.devices))
+
+    def _told(self, name: str, collective: Callable[[], object]) -> None:
+        """`where` tells of it while the host waits, or hands it over; devices wait unseen."""
         self._num_calls += 1
         self._where = f"{name} {self._num_calls}"
         try:
-            collective(*args, group=group)
+            collective()
         finally:
             self._where = ""
 

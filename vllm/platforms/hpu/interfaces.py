@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
+import ipaddress
 import socket
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +18,9 @@ from vllm.errors import ConfigError
 _GLOO: Final = "GLOO_SOCKET_IFNAME"
 _HCCL: Final = "HCCL_SOCKET_IFNAME"
 _IFF_LOOPBACK: Final = 0x8
+_SIOCGIFCONF: Final = 0x8912
+_ENTRY_BYTES: Final = 40  # struct ifreq of 64 bits
+_MOST_ENTRIES: Final = 1024
 
 
 def check_interfaces() -> None:
@@ -31,10 +39,20 @@ def check_interfaces() -> None:
 
 
 def prepare_host_groups(place: Place) -> None:
-    """Before the first group is made. Ranks of one machine need no network."""
-    is_local = place.rendezvous.startswith("/")
-    if is_local and not envs.inherited(_GLOO) and (name := loopback()) is not None:
-        envs.pass_on(_GLOO, name)
+    """Before the first group is made, and before the plugin is loaded.
+
+    Ranks of one machine need no network. Those of several have HCCL meet where gloo does: at the
+    address of the machine, which need not be that of the first interface.
+    """
+    if place.rendezvous.startswith("/"):
+        _set(_GLOO, loopback())
+    else:
+        _set(_HCCL, envs.inherited(_GLOO) or interface_of(place.address))
+
+
+def _set(variable: str, name: str | None) -> None:
+    if name and not envs.inherited(variable):
+        envs.pass_on(variable, name)
 
 
 def loopback() -> str | None:
@@ -46,3 +64,36 @@ def loopback() -> str | None:
         if flags & _IFF_LOOPBACK:
             return name
     return None
+
+
+def interface_of(address: str) -> str | None:
+    """The interface of this machine that has the IP address `address`; None if none has."""
+    try:
+        sought = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    found = _with_ipv6() if sought.version == 6 else _with_ipv4()
+    return next((name for name, own in found if own == sought), None)
+
+
+def _with_ipv4() -> Iterator[tuple[str, ipaddress.IPv4Address]]:
+    """Interfaces and their addresses, each as often as it has one."""
+    room = array.array("B", bytes(_ENTRY_BYTES * _MOST_ENTRIES))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        asked = struct.pack("iP", len(room), room.buffer_info()[0])
+        answer = fcntl.ioctl(any_socket, _SIOCGIFCONF, asked)
+    for start in range(0, struct.unpack("iP", answer)[0], _ENTRY_BYTES):
+        label, address = struct.unpack_from("16s4x4s", room, start)
+        # A further address has a label such as eth0:1.
+        name = label.rstrip(b"\0").decode(errors="replace").partition(":")[0]
+        yield name, ipaddress.IPv4Address(address)
+
+
+def _with_ipv6() -> Iterator[tuple[str, ipaddress.IPv6Address]]:
+    try:
+        lines = Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines()
+    except OSError:  # the kernel has none
+        return
+    for line in lines:
+        digits, *_, name = line.split()
+        yield name, ipaddress.IPv6Address(int(digits, 16))

@@ -260,14 +260,18 @@ OWN: Final = OwnModule()
 
 
 @contextmanager
-def set_aside(num_ranks: int, visible: Sequence[int], is_in_process: bool) -> Iterator[list[int]]:
-    """Modules for ranks, by rank, that no engine of ours takes meanwhile. Raises ConfigError.
+def set_aside(
+    ranks: Sequence[int], visible: Sequence[int], is_in_process: bool
+) -> Iterator[list[int]]:
+    """A module for each of `ranks`, that no engine of ours takes meanwhile.
 
     `is_in_process`: the only rank is this process, which has one device for all of its engines.
+    Raises ConfigError.
     """
     if is_in_process and OWN.module is not None:
         yield [OWN.module]
         return
+    num_ranks = len(ranks)
     if num_ranks > len(visible):
         raise ConfigError(
             f"{_need(num_ranks)}, and {len(visible)} are visible ({_listed(visible)}). Lower "
@@ -285,7 +289,8 @@ def set_aside(num_ranks: int, visible: Sequence[int], is_in_process: bool) -> It
         release({module: fd for module, fd in held.items() if module not in modules})
     held = {module: held[module] for module in modules}
     warn_of_wiring(modules)
-    logger.info("Modules: %s", ", ".join(f"rank {i} on module {m}" for i, m in enumerate(modules)))
+    pairs = zip(ranks, modules, strict=True)
+    logger.info("Modules: %s", ", ".join(f"rank {rank} on module {m}" for rank, m in pairs))
     try:
         yield modules
     finally:
@@ -316,7 +321,8 @@ def _need(num_ranks: int) -> str:
 def acquire(place: Place) -> None:
     """Make the module set aside for a rank the device of this process. Raises ConfigError.
 
-    The only rank of an engine takes another free one where a process that is not ours has it.
+    The only rank of an engine on this machine takes another free one where a process that is not
+    ours has it.
     """
     if OWN.module is not None:
         assert OWN.module == place.device, (OWN.module, place)
@@ -327,7 +333,7 @@ def acquire(place: Place) -> None:
     try:
         bridge.open_device(0)
     except (RuntimeError, ValueError) as error:
-        if place.world_size == 1 and not is_chosen and _acquire_another(place.device):
+        if place.local_size == 1 and not is_chosen and _acquire_another(place):
             return
         raise ConfigError(
             f"--device hpu: module {place.device} cannot be acquired: {error}. "
@@ -337,7 +343,8 @@ def acquire(place: Place) -> None:
     OWN.keep(place.device, {})
 
 
-def _acquire_another(taken: int) -> bool:
+def _acquire_another(place: Place) -> bool:
+    taken, rank = place.device, f"rank {place.rank}"
     locks = ModuleLocks.of_machine()
     visible = visible_modules(envs.inherited(VISIBLE), bridge.num_devices())
     for module in visible:
@@ -350,7 +357,7 @@ def _acquire_another(taken: int) -> bool:
             release(held)
             continue
         OWN.keep(module, held)
-        logger.info("Module %d belongs to another process: rank 0 is on module %d", taken, module)
+        logger.info("Module %d belongs to another process: %s is on module %d", taken, rank, module)
         return True
     if not envs.inherited(VISIBLE):
         # A container with some of a box's devices need not have the modules that count from 0.
@@ -361,7 +368,7 @@ def _acquire_another(taken: int) -> bool:
             pass
         else:
             OWN.keep(taken, {})
-            logger.info("Module %d is not there: rank 0 is on one that the driver chose", taken)
+            logger.info("Module %d is not there: %s is on one that the driver chose", taken, rank)
             return True
     OWN.name(taken)
     return False

@@ -64,11 +64,6 @@ class HpuPlatform(Platform):
                 config.cache.block_size,
                 KERNEL_BLOCK_SIZE,
             )
-        if config.parallel.nnodes > 1:
-            raise ConfigError(
-                f"--nnodes {config.parallel.nnodes} --device hpu: Gaudis of several machines do "
-                "not compute together yet in this build. Leave --nnodes out, or use --device cpu."
-            )
         if config.parallel.pipeline_parallel_size > 1:
             bridge.check_tensor_cache()
         return _without_shared_blocks(config)
@@ -78,17 +73,17 @@ class HpuPlatform(Platform):
         return HpuDevice(index if modules.OWN.module is None else 0)
 
     @contextmanager
-    def devices(self, config: VllmConfig, num_ranks: int) -> Iterator[Sequence[int]]:
-        is_launched = config.parallel.is_externally_launched
-        if num_ranks > 1 or is_launched:
+    def devices(self, config: VllmConfig, ranks: Sequence[int]) -> Iterator[Sequence[int]]:
+        if config.parallel.world_size > 1:
             check_interfaces()
         listed = envs.inherited(modules.VISIBLE)
         count = 0 if listed else bridge.require_devices()
         visible = modules.visible_modules(listed, count)
-        if is_launched:
+        parallel = config.parallel
+        if parallel.is_externally_launched:
             visible = [modules.module_of(Launched.read().local_rank, visible)]
-        is_in_process = config.parallel.distributed_executor_backend not in ("mp", "ray")
-        with modules.set_aside(num_ranks, visible, is_in_process) as chosen:
+        is_in_process = parallel.distributed_executor_backend not in ("mp", "ray")
+        with modules.set_aside(ranks, visible, is_in_process) as chosen:
             yield chosen
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:

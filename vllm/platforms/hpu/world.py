@@ -1,4 +1,4 @@
-"""All ranks of an executor on Gaudis, and those of each stage, as groups of torch.distributed."""
+"""All ranks of an executor on Gaudis, and those of each stage, on one machine or several."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from vllm.distributed import rendezvous
 from vllm.distributed.place import Place
 from vllm.errors import ConfigError
 from vllm.platforms.hpu import bridge
@@ -21,7 +22,7 @@ class StageRanks:
     """The ranks that compute one stage together; all ranks where there is one stage."""
 
     devices: Any  # over HCCL; None: the default group, which all ranks are in
-    host: Any  # over gloo
+    host: dist.ProcessGroupGloo
     first: int  # rank in the world of the first of them
 
 
@@ -35,43 +36,26 @@ def join(place: Place, settings: CollectiveSettings) -> None:
     bridge.module("distributed.hccl")  # registers the backend
     dist.init_process_group(
         "hccl",
-        store=_store(place, settings),
+        store=rendezvous.store_of(place, rendezvous.limit_of(settings.host_timeout_s)),
         rank=place.rank,
         world_size=place.world_size,
         timeout=_limit(settings.timeout_s),
     )
 
 
-def _store(place: Place, settings: CollectiveSettings) -> dist.Store:
-    """At an empty file that all can open, or at host:port, where rank 0 listens."""
-    if place.rendezvous.startswith("/"):
-        return dist.FileStore(place.rendezvous, place.world_size)
-    host, _, port = place.rendezvous.rpartition(":")
-    return dist.TCPStore(
-        host,
-        int(port),
-        place.world_size,
-        is_master=place.rank == 0,
-        timeout=_limit(settings.host_timeout_s) or timedelta(minutes=30),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
-
-
 def stage_ranks(place: Place, settings: CollectiveSettings) -> StageRanks:
     """Those of the stage of `place`. Every rank calls it, once. Raises RuntimeError."""
     join(place, settings)
-    host_limit = _limit(settings.host_timeout_s)
-    if place.pp.size == 1:
-        return StageRanks(None, dist.new_group(backend="gloo", timeout=host_limit), 0)
-    stages = []
-    # Each rank makes the groups of all stages, in one order, as torch.distributed demands.
-    for first in range(0, place.world_size, place.tp.size):
-        ranks = list(range(first, first + place.tp.size))
-        devices = dist.new_group(ranks, timeout=_limit(settings.timeout_s))
-        host = dist.new_group(ranks, backend="gloo", timeout=host_limit)
-        stages.append(StageRanks(devices, host, first))
-    return stages[place.pp.rank]
+    devices, first = None, place.rank - place.tp.rank
+    if place.pp.size > 1:
+        # Each rank makes the groups of all stages, in one order, as torch.distributed demands.
+        starts = range(0, place.world_size, place.tp.size)
+        stages = [list(range(start, start + place.tp.size)) for start in starts]
+        groups = [dist.new_group(stage, timeout=_limit(settings.timeout_s)) for stage in stages]
+        devices = groups[place.pp.rank]
+    limit = rendezvous.limit_of(settings.host_timeout_s)
+    store = rendezvous.meeting(place, limit, f"stage {place.pp.rank} on the host")
+    return StageRanks(devices, rendezvous.connected(store, place.tp, limit, place.address), first)
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from hpu_emulator import _C
+from hpu_emulator import _C, interfaces
 from hpu_emulator.runtime import SETTINGS
 
 NAME = "hccl"
@@ -24,7 +25,19 @@ def register() -> None:
 
 
 def _create(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
-    return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+    """Gloo's variables of the environment have no say."""
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [_device()]
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _device() -> Any:
+    names = interfaces.candidates()
+    for name in names:
+        with suppress(RuntimeError):  # it has no address
+            return dist.ProcessGroupGloo.create_device(interface=name)
+    raise RuntimeError(f"HCCL: no network interface has an address: {', '.join(names) or 'none'}")
 
 
 def initialize_distributed_hpu(

@@ -1,0 +1,48 @@
+"""A node of an engine in a process of its own, whose ranks may meet a fault: see faulty_worker.
+
+python -m tests.engine_e2e.node WHAT OPTIONS
+
+prints a JSON line. WHAT: `tokens` of a few requests on node 0, `busy` until something ends node 0,
+or `agent` for another node. OPTIONS: those of the engine, in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import vllm.worker.worker
+from tests.engine_e2e.faulty_worker import FaultyWorker
+from tests.engine_e2e.test_nodes import generate_on
+from tests.engine_e2e.test_tensor_parallel import outputs_of
+from vllm import LLM, AsyncEngineArgs
+from vllm.executor import run_node
+
+
+def main(what: str, options: dict[str, Any]) -> None:
+    vllm.worker.worker.Worker = FaultyWorker  # type: ignore[misc]
+    said: dict[str, Any] = {}
+    try:
+        if what == "agent":
+            run_node(AsyncEngineArgs(**options, headless=True).create_engine_config())
+        else:
+            said["tokens"] = generate(what, options)
+    except Exception as error:
+        said["error"] = f"{type(error).__name__}: {error}"
+    print(json.dumps({**said, "at_s": time.monotonic()}), flush=True)
+
+
+def generate(what: str, options: dict[str, Any]) -> list[list[int]]:
+    llm = LLM(**options)
+    try:
+        if what == "busy":
+            generate_on(llm)
+        return outputs_of(llm)
+    finally:
+        llm.llm_engine.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))
