@@ -20,6 +20,7 @@ from vllm.core.lifecycle import Lifecycle
 from vllm.core.prompts import PromptChunks
 from vllm.core.results import Committed, Results
 from vllm.core.running import RunningRows
+from vllm.core.stage_chunks import StageChunks
 from vllm.core.step import InflightStep, Pass, RowLimit, Step
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.engine import EngineRequest, EngineStats, RequestUpdate
@@ -51,7 +52,10 @@ class Scheduler:
             step_tokens=settings.max_num_batched_tokens * settings.pipeline_depth,
         )
         self.lifecycle = Lifecycle(config, self.kv, grammars)
+        self._num_stages = config.parallel.pipeline_parallel_size
         self.limits: list[RowLimit] = [PromptChunks(settings)]
+        if self._num_stages > 1 and settings.enable_chunked_prefill:
+            self.limits.append(StageChunks(settings, self.lifecycle, self._num_stages))
         self.passes: list[Pass] = [
             CompiledForms(self.lifecycle),
             RunningRows(settings, self.lifecycle, self.limits),
@@ -61,7 +65,6 @@ class Scheduler:
         self.inflight: deque[InflightStep] = deque()
         self.num_steps = 0
         self._most_tokens = settings.max_num_batched_tokens
-        self._num_stages = config.parallel.pipeline_parallel_size
         assert settings.pipeline_depth >= self._num_stages, "stages would have nothing to do"
 
     @property

@@ -1,0 +1,62 @@
+"""How much of the prompts a step computes where pipeline stages share the work."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vllm.config.scheduler import SchedulerConfig
+from vllm.core.lifecycle import Lifecycle
+from vllm.core.request import Request
+from vllm.core.step import Step
+
+# Stages compute steps that follow each other at the same time, and each waits for the longest of
+# them. More pieces: steps are more alike, and the first ones keep the last stage waiting for less
+# time. The pieces after this many gain little, as a step reads all weights.
+PIECES_PER_STAGE: Final = 4
+
+
+class StageChunks:
+    """A row limit: a step takes a part of the prompts that could be computed, not all of them.
+
+    The part is the same for all tokens of a step, so that a step has as much of a prompt as the
+    next one, which another stage computes meanwhile. It has `pipeline_chunk_tokens` or more, below
+    which computing a token costs more.
+    """
+
+    def __init__(self, config: SchedulerConfig, lifecycle: Lifecycle, num_stages: int) -> None:
+        self._lifecycle = lifecycle
+        self._fewest = config.pipeline_chunk_tokens
+        self._most_pieces = PIECES_PER_STAGE * num_stages
+        self._tokens_left = 0
+
+    def begin_step(self) -> None:
+        self._tokens_left = self._share(self._running_tokens() + self._waiting_tokens())
+
+    def limit(self, request: Request, behind: int, step: Step) -> int | None:
+        return min(behind, self._tokens_left)
+
+    def take(self, request: Request, behind: int, count: int) -> None:
+        self._tokens_left -= count
+
+    def _share(self, num_tokens: int) -> int:
+        """Tokens of one piece of so many. Pieces are equal, and not shorter than the fewest."""
+        pieces = max(1, min(self._most_pieces, num_tokens // self._fewest))
+        return max(self._fewest, -(-num_tokens // pieces))
+
+    def _running_tokens(self) -> int:
+        """What running requests have left of their prompts."""
+        running, steady = self._lifecycle.running, self._lifecycle.steady
+        if len(steady) == len(running):
+            return 0
+        behind = (request.num_schedulable() for request in steady.others(running))
+        return sum(count for count in behind if count > 1)
+
+    def _waiting_tokens(self) -> int:
+        """About how many tokens the requests have for which there are slots.
+
+        Requests are as long as the average of those that wait: there may be many thousands.
+        """
+        waiting, num_free = self._lifecycle.waiting, len(self._lifecycle.free_slots)
+        if len(waiting) <= num_free:
+            return waiting.num_tokens
+        return -(-waiting.num_tokens * num_free // len(waiting))
