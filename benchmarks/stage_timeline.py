@@ -3,7 +3,7 @@
 python benchmarks/stage_timeline.py [--stages 2] [--partition 16,12] [--only decode,mixed]
 
 The model has the shape of Qwen3-0.6B in bfloat16, and each stage one thread. `decode` is 32
-requests with short prompts, `mixed` is 96 with prompts of 16 to 256 tokens, of which 32 run at a
+requests with short prompts, `mixed` is 64 with prompts of 16 to 256 tokens, of which 32 run at a
 time. Figures are of the time in which 32 requests run:
 
 in flight   share of the time in which as many steps are in flight as there are stages, or more
@@ -59,12 +59,12 @@ class Figures(NamedTuple):
 
 
 def decode_load() -> Requests:
-    return [(16, 64)] * AT_A_TIME
+    return [(16, 48)] * AT_A_TIME
 
 
 def mixed_load() -> Requests:
     dice = random.Random(0)
-    return [(dice.randrange(16, 257), dice.randrange(16, 49)) for _ in range(3 * AT_A_TIME)]
+    return [(dice.randrange(16, 257), dice.randrange(16, 49)) for _ in range(2 * AT_A_TIME)]
 
 
 LOADS = {"decode": decode_load, "mixed": mixed_load}
@@ -166,7 +166,7 @@ def stage_figures(steps: Iterable[list[Span]], window: Span) -> StageFigures:
 
 
 def record(model: Path, num_stages: int, load: Requests, directory: Path) -> list[Event]:
-    """Run a load twice, of which the first time is not recorded, and read its timeline."""
+    """Run a load, after a few tokens that are not recorded, and read its timeline."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -188,7 +188,8 @@ def record(model: Path, num_stages: int, load: Requests, directory: Path) -> lis
         SamplingParams(temperature=0, max_tokens=output, ignore_eos=True, detokenize=False)
         for _, output in load
     ]
-    llm.generate(prompts, params, use_tqdm=False)
+    few = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
+    llm.generate(prompts[:4], few, use_tqdm=False)
     began = time.perf_counter_ns() / 1e3
     llm.generate(prompts, params, use_tqdm=False)
     time.sleep(WRITTEN_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from tests.core.conftest import Engine, expected, layout
 from vllm.core.stage_chunks import PIECES_PER_STAGE
 
@@ -39,7 +41,7 @@ def test_a_burst_of_prompts_is_cut_into_steps_that_are_alike() -> None:
     sizes = sizes_of(engine)
     assert sizes[0] == 8 * 40 / (PIECES_PER_STAGE * STAGES)
     assert sum(sizes) >= 8 * 39  # but for pieces of one token
-    for one, two in zip(sizes, sizes[1:-1], strict=False):
+    for one, two in itertools.pairwise(sizes[:-1]):
         assert 0.8 * one <= two <= one
     for i, prompt in enumerate(prompts):
         assert engine.outputs[str(i)] == expected(prompt, 3)
