@@ -91,7 +91,8 @@ def test_whatever_a_request_wants_it_gets_from_stages(
 def test_stages_launch_the_same_and_compile_nothing_and_never_wait(
     emulated: Emulated, mode: str, num_requests: int
 ) -> None:
-    arguments = ("traffic", str(num_requests), json.dumps(STAGES))
+    # Prompts are cut into pieces that stages compute at the same time.
+    arguments = ("traffic", str(num_requests), json.dumps({**STAGES, "pipeline_chunk_tokens": 8}))
     (result,) = run(emulated, MODES[mode][0], "ranks", *arguments, **FUNCTIONS)
     assert result["problem"] == ""
     assert result["finished"] > 0.8 * num_requests and result["prefix_hits"] > 0
