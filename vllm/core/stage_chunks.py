@@ -6,8 +6,6 @@ from typing import Final
 
 from vllm.config.scheduler import SchedulerConfig
 from vllm.core.lifecycle import Lifecycle
-from vllm.core.request import Request
-from vllm.core.step import Step
 
 # Stages compute steps that follow each other at the same time, and each waits for the longest of
 # them. With more pieces steps are more alike, and the last stage begins sooner. In a simulation of
@@ -17,30 +15,23 @@ PIECES_PER_STAGE: Final = 8
 
 
 class StageChunks:
-    """A row limit: a step takes a part of the prompts that could be computed, not all of them.
+    """How many tokens of prompts a step takes: a part of what could be computed, not all of it.
 
-    The part is the same for all tokens of a step, so that a step has as much of a prompt as the
-    next one, which another stage computes meanwhile. It has `pipeline_chunk_tokens` or more, below
-    which computing a token costs more.
+    So a step has about as many as the next one, which another stage computes meanwhile. They are
+    `pipeline_chunk_tokens` or more, below which computing a token costs more.
     """
 
     def __init__(self, config: SchedulerConfig, lifecycle: Lifecycle, num_stages: int) -> None:
         self._lifecycle = lifecycle
         self._fewest = config.pipeline_chunk_tokens
         self._most_pieces = PIECES_PER_STAGE * num_stages
-        self._tokens_left = 0
 
-    def begin_step(self) -> None:
-        self._tokens_left = self._share(self._running_tokens() + self._waiting_tokens())
+    def most_tokens(self) -> int:
+        """Tokens of prompts that the next step may take.
 
-    def limit(self, request: Request, behind: int, step: Step) -> int | None:
-        return min(behind, self._tokens_left)
-
-    def take(self, request: Request, behind: int, count: int) -> None:
-        self._tokens_left -= count
-
-    def _share(self, num_tokens: int) -> int:
-        """Tokens of one piece of so many. Pieces are equal, and not shorter than the fewest."""
+        They are one of several equal pieces of those that could be computed.
+        """
+        num_tokens = self._running_tokens() + self._waiting_tokens()
         pieces = max(1, min(self._most_pieces, num_tokens // self._fewest))
         return max(self._fewest, -(-num_tokens // pieces))
 
