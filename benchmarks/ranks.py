@@ -1,7 +1,8 @@
 """Ranks on one machine: what they take to compute together, and a model over two of them.
 
 python benchmarks/ranks.py collectives [--ranks 2] [--pairs 40]
-python benchmarks/ranks.py model|stages [--pairs 20] [--only decode,prefill,tiny-1,tiny-256]
+python benchmarks/ranks.py model [--pairs 20] [--only decode,prefill,tiny-1,tiny-256]
+python benchmarks/ranks.py stages [--pairs 20] [--only decode-32,mixed-32] [--partition 19,9]
 python benchmarks/ranks.py driver [--ranks 8]
 python benchmarks/ranks.py plan [--pairs 400]
 
@@ -49,6 +50,7 @@ from benchmarks.pairs import (  # noqa: E402
 )
 from vllm.distributed.groups import Group  # noqa: E402
 from vllm.distributed.place import Place, make_places  # noqa: E402
+from vllm.distributed.stages import PARTITION  # noqa: E402
 from vllm.executor.ranks import Ranks  # noqa: E402
 
 KIB = 1 << 10
@@ -59,8 +61,8 @@ ONE_RANK: Side = ({}, {"OMP_NUM_THREADS": "2"})
 TWO_RANKS: Side = ({"tensor_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
 TWO_STAGES: Side = ({"pipeline_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
 LOAD = {
-    "decode-32": Workload(LARGE, 32, 16, 48),
-    "mixed-32": Workload(LARGE, 32, 128, 32),
+    "decode-32": Workload(LARGE, 32, 16, 32),
+    "mixed-32": Workload(LARGE, 32, 128, 16),
 }
 
 
@@ -145,11 +147,14 @@ def measure_model(pairs: int, wanted: list[str], folder: Path) -> None:
             in_rounds(partial(started, path), Worker.seconds, loads, sides, pairs)
 
 
-def measure_stages(pairs: int, folder: Path) -> None:
+def measure_stages(pairs: int, wanted: list[str], partition: str, folder: Path) -> None:
     path = ensure(SHAPES[LARGE], folder)
+    loads = {name: load for name, load in LOAD.items() if name in wanted}
+    options, variables = TWO_STAGES
+    stages = options, {**variables, PARTITION: partition}
     for name, before in (("one rank", ONE_RANK), ("two ranks", TWO_RANKS)):
         print(f"two stages against {name}", flush=True)
-        in_rounds(partial(started, path), Worker.seconds, LOAD, [before, TWO_STAGES], pairs)
+        in_rounds(partial(started, path), Worker.seconds, loads, [before, stages], pairs)
 
 
 @contextmanager
@@ -294,7 +299,9 @@ def main() -> None:
     parser.add_argument("what", choices=("collectives", "model", "stages", "driver", "plan"))
     parser.add_argument("--ranks", type=int, default=0, help="By default 2; driver: 8.")
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--only", default=",".join(OFFLINE), help=f"Of {', '.join(OFFLINE)}.")
+    names = [*OFFLINE, *LOAD]
+    parser.add_argument("--only", default=",".join(names), help=f"Of {', '.join(names)}.")
+    parser.add_argument("--partition", default="", help="stages: layers of each, such as 19,9.")
     parser.add_argument(
         "--models", type=Path, default=Path(tempfile.gettempdir()) / "pairs", help="For models."
     )
@@ -302,7 +309,7 @@ def main() -> None:
     if args.what == "collectives":
         measure_collectives(args.ranks or 2, args.pairs)
     elif args.what == "stages":
-        measure_stages(args.pairs, args.models)
+        measure_stages(args.pairs, args.only.split(","), args.partition, args.models)
     elif args.what == "plan":
         measure_plan(max(200, args.pairs))
     elif args.what == "driver":

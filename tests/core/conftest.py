@@ -49,6 +49,7 @@ def make_config(**changes: Any) -> Any:
         "enable_chunked_prefill": True,
         "policy": "fcfs",
         "pipeline_depth": 1,
+        "pipeline_chunk_tokens": 64,
         "long_prefill_token_threshold": 0,
         "max_num_partial_prefills": 1,
         "max_long_partial_prefills": 1,

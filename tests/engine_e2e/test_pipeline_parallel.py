@@ -12,6 +12,7 @@ import pytest
 
 from tests.engine_e2e.plain_worker import plain_executor
 from tests.engine_e2e.test_tensor_parallel import PROMPTS, engine, outputs_of
+from tests.platforms.hpu import features
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
 from vllm.distributed.stages import PARTITION
@@ -20,8 +21,10 @@ from vllm.errors import ConfigError
 pytestmark = pytest.mark.engine
 
 Rows = list[Mapping[int, Any]]
+# Ranks per stage, and stages.
+LAYOUTS = ((1, 2), (1, 3), (2, 2))
 # Interleaved layers with two groups of caches and a tied head; modules of transformers.
-IN_EVERY_RUN = {"gemma2", "olmo2"}
+IN_EVERY_RUN = {("gemma2", (1, 2)), ("olmo2", (1, 2))}
 
 
 def stages(number: int, depth: int | None = None, **options: Any) -> dict[str, Any]:
@@ -43,22 +46,23 @@ def _outputs(path: Path, ranks: int, **options: Any) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "arch",
+    ("arch", "layout"),
     [
-        pytest.param(arch, marks=[] if arch in IN_EVERY_RUN else [pytest.mark.product])
-        for arch in random_checkpoint.ARCHITECTURES
+        pytest.param(*case, marks=[] if case in IN_EVERY_RUN else [pytest.mark.product])
+        for case in itertools.product(random_checkpoint.ARCHITECTURES, LAYOUTS)
     ],
 )
-def test_tokens_are_those_of_one_rank(arch: str, tmp_path: Path) -> None:
-    compare_stages(random_checkpoint.make(arch, tmp_path / arch), **stages(2))
+def test_tokens_are_those_of_one_rank(arch: str, layout: tuple[int, int], tmp_path: Path) -> None:
+    ranks, number = layout
+    compare_stages(random_checkpoint.make(arch, tmp_path / arch), ranks, **stages(number))
 
 
-# (ranks per stage, stages, depth, tokens per step, prefix cache, blocks). Of every two settings
-# many values meet.
+# (ranks per stage, stages, depth, tokens per step, of a piece of a prompt, prefix cache, blocks).
+# Of every two settings many values meet.
 PAIRS = {
-    (1, 2, 2, 16, True, 9),
-    (1, 3, 4, 96, False, 9),
-    (2, 2, 3, 32, True, 40),
+    (1, 2, 2, 16, 64, True, 9),
+    (1, 3, 4, 96, 4, False, 9),
+    (2, 2, 3, 32, 4, True, 40),
 }
 
 
@@ -68,17 +72,21 @@ def ways() -> Iterator[Any]:
         *((1, 3, depth) for depth in (3, 4)),
         *((2, 2, depth) for depth in (2, 3, 4)),
     ]
-    for layout, *rest in itertools.product(layouts, (16, 32, 96), (True, False), (9, 40)):
-        way = (*layout, *rest)
+    tokens = ((16, 64), (32, 4), (96, 4), (96, 64))  # of a step, and of a piece
+    for layout, some, *rest in itertools.product(layouts, tokens, (True, False), (9, 40)):
+        way = (*layout, *some, *rest)
         yield pytest.param(*way, marks=[] if way in PAIRS else [pytest.mark.product])
 
 
-@pytest.mark.parametrize(("ranks", "number", "depth", "tokens", "caches", "blocks"), [*ways()])
+@pytest.mark.parametrize(
+    ("ranks", "number", "depth", "tokens", "piece", "caches", "blocks"), [*ways()]
+)
 def test_in_every_way_of_running(
     ranks: int,
     number: int,
     depth: int,
     tokens: int,
+    piece: int,
     caches: bool,
     blocks: int,
     tmp_path: Path,
@@ -87,10 +95,40 @@ def test_in_every_way_of_running(
         random_checkpoint.make("qwen3", tmp_path / "qwen3"),
         ranks,
         max_num_batched_tokens=tokens,
+        pipeline_chunk_tokens=piece,
         enable_prefix_caching=caches,
         num_gpu_blocks_override=blocks,
         **stages(number, depth),
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "layout"),
+    [
+        pytest.param(
+            *case, marks=[] if case == ("depth 3, short of blocks", (1, 2)) else pytest.mark.product
+        )
+        for case in itertools.product(features.ENGINES, LAYOUTS)
+    ],
+)
+def test_whatever_a_request_wants_it_gets(how: str, layout: tuple[int, int]) -> None:
+    ranks, number = layout
+    options = features.ENGINES[how]
+    depth = max(number, options.get("pipeline_depth", number))
+    expected = features.answers("cpu", options, functions=False)
+    given = features.answers(
+        "cpu",
+        # Prompts are cut into pieces that stages compute at the same time.
+        {
+            **options,
+            **stages(number, depth, tensor_parallel_size=ranks, pipeline_chunk_tokens=8),
+        },
+        functions=False,
+    )
+    assert len(given) > 15
+    for want, outputs in given.items():
+        for one, two in zip(outputs, expected[want], strict=True):
+            assert not features.difference(one, two), want
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.product)])

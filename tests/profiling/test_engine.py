@@ -89,6 +89,20 @@ def test_a_timeline_has_every_step_of_the_core_and_of_its_rank(
     assert counters == {"requests", "KV cache", "tokens per second"}
 
 
+def test_a_timeline_tells_what_a_stage_waits_for(
+    tiny_story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_PROFILER_ENABLED", "1")
+    monkeypatch.setenv("VLLM_TORCH_PROFILER_DIR", str(tmp_path))
+    llm = LLM(str(tiny_story), pipeline_parallel_size=2)
+    llm.generate(["Once upon a time", "The cat"], PARAMS, use_tqdm=False)
+    llm.llm_engine.shutdown()
+    counts = [spans(path) for path in tmp_path.iterdir()]
+    core, first, last = sorted(counts, key=lambda some: (some["step"], some["receive"]))
+    assert core["schedule"] == first["step"] == last["step"] == last["receive"] >= 4
+    assert not first["receive"] and not first["sampling"] and last["sampling"]
+
+
 def test_topics_of_the_step_log_say_what_a_step_was(
     tiny_story: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
 ) -> None:

@@ -40,6 +40,15 @@ class SchedulerConfig:
         help="Steps in flight. 1: each step waits for the tokens of the one before; 2 and more "
         "hide the work of the host behind the device.",
     )
+    pipeline_chunk_tokens: int = option(
+        None,
+        kind=INT,
+        low=1,
+        auto="the device",
+        help="With pipeline stages, a step computes a part of the waiting prompts, so that all "
+        "stages have as much to do: at least this many tokens. --max-num-batched-tokens stays the "
+        "most; as much here: steps are filled as without stages.",
+    )
     long_prefill_token_threshold: int = option(
         0,
         low=0,

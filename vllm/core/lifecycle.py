@@ -137,7 +137,7 @@ class Lifecycle:
             del self.compiling[request]
             return
         if status is Status.WAITING:
-            self.waiting.discard()
+            self.waiting.discard(request)
             return
         if status is Status.RUNNING:
             self.running.remove(request)
@@ -162,4 +162,5 @@ class Lifecycle:
         assert pool.is_whole, f"{pool.num_usable - pool.num_free} blocks leaked"
         assert len(self.free_slots) == self.max_num_seqs, "slots leaked"
         assert not self.running and not self.draining and not len(self.waiting)
+        assert not self.waiting.num_tokens, self.waiting.num_tokens
         assert not self.compiling

@@ -30,6 +30,7 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[float, ...], Request]] = []
         self._num_gone = 0
+        self.num_tokens = 0  # of all of them; a request that waits gets no more
 
     def __len__(self) -> int:
         return len(self._heap) - self._num_gone
@@ -40,6 +41,7 @@ class WaitingQueue:
 
     def push(self, request: Request) -> None:
         heapq.heappush(self._heap, (request.order, request))
+        self.num_tokens += request.num_tokens
 
     def peek(self) -> Request | None:
         """The first request still waiting."""
@@ -56,8 +58,10 @@ class WaitingQueue:
         request = self.peek()
         assert request is not None
         heapq.heappop(self._heap)
+        self.num_tokens -= request.num_tokens
         return request
 
-    def discard(self) -> None:
+    def discard(self, request: Request) -> None:
         """A waiting request has changed its status: it is dropped when it comes to the front."""
         self._num_gone += 1
+        self.num_tokens -= request.num_tokens

@@ -27,7 +27,7 @@ class PromptChunks:
     def limit(self, request: Request, behind: int, step: Step) -> int | None:
         if not self._has_chunks:
             return behind if behind <= step.tokens_left else 0
-        count = min(behind, step.tokens_left, self._threshold)
+        count = min(behind, step.tokens_left, max(0, step.prompt_tokens_left), self._threshold)
         if request.status is Status.RUNNING:
             return count  # admitted under the rules that follow
         if count < behind and self._num_partial >= self._most_partial:

@@ -20,6 +20,7 @@ from vllm.core.lifecycle import Lifecycle
 from vllm.core.prompts import PromptChunks
 from vllm.core.results import Committed, Results
 from vllm.core.running import RunningRows
+from vllm.core.stage_chunks import StageChunks
 from vllm.core.step import InflightStep, Pass, RowLimit, Step
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.engine import EngineRequest, EngineStats, RequestUpdate
@@ -51,6 +52,7 @@ class Scheduler:
             step_tokens=settings.max_num_batched_tokens * settings.pipeline_depth,
         )
         self.lifecycle = Lifecycle(config, self.kv, grammars)
+        self._num_stages = config.parallel.pipeline_parallel_size
         self.limits: list[RowLimit] = [PromptChunks(settings)]
         self.passes: list[Pass] = [
             CompiledForms(self.lifecycle, grammars, config.parallel.is_externally_launched),
@@ -61,7 +63,7 @@ class Scheduler:
         self.inflight: deque[InflightStep] = deque()
         self.num_steps = 0
         self._most_tokens = settings.max_num_batched_tokens
-        self._num_stages = config.parallel.pipeline_parallel_size
+        self._stage_chunks = StageChunks(settings, self.lifecycle, self._num_stages)
         assert settings.pipeline_depth >= self._num_stages, "stages would have nothing to do"
 
     @property
@@ -86,7 +88,9 @@ class Scheduler:
         self.kv.begin_step()
         for limit in self.limits:
             limit.begin_step()
-        step = Step(self._most_tokens, self._most_decodes(), gives_values=self._num_stages > 1)
+        has_stages = self._num_stages > 1
+        most_prompt_tokens = self._stage_chunks.most_tokens() if has_stages else self._most_tokens
+        step = Step(self._most_tokens, self._most_decodes(), most_prompt_tokens, has_stages)
         for each in self.passes:
             each.plan(step)
         if step.is_empty:

@@ -56,12 +56,20 @@ class Step:
     """Rows and deltas of the step being planned, and what is left of its limits.
 
     `tokens_left`: positions that it can still compute. `decodes_left`: rows that it can still take
-    of requests that go on from a drawn token.
+    of requests that go on from a drawn token. `prompt_tokens_left`: positions of prompts that it
+    can still cut off; a prompt that is not to be cut may have more.
     """
 
-    def __init__(self, most_tokens: int, most_decodes: int, gives_values: bool = False) -> None:
+    def __init__(
+        self,
+        most_tokens: int,
+        most_decodes: int,
+        most_prompt_tokens: int,
+        gives_values: bool = False,
+    ) -> None:
         """`gives_values`: ranks do not know drawn tokens unless the plan brings them."""
         self.tokens_left = most_tokens
+        self.prompt_tokens_left = most_prompt_tokens
         self.decodes_left = most_decodes
         self.steady = NO_STEADY_ROWS  # the first rows
         self.rows: list[Row] = []
@@ -101,6 +109,8 @@ class Step:
         self.rows.append(row)
         self.tokens_left -= count
         self.decodes_left -= request.is_decoding
+        if known - start > 1 or not request.is_decoding:  # what a preempted request drew is known
+            self.prompt_tokens_left -= count
         request.num_inflight += count
         request.num_pending += row.sample
 

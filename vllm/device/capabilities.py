@@ -17,4 +17,5 @@ class Capabilities:
     static_shapes: bool = False  # launches must be padded to known shapes
     default_block_size: int = 16
     default_depth: int = 1
+    default_stage_tokens: int = 64  # of a step below which computing a token costs more
     default_memory_utilization: float = 0.9

@@ -12,8 +12,9 @@ from vllm.messages.step import StepPlan
 class StepObserver:
     """Does nothing; those who watch override what they need.
 
-    Of a step: step_begins, then for each launch launch_begins, drawing_begins if it draws tokens,
-    launch_ends, then step_ends. A step that fails ends with the next step_begins. All are told when
+    Of a step: step_begins, then for each launch launch_begins, receiving_begins and receiving_ends
+    on a pipeline stage after the first, drawing_begins if it draws tokens, launch_ends; then
+    step_ends. A step that fails ends with the next step_begins. All are told when
     work has been queued, not when the device has done it.
     """
 
@@ -21,6 +22,12 @@ class StepObserver:
         pass
 
     def launch_begins(self, launch: Launch) -> None:
+        pass
+
+    def receiving_begins(self, launch: Launch) -> None:
+        pass
+
+    def receiving_ends(self, launch: Launch) -> None:
         pass
 
     def drawing_begins(self, launch: Launch) -> None:
@@ -62,6 +69,14 @@ class Observers(StepObserver):
     def launch_begins(self, launch: Launch) -> None:
         for observer in self._observers:
             observer.launch_begins(launch)
+
+    def receiving_begins(self, launch: Launch) -> None:
+        for observer in self._observers:
+            observer.receiving_begins(launch)
+
+    def receiving_ends(self, launch: Launch) -> None:
+        for observer in self._observers:
+            observer.receiving_ends(launch)
 
     def drawing_begins(self, launch: Launch) -> None:
         for observer in self._observers:

@@ -185,6 +185,8 @@ def _scheduler(draft: Draft, model: ModelConfig, parallel: ParallelConfig) -> Sc
     fields = draft.of(SchedulerConfig)
     if fields["max_num_batched_tokens"] is None:
         fields["max_num_batched_tokens"] = _batched_tokens(fields, model)
+    if fields["pipeline_chunk_tokens"] is None:
+        fields["pipeline_chunk_tokens"] = draft.capabilities.default_stage_tokens
     fields["pipeline_depth"] = legacy.depth(
         fields["pipeline_depth"],
         parallel.pipeline_parallel_size,

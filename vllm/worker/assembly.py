@@ -65,7 +65,7 @@ def make_runner(
             device=rank.device,
             planner=planner,
             slots=slots,
-            inputs=_make_inputs(rank, slots),
+            inputs=_make_inputs(rank, slots, observer),
             backends=[backend_of(group, rank.layers) for group in layout.groups],
             graphs=rank.platform.graph_runner(rank.config, rank.place),
             end=_make_end(rank, slots, observer),
@@ -97,10 +97,10 @@ def _make_slots(
     return Slots(shape, rank.device, sampling, placement)
 
 
-def _make_inputs(rank: LoadedRank, slots: Slots) -> LaunchInputs:
+def _make_inputs(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchInputs:
     if rank.link is None or rank.place.pp.rank == 0:
         return GatherTokens(slots)
-    return ReceiveHidden(rank.link, rank.device, partial(_new_hidden, rank))
+    return ReceiveHidden(rank.link, rank.device, partial(_new_hidden, rank), observer)
 
 
 def _make_end(rank: LoadedRank, slots: Slots, observer: StepObserver) -> LaunchEnd[Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vllm.device.device import Device
 from vllm.device.launch import ForwardInputs, Launch, StageInputs, TokenInputs
+from vllm.device.observer import StepObserver
 from vllm.device.stage_link import StageLink
 from vllm.worker.slots import Slots
 
@@ -52,17 +53,24 @@ class ReceiveHidden(LaunchInputs):
     """
 
     def __init__(
-        self, link: StageLink, device: Device, new_hidden: Callable[[int], Tensor]
+        self,
+        link: StageLink,
+        device: Device,
+        new_hidden: Callable[[int], Tensor],
+        observer: StepObserver,
     ) -> None:
         """`new_hidden`: T -> memory [T, H] for hidden states."""
         self._link = link
         self._device = device
         self._new_hidden = new_hidden
+        self._observer = observer
         self._buffers: dict[int, Tensor] = {}  # by number of tokens
 
     def gather(self, launch: Launch) -> StageInputs:
         buffer = self._buffer(launch)
+        self._observer.receiving_begins(launch)
         self._link.receive(buffer)
+        self._observer.receiving_ends(launch)
         return StageInputs(buffer, self._device.upload(launch.positions_np))
 
     def rehearse(self, launch: Launch) -> StageInputs:

@@ -11,13 +11,14 @@ from vllm.profiling.timeline import Timeline
 
 
 class StepTimeline(StepObserver):
-    """A span per step, in it one per launch, in that one for queueing the draws."""
+    """A span per step, in it one per launch, in that for receiving and for queueing the draws."""
 
     def __init__(self, timeline: Timeline, rank: int) -> None:
         self._timeline = timeline
         self._track = f"rank {rank}"
         self._step_ns = 0
         self._launch_ns = 0
+        self._receiving_ns = 0
         self._drawing_ns = 0  # 0: this launch draws nothing
 
     def step_begins(self, plan: StepPlan) -> None:
@@ -25,6 +26,12 @@ class StepTimeline(StepObserver):
 
     def launch_begins(self, launch: Launch) -> None:
         self._launch_ns, self._drawing_ns = time.perf_counter_ns(), 0
+
+    def receiving_begins(self, launch: Launch) -> None:
+        self._receiving_ns = time.perf_counter_ns()
+
+    def receiving_ends(self, launch: Launch) -> None:
+        self._timeline.span(self._track, "receive", self._receiving_ns)
 
     def drawing_begins(self, launch: Launch) -> None:
         self._drawing_ns = time.perf_counter_ns()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from tests.platforms.hpu.traffic import MODEL
+from tests.conftest import STORY
 from vllm import LLM, SamplingParams
 from vllm.logprobs import Logprob
 from vllm.outputs import RequestOutput
@@ -74,7 +74,7 @@ def answers(
 ) -> dict[str, list[RequestOutput]]:
     """By what was asked for. `functions`: Python functions too, which stay in this process."""
     llm = LLM(
-        str(MODEL),
+        str(STORY),
         **{
             "device": device,
             "dtype": "float32",

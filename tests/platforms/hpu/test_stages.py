@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,21 @@ from tests.platforms.hpu.test_tensor_parallel import FEW_SHAPES, FUNCTIONS, NATI
 pytestmark = pytest.mark.engine
 
 STAGES: dict[str, Any] = {"pipeline_parallel_size": 2}
+THREE: dict[str, Any] = {"pipeline_parallel_size": 3}
+OF_TWO: dict[str, Any] = {**STAGES, "tensor_parallel_size": 2}
+LAYOUTS = (STAGES, THREE, OF_TWO)
 # Layers are traced one by one: there must be few of them, and few shapes.
 TRACED = {**FEW_SHAPES, "num_hidden_layers": 2}
+
+
+def products() -> Iterator[Any]:
+    """Every architecture in every mode and layout."""
+    for mode, arch, layout in itertools.product(("graphs", "compile", "eager"), NATIVE, LAYOUTS):
+        layers = layout["pipeline_parallel_size"]
+        options = layout if mode == "graphs" else {**layout, **TRACED, "num_hidden_layers": layers}
+        ranks = layout.get("tensor_parallel_size", 1)
+        name = f"{mode}, {arch}, {layers} stages of {ranks}"
+        yield pytest.param(mode, arch, options, id=name, marks=pytest.mark.product)
 
 
 @pytest.mark.parametrize(
@@ -26,18 +41,9 @@ TRACED = {**FEW_SHAPES, "num_hidden_layers": 2}
         ("graphs", "deepseek_v3", STAGES),  # has a dense layer and layers of experts
         ("graphs", "gpt_bigcode", STAGES),  # embeds positions, and its head is tied
         ("compile", "llama", {**STAGES, **TRACED}),
-        ("eager", "gemma2", {"pipeline_parallel_size": 3}),
-        ("graphs", "llama", {**STAGES, "tensor_parallel_size": 2}),
-        *(
-            pytest.param("graphs", arch, STAGES, marks=pytest.mark.product)
-            for arch in NATIVE
-            if arch not in ("deepseek_v3", "gpt_bigcode")
-        ),
-        *(
-            pytest.param(mode, arch, {**STAGES, **TRACED}, marks=pytest.mark.product)
-            for arch in NATIVE
-            for mode in ("compile", "eager")
-        ),
+        ("eager", "gemma2", THREE),
+        ("graphs", "llama", OF_TWO),
+        *products(),
     ],
 )
 def test_tokens_are_those_of_one_rank(
@@ -50,23 +56,30 @@ def test_tokens_are_those_of_one_rank(
 
 
 @pytest.mark.parametrize(
-    ("mode", "engine"),
+    ("mode", "engine", "layout"),
     [
-        ("graphs", "depth 3, short of blocks"),
+        ("graphs", "depth 3, short of blocks", STAGES),
         *(
-            pytest.param(mode, engine, marks=pytest.mark.product)
+            pytest.param(mode, engine, STAGES, marks=pytest.mark.product)
             for mode in ("graphs", "compile", "eager")
-            for engine in ("depth 3, short of blocks", "depth 2")
+            for engine in ("depth 3, short of blocks", "depth 2", "processed logprobs")
             if (mode, engine) != ("graphs", "depth 3, short of blocks")
+        ),
+        *(
+            pytest.param(mode, "depth 3, short of blocks", layout, marks=pytest.mark.product)
+            for mode in ("graphs", "compile", "eager")
+            for layout in (THREE, OF_TWO)
         ),
     ],
 )
-def test_whatever_a_request_wants_it_gets_from_two_stages(
-    emulated: Emulated, mode: str, engine: str
+def test_whatever_a_request_wants_it_gets_from_stages(
+    emulated: Emulated, mode: str, engine: str, layout: dict[str, Any]
 ) -> None:
     lazy, is_eager = MODES[mode]
     flags = ["--enforce-eager"] * is_eager
-    lines = run(emulated, lazy, "ranks", "everything", engine, json.dumps(STAGES), *flags)
+    # Prompts are cut into pieces that stages compute at the same time.
+    how = {**layout, "pipeline_depth": 3, "pipeline_chunk_tokens": 16}
+    lines = run(emulated, lazy, "ranks", "everything", engine, json.dumps(how), *flags)
     assert len(lines) > 15
     assert {line["name"]: line["problem"] for line in lines if line["problem"]} == {}
 
@@ -78,7 +91,8 @@ def test_whatever_a_request_wants_it_gets_from_two_stages(
 def test_stages_launch_the_same_and_compile_nothing_and_never_wait(
     emulated: Emulated, mode: str, num_requests: int
 ) -> None:
-    arguments = ("traffic", str(num_requests), json.dumps(STAGES))
+    # Prompts are cut into pieces that stages compute at the same time.
+    arguments = ("traffic", str(num_requests), json.dumps({**STAGES, "pipeline_chunk_tokens": 8}))
     (result,) = run(emulated, MODES[mode][0], "ranks", *arguments, **FUNCTIONS)
     assert result["problem"] == ""
     assert result["finished"] > 0.8 * num_requests and result["prefix_hits"] > 0

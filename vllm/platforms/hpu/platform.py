@@ -55,6 +55,8 @@ class HpuPlatform(Platform):
         static_shapes=True,
         default_block_size=KERNEL_BLOCK_SIZE,
         default_depth=2,
+        # A step this long multiplies for as long as it reads weights, or longer.
+        default_stage_tokens=512,
     )
 
     def resolve(self, config: VllmConfig) -> VllmConfig:
