@@ -22,7 +22,7 @@ from vllm.executor.rank_state import RankState
 from vllm.executor.stopwatch import Stopwatch
 
 BEAT_S: Final = 0.5
-SILENT_S: Final = 10.0  # of an agent, which does nothing that takes long
+SILENT_S: Final = 9.0  # of an agent, which does nothing that takes long
 _COMPLETE: Final = b"all nodes of this engine have come already: another one has this --node-rank"
 
 

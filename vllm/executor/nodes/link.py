@@ -20,11 +20,11 @@ from vllm.executor.ranks import ChannelClosed
 _HEADER: Final = struct.Struct("<IBi")  # bytes of the payload, kind, rank
 _READ_BYTES: Final = 1 << 20
 _TICK_S: Final = 0.5  # between calls of `on_wait`
-# Of a connection on which nothing comes back: about 8 s in all.
+# Of a connection on which nothing comes back: about 7 s in all.
 _IDLE_S: Final = 3
 _PROBE_S: Final = 1
-_PROBES: Final = 5
-_UNACKNOWLEDGED_MS: Final = 8000
+_PROBES: Final = 4
+_UNACKNOWLEDGED_MS: Final = 7000
 
 
 class Kind(enum.IntEnum):
