@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,18 +17,26 @@ from vllm.utils.network_utils import get_open_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE_BYTES = 80 << 20
+# Of all that takes part, so that no token is looked for or left in the user's home.
+VARIABLES = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class RayCluster:
-    """Ends with `stop`. Ray takes 127.0.0.1 for the machine's other address, but not 127.0.0.2."""
+    """Programs that use it need VARIABLES. Ends with `stop`.
+
+    Ray takes 127.0.0.1 for the machine's other address, but not 127.0.0.2.
+    """
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._directory = tempfile.mkdtemp(prefix="ray")  # a short path: it has sockets
         self.address = f"127.0.0.2:{get_open_port()}"
 
-    def add(self, **options: object) -> str:
-        """Another raylet; its address. By default it has two CPUs. Returns when it is there."""
+    def add(self, variables: Mapping[str, str] | None = None, **options: object) -> str:
+        """Another raylet; its address. Returns when it is there.
+
+        By default it has two CPUs. `variables` are in its environment, and so in that of ranks.
+        """
         number = len(self._processes)
         address = f"127.0.0.{2 + number}"
         given = {
@@ -52,7 +61,8 @@ class RayCluster:
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))),
                     "OMP_NUM_THREADS": "1",
-                    "RAY_USAGE_STATS_ENABLED": "0",
+                    **VARIABLES,
+                    **(variables or {}),
                 },
                 stdout=out,
                 stderr=subprocess.STDOUT,

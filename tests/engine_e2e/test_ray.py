@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.engine_e2e.faulty_worker import FAULT, FaultyWorker, fault
-from tests.engine_e2e.ray_cluster import RayCluster
+from tests.engine_e2e.ray_cluster import VARIABLES, RayCluster
 from tests.engine_e2e.test_rank_faults import MARK, marked
 from tests.engine_e2e.test_tensor_parallel import PARAMS, PROMPTS, engine, outputs_of
 from tests.limits import HANG_S, wait_until
@@ -57,6 +57,8 @@ def mark(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     """In the environment of every process of the engine; none may be left in the end."""
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", "2")
     monkeypatch.setenv("VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "TEST_, OTHER_")

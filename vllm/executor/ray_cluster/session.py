@@ -91,12 +91,13 @@ class Session:
         try:
             self.ray.init(address=address, **options)
             logger.info("Ray cluster at %s", self.ray.get_runtime_context().gcs_address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            if address != "auto":
+        except Exception as error:  # of Ray's, which has many kinds
+            if address != "auto" or not isinstance(error, ConnectionError):
                 raise ConfigError(
-                    f"--distributed-executor-backend ray: no Ray cluster answers at {address} "
-                    f"({error}). Correct RAY_ADDRESS, or start one: ray start --head."
-                ) from None
+                    "--distributed-executor-backend ray: the engine cannot join the Ray cluster at "
+                    f"{address} ({error}). Correct RAY_ADDRESS and what that cluster asks of its "
+                    "drivers, or start one: ray start --head."
+                ) from error
             logger.info("No Ray cluster runs here: a local one is started for this engine")
             self.ray.init(address="local", include_dashboard=False, **options)
 
