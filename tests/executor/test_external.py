@@ -106,8 +106,11 @@ def test_a_death_is_told_to_all_and_counts_more_than_what_comes_of_it(
     left = {rank: one for rank, one in three.items() if rank != gone}
     left[THIRD].fail(RuntimeError("Connection closed by peer"))  # as gloo says it
     three[gone]._is_closing = True  # so that it says nothing more
-    for peer in three[gone]._peers.values():
-        peer.link.shut()
+    late = threading.Timer(0.1, lambda: [p.link.shut() for p in three[gone]._peers.values()])
+    wait_until(lambda: left[THIRD].has_failed, "the error")
+    late.start()
+    with pytest.raises(ExecutorDied, match=rf"rank {gone} \(of the test\) is gone"):
+        left[THIRD].check()
     for one in left.values():
         with pytest.raises(ExecutorDied, match=rf"rank {gone} \(of the test\) is gone"):
             one.values_of(1)

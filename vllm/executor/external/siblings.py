@@ -145,9 +145,10 @@ class Siblings:
             self._news.notify_all()
 
     def check(self) -> None:
-        """Returns at once. Raises what has ended the engine."""
+        """Returns at once where nothing has ended the engine; raises that otherwise."""
         with self._news:
             if self._fault is not None:
+                self._hear_out()
                 raise self._fault
 
     def fail(self, error: Exception) -> None:
