@@ -21,7 +21,7 @@ BENCHMARKS = ("latency", "throughput", "serve", "startup")
 FOREIGN = frozenset(
     "--no-build-isolation --no-deps --target --ulimit --num-prompt "
     "--build-arg --cap-add --ipc --network --rm --runtime --up "
-    "--head --address --nproc-per-node".split()
+    "--head --address --nproc-per-node --node-ip-address --resources".split()
 )
 
 

@@ -79,8 +79,7 @@ def test_nodes_are_those_of_torchrun(settle: Settle, launch: Launch) -> None:
     parallel = settle(tensor_parallel_size=2, pipeline_parallel_size=2, **EXTERNAL).parallel
     assert (parallel.nnodes, parallel.node_rank) == (2, 1)
     assert (parallel.master_addr, parallel.master_port) == ("10.0.0.1", 29500)
-    assert parallel.is_externally_launched and not parallel.is_tensor_parallel_over_nodes
-    assert settle(tensor_parallel_size=4, **EXTERNAL).parallel.is_tensor_parallel_over_nodes
+    assert parallel.is_externally_launched
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,7 +24,7 @@ from vllm.executor.external.meeting import Peer, meet
 from vllm.executor.external.siblings import Siblings
 from vllm.executor.nodes.link import Kind, Link
 from vllm.messages.rank import RankError
-from vllm.messages.sibling import Hello, planned
+from vllm.messages.sibling import Fault, Hello, planned
 from vllm.messages.step import Admission, StepPlan, StepResult
 from vllm.sampling_params import SamplingParams
 
@@ -241,3 +242,27 @@ def test_processes_meet_and_strangers_are_sent_away(store: HashStore) -> None:
 def test_a_process_that_does_not_come_is_named(store: HashStore, rank: int) -> None:
     with pytest.raises(ExecutorDied, match=rf"rank {1 - rank} has not made its engine within 0\.1"):
         meet(process(rank), 1, 0.1)
+
+
+def test_a_rank_leaves_when_others_have_been_sent_why(
+    three: dict[int, Siblings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = three[OTHER]
+    send, leaves = one._send, threading.Event()
+
+    def late(word: Any, but: int = -1) -> None:
+        if isinstance(word, Fault):
+            assert leaves.wait(HANG_S)
+            time.sleep(0.2)  # in which the other thread goes on, unless it waits
+        send(word, but)
+
+    monkeypatch.setattr(one, "_send", late)
+    failing = threading.Thread(target=one.fail, args=(ValueError("planted"),))
+    failing.start()
+    wait_until(lambda: one.has_failed, "the fault")
+    leaves.set()
+    one.leave()
+    failing.join()
+    for rank in (DRIVER, THIRD):
+        with pytest.raises(ValueError, match=f"rank {OTHER}: planted"):
+            three[rank].values_of(1)

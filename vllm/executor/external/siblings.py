@@ -9,8 +9,8 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -61,6 +61,7 @@ class Siblings:
         self._fault: Exception | None = None
         self._may_follow = False  # the fault may come of another's
         self._is_closing = False
+        self._num_telling = 0  # threads that tell others what has ended the engine
         self._listener = threading.Thread(target=self._listen, name="siblings", daemon=True)
         self._listener.start()
 
@@ -155,8 +156,9 @@ class Siblings:
         """This rank has failed: the engine ends everywhere."""
         failed = failure(error)
         is_verdict = isinstance(error, ExecutorDied)
-        self._end(error, not is_verdict and failed.may_follow)
-        self._send(Gone(str(error)) if is_verdict else Fault(self._rank, failed))
+        with self._telling():
+            self._end(error, not is_verdict and failed.may_follow)
+            self._send(Gone(str(error)) if is_verdict else Fault(self._rank, failed))
 
     @property
     def has_failed(self) -> bool:
@@ -166,6 +168,7 @@ class Siblings:
     def leave(self) -> None:
         """This rank stops in order, or after a fault. Nothing is heard any more."""
         with self._news:
+            self._news.wait_for(lambda: not self._num_telling, _LEAVING_S)
             self._is_closing = True
         self._send(Left())
         for peer in self._peers.values():
@@ -197,11 +200,13 @@ class Siblings:
             case Planned():
                 self._compare(rank, word)
             case Fault(origin, failed):
-                self._end(revive(failed, origin, is_alone=False), failed.may_follow)
-                self._pass_on(rank, word)
+                with self._telling():
+                    self._end(revive(failed, origin, is_alone=False), failed.may_follow)
+                    self._pass_on(rank, word)
             case Gone(why):
-                self._end(ExecutorDied(why), False)
-                self._pass_on(rank, word)
+                with self._telling():
+                    self._end(ExecutorDied(why), False)
+                    self._pass_on(rank, word)
             case _:
                 with self._news:
                     self._note(rank, word)
@@ -273,6 +278,18 @@ class Siblings:
             if self._fault is None or (self._may_follow and not may_follow):
                 self._fault, self._may_follow = error, may_follow
             self._news.notify_all()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """The engine ends here, and `leave` waits until others have been sent why."""
+        with self._news:
+            self._num_telling += 1
+        try:
+            yield
+        finally:
+            with self._news:
+                self._num_telling -= 1
+                self._news.notify_all()
 
     def _hear_out(self) -> None:
         until_s = time.monotonic() + _NEWS_S
