@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine_e2e.faulty_worker import FAULT, FaultyWorker, fault
+from tests.engine_e2e.faulty_worker import FAULT, MET, FaultyWorker, fault
 from tests.engine_e2e.ray_cluster import VARIABLES, RayCluster
 from tests.engine_e2e.test_rank_faults import MARK, marked
 from tests.engine_e2e.test_tensor_parallel import PARAMS, PROMPTS, engine, outputs_of
@@ -112,6 +112,7 @@ def test_ranks_on_two_machines_write_the_tokens_of_one(
     assert run(llm) == expected
 
 
+@pytest.mark.product
 def test_stages_of_two_ranks_are_a_machine_each(
     model: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,12 +270,12 @@ def faulty_engine(model: Path, monkeypatch: pytest.MonkeyPatch, stages: int = 2)
 @pytest.mark.parametrize(
     ("what", "phase"),
     [
-        ("SIGKILL", "loading"),
-        ("SIGSTOP", "warm-up"),
-        ("SIGKILL", "step"),
+        ("SIGSTOP", "step"),
+        pytest.param("SIGKILL", "loading", marks=pytest.mark.product),
+        pytest.param("SIGSTOP", "warm-up", marks=pytest.mark.product),
+        pytest.param("SIGKILL", "step", marks=pytest.mark.product),
         pytest.param("SIGSTOP", "loading", marks=pytest.mark.product),
         pytest.param("SIGKILL", "warm-up", marks=pytest.mark.product),
-        pytest.param("SIGSTOP", "step", marks=pytest.mark.product),
     ],
 )
 def test_a_fault_of_a_rank_names_it_and_its_machine(
@@ -297,8 +298,8 @@ def agent_of(pid: int) -> int:
 @pytest.mark.parametrize(
     ("who", "what"),
     [
-        ("agent", "SIGKILL"),
         ("actor", "SIGKILL"),
+        pytest.param("agent", "SIGKILL", marks=pytest.mark.product),
         pytest.param("agent", "SIGSTOP", marks=pytest.mark.product),
     ],
 )
@@ -353,3 +354,59 @@ def generate_on(llm: LLM) -> None:
     until_s = time.monotonic() + HANG_S
     while time.monotonic() < until_s:
         llm.generate([{"prompt_token_ids": [5, 6]}], params, use_tqdm=False)
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("phase", ["loading", "warm-up"])
+@pytest.mark.parametrize("what", ["SIGKILL", "SIGSTOP"])
+def test_a_raylet_that_is_gone_while_ranks_start_names_its_machine(
+    what: str, phase: str, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    met = tmp_path / "met"
+    monkeypatch.setenv(FAULT, fault(1, phase, "hang"))
+    monkeypatch.setenv(MET, str(met))
+    made: list[DistributedExecutor] = []
+    monkeypatch.setattr(core, "make_executor", lambda config: keep(made, executor_of(config)))
+    cluster = RayCluster()
+    hurt: list[int] = []
+
+    def wait_and_hurt() -> None:
+        wait_until(met.exists, "the phase")
+        hurt.append(cluster.raylet(made[0].ranks.addresses[1]))
+        os.kill(hurt[0], signal.Signals[what])
+
+    thread = threading.Thread(target=wait_and_hurt)
+    try:
+        for _ in range(2):
+            cluster.add()
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        thread.start()
+        said = r"node \d \(127\.0\.0\.\d\) is lost.*rank 1 was "
+        with pytest.raises(ExecutorDied, match=said):
+            over_ray(model, 1, pipeline_parallel_size=2)
+        thread.join()
+    finally:
+        for pid in hurt:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        cluster.stop()
+
+
+def keep(made: list[DistributedExecutor], executor: DistributedExecutor) -> DistributedExecutor:
+    made.append(executor)
+    return executor
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("budget", [16, 512])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_way_of_running_writes_the_same_tokens(
+    ranks: int, budget: int, depth: int, model: Path, expected: list[list[int]]
+) -> None:
+    """With prompts cut and whole, and with caches that are short of blocks in both."""
+    stages = 2 // ranks
+    if depth < stages:
+        pytest.skip("stages need as many steps in flight")
+    options = {"max_num_batched_tokens": budget, "pipeline_depth": depth}
+    assert run(over_ray(model, ranks, pipeline_parallel_size=stages, **options)) == expected

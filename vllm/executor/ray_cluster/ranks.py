@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -47,26 +47,25 @@ class RayRanks:
         self._session: Session | None = None
         self._seats: Seats | None = None
         self._peers: Peers | None = None
-        self.places: Sequence[Place] = ()  # where Ray has put the ranks
-        self._addresses: list[str] = []  # of their machines, by rank
+        self.places: list[Place] = []  # where Ray has put the ranks
+        self.addresses: list[str] = []  # of their machines, by rank
         self._poll = select.poll()
 
     def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
         # `main` has what this machine has resolved; agents resolve the arguments on theirs.
         limit_s = Environment().VLLM_ENGINE_READY_TIMEOUT_S
-        given = travelling(envs.whole())
-        self._session = Session(self._start)
-        self._seats = Seats(self._session, self._start, self._need, limit_s)
-        facts = self._seats.take(len(places), on_wait)
-        self.places = places = _placed(places, facts)
-        self._addresses = [fact.address for fact in facts]
-        for place, address in zip(places, self._addresses, strict=True):
+        given = travelling(envs.whole())  # before a machine is asked for
+        self._session = session = Session(self._start)
+        self._seats = seats = Seats(session, self._start, self._need, limit_s)
+        facts = seats.take(len(places), on_wait)
+        self.places = _placed(places, facts)
+        self.addresses = [fact.address for fact in facts]
+        for place, address in zip(self.places, self.addresses, strict=True):
             logger.info("Rank %d is on node %d (%s)", place.rank, place.node, address)
-        ray = self._session.ray
         nodes = Nodes(
-            count=1 + max(place.node for place in places),
+            count=1 + max(place.node for place in self.places),
             own=0,
-            host=Environment().VLLM_HOST_IP or ray.util.get_node_ip_address(),
+            host=Environment().VLLM_HOST_IP or session.ray.util.get_node_ip_address(),
             port=0,
             limit_s=limit_s,
             source="the address of the engine's machine; VLLM_HOST_IP names another",
@@ -75,19 +74,27 @@ class RayRanks:
         peers = Peers(nodes, self._settings)
         host, port = peers.listen()
         self._peers = peers
-        agents = {}
-        for node in range(1, nodes.count):
-            own = [place.rank for place in places if place.node == node]
-            there = replace(
-                nodes, own=node, host=host, port=port, own_address=facts[own[0]].address
-            )
-            start = NodeStart(self._start.arguments, places, there, self._worker_type)
-            variables = {**given, **_modules([facts[rank] for rank in own])}
-            agents[own[0]] = ray.cloudpickle.dumps(start), variables
-        self._seats.run(agents)
-        peers.meet(places, lambda found: _rendezvous(found, places[0].node), on_wait)
+        seats.run(self._agents(session, replace(nodes, host=host, port=port), facts, given))
+        peers.meet(self.places, lambda found: _rendezvous(found, self.places[0].node), on_wait)
         for fd in peers.filenos():
             self._poll.register(fd, select.POLLIN)
+
+    def _agents(
+        self,
+        session: Session,
+        nodes: Nodes,
+        facts: Sequence[SeatFacts],
+        given: Mapping[str, str],
+    ) -> dict[int, tuple[bytes, Mapping[str, str]]]:
+        """What the agent of each node is started with, by the first rank there; see Seats.run."""
+        found: dict[int, tuple[bytes, Mapping[str, str]]] = {}
+        for node in range(1, nodes.count):
+            own = [place.rank for place in self.places if place.node == node]
+            there = replace(nodes, own=node, own_address=self.addresses[own[0]])
+            start = NodeStart(self._start.arguments, self.places, there, self._worker_type)
+            variables = {**given, **_modules([facts[rank] for rank in own])}
+            found[own[0]] = session.ray.cloudpickle.dumps(start), variables
+        return found
 
     def put(self, request: bytes) -> None:
         assert self._peers is not None, "not started"
@@ -111,7 +118,7 @@ class RayRanks:
         self._peers.check_lives()
         rank, why = self._seats.fault()
         if why:
-            raise self._peers.lost(self.places[rank].node, self._addresses[rank], why)
+            raise self._peers.lost(self.places[rank].node, self.addresses[rank], why)
         return sorted(self._peers.states(), key=lambda state: state.rank)
 
     def kill(self) -> None:
