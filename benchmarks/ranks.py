@@ -61,7 +61,7 @@ ONE_RANK: Side = ({}, {"OMP_NUM_THREADS": "2"})
 TWO_RANKS: Side = ({"tensor_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
 TWO_STAGES: Side = ({"pipeline_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
 LOAD = {
-    "decode-32": Workload(LARGE, 32, 16, 32),
+    "decode-32": Workload(LARGE, 32, 8, 48),
     "mixed-32": Workload(LARGE, 32, 128, 16),
 }
 
