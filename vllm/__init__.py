@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from vllm import envs
 from vllm.version import __version__, __version_tuple__
@@ -86,14 +86,9 @@ __all__ = [
 ]
 
 
-def initialize_ray_cluster(*_: Any, **__: Any) -> NoReturn:
-    """There is no Ray executor: raises ConfigError."""
-    from vllm.errors import ConfigError
-
-    raise ConfigError(
-        "initialize_ray_cluster: running over Ray is not available in this build. Use "
-        "--distributed-executor-backend uni or mp, which need no cluster."
-    )
+def initialize_ray_cluster(*_: Any, **__: Any) -> None:
+    """Nothing is left to do: with --distributed-executor-backend ray the engine joins the cluster
+    when it starts."""
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import signal
 import sys
@@ -12,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,7 +176,9 @@ def test_a_model_that_one_machine_lacks_is_named_with_it(
 ) -> None:
     """The machines resolve the arguments themselves; here they are given others."""
     config = engine_config(model)
-    config.parallel.ray.arguments["model"] = "/nowhere/model"  # type: ignore[index]
+    arguments = {**pickle.loads(config.parallel.ray.arguments), "model": "/nowhere/model"}
+    elsewhere = replace(config.parallel.ray, arguments=pickle.dumps(arguments))
+    config = replace(config, parallel=replace(config.parallel, ray=elsewhere))
     executor = executor_of(config)
     with pytest.raises(ExecutorDied, match=r"node \d \(127\.0\.0\.\d\).*/nowhere/model"):
         executor.start()
@@ -410,3 +414,16 @@ def test_every_way_of_running_writes_the_same_tokens(
         pytest.skip("stages need as many steps in flight")
     options = {"max_num_batched_tokens": budget, "pipeline_depth": depth}
     assert run(over_ray(model, ranks, pipeline_parallel_size=stages, **options)) == expected
+
+
+@pytest.mark.product
+def test_engines_of_one_program_share_its_place_in_the_cluster(
+    model: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one more finds nothing left."""
+    first, second = (over_ray(model, 1) for _ in range(2))
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "3")
+    with pytest.raises(ConfigError, match=r"Ray did not provide within 3 s .* 1 bundles of 2 CPU"):
+        over_ray(model, 1)
+    assert run(first) == expected
+    assert run(second) == expected, "the end of the first leaves the second its ranks"

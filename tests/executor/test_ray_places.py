@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from vllm.config.ray_start import RayStart
 from vllm.errors import ConfigError
 from vllm.executor.ray_cluster.bundles import Need, check_supply, choose
 from vllm.executor.ray_cluster.environment import EXCLUDED, travelling
+from vllm.executor.ray_cluster.session import Session, start_of, was_set_at_birth
 
 HPU = Need("HPU", 1.0)
 CPU = Need("CPU", 2.0)
@@ -120,3 +125,56 @@ def test_a_list_of_variables_that_is_none_is_refused(tmp_path: Path, text: str) 
     (tmp_path / EXCLUDED).write_text(text)
     with pytest.raises(ConfigError, match=f"{EXCLUDED}.*must be a list of names"):
         travelling({"VLLM_CONFIG_ROOT": str(tmp_path)})
+
+
+def test_paths_reach_other_machines_whole_and_functions_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    arguments = {
+        "model": Path("model"),
+        "tokenizer": "organisation/name",
+        "download_dir": "not-there-yet",
+        "hf_overrides": lambda config: {**config, "seen": True},
+    }
+    start = start_of(arguments)
+    assert pickle.loads(pickle.dumps(start)) == start and b"name" not in repr(start).encode()
+    found = pickle.loads(start.arguments)
+    assert found["model"] == str(tmp_path / "model")
+    assert found["download_dir"] == str(tmp_path / "not-there-yet")
+    assert found["tokenizer"] == "organisation/name"
+    assert found["hf_overrides"]({}) == {"seen": True}
+
+
+def test_what_cannot_be_sent_is_an_error() -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    with pytest.raises(ConfigError, match="cannot be sent to other machines"):
+        start_of({"hf_overrides": threading.Lock()})
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.1:port", ":6379"])
+def test_an_address_that_is_none_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address}: must be host:port"):
+        Session(RayStart(b""))
+
+
+def test_an_error_in_another_thread_is_raised_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where signals cannot be set."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(Session, RayStart(b""))
+    with pytest.raises(ConfigError, match="RAY_ADDRESS=nowhere"):
+        made.result()
+
+
+def test_what_ray_has_set_in_a_process_is_told_from_what_it_began_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert was_set_at_birth("PATH")
+    monkeypatch.setenv("SET_LATER", "1")
+    assert not was_set_at_birth("SET_LATER")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
 class RayStart:
-    arguments: Mapping[str, Any]  # of EngineArgs, as given: every machine resolves them anew
+    # Pickle of the fields of EngineArgs as given, which every machine resolves anew. A pickle,
+    # since they may have functions that only Ray's pickles take along. They may have secrets.
+    arguments: bytes = field(repr=False)
     cluster: str = ""  # host:port of the cluster that the program is in; "": none
     placement_group: str = ""  # id, in hex, of the one that the program is in; "": none
+    has_threads_of_actor: bool = False  # OMP_NUM_THREADS is Ray's, for the program's actor
 
 
-WITHOUT_RAY: Final = RayStart({})
+WITHOUT_RAY: Final = RayStart(b"")

@@ -11,10 +11,11 @@ import pickle
 import signal
 import sys
 from dataclasses import replace
+from typing import Final
 
 from vllm.engine.arg_utils import EngineArgs
 from vllm.envs import Environment
-from vllm.errors import ConfigError, EngineDeadError, LoadError
+from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
 from vllm.executor import run_agent
 from vllm.executor.ray_cluster.node_start import NodeStart
 from vllm.logger import init_logger, tag_process
@@ -22,24 +23,33 @@ from vllm.utils.spawning import killed_with_parent
 
 logger = init_logger(__name__)
 
+_MOST_BYTES: Final = 1 << 15  # of an error: less than a pipe holds
+
 
 def main(actor: int, fd: int) -> int:
     """Run the agent until the engine stops it. Returns the exit code."""
     killed_with_parent()
+    os.set_inheritable(fd, False)  # its end is that of this process
     if os.getppid() != actor:  # it has ended in between
         return 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
-    start: NodeStart = pickle.loads(sys.stdin.buffer.read())
-    nodes = replace(start.nodes, own_ip=Environment().VLLM_HOST_IP)
-    tag_process(f"node {nodes.own}")
     try:
-        config = EngineArgs(**start.arguments).create_engine_config()
-        run_agent(config, start.places, nodes, start.worker_type)
-    except (ConfigError, LoadError, EngineDeadError) as error:
-        logger.error("%s", error)
-        os.write(fd, str(error).encode())
+        _run(pickle.loads(sys.stdin.buffer.read()))
+    except Exception as error:
+        is_expected = isinstance(error, ConfigError | LoadError | NotAvailable | EngineDeadError)
+        (logger.error if is_expected else logger.exception)("%s", error)
+        text = str(error) if is_expected else f"{type(error).__name__}: {error}"
+        os.write(fd, text.encode()[:_MOST_BYTES])
         return 1
     return 0
+
+
+def _run(start: NodeStart) -> None:
+    nodes = replace(start.nodes, own_ip=Environment().VLLM_HOST_IP)
+    tag_process(f"node {nodes.own}")
+    arguments = pickle.loads(start.arguments)
+    config = EngineArgs(**arguments).create_engine_config()
+    run_agent(config, start.places, nodes, start.worker_type)
 
 
 if __name__ == "__main__":

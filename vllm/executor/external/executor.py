@@ -83,7 +83,12 @@ class ExternalExecutor:
         siblings = self._siblings = Siblings(
             self._place.rank, self._driver, len(self._places), met.peers, patience_s
         )
-        shown = self._gather(self._introduction(met), Introduction, limit_s, "make its engine")
+        try:
+            own = self._introduction(met)
+        except Exception as error:
+            siblings.fail(error)
+            raise
+        shown = self._gather(own, Introduction, limit_s, "make its engine")
         compare([each.settings for each in shown])
         first_of_stage = self._place.rank - self._place.tp.rank
         self._place = replace(
@@ -109,7 +114,7 @@ class ExternalExecutor:
         except Exception as error:
             siblings.fail(error)
             raise
-        # Compiling takes as long as it takes; whoever is first must not take others for late.
+        # Compiling takes as long as it takes; there is no limit to how long another rank is behind.
         siblings.gather(b"", None, "warm up")
 
     def submit(self, plan: StepPlan) -> StepHandle:

@@ -114,7 +114,11 @@ def _gather(launched: Launched, store: Store, address: str, limit_s: float) -> M
             except TimeoutError:
                 ranks = set(range(launched.world_size)) - {launched.rank} - peers.keys()
                 raise ExecutorDied(_missing(sorted(ranks), limit_s)) from None
-            link = Link(connection, _HELLO_BYTES)
+            try:
+                link = Link(connection, _HELLO_BYTES)
+            except OSError:  # it has ended already, as those of port scans do
+                connection.close()
+                continue
             hello = _heard(link, word)
             if hello is None:
                 link.close()

@@ -126,7 +126,7 @@ class Meeting:
         """Wait for all nodes, and return them by number. `welcome` must follow.
 
         Raises ConfigError when a node says something wrong, and ExecutorDied when one does not come
-        in time. Those that have come are told why.
+        in time. Nodes that have come get the reason.
         """
         nodes = self._nodes
         port = self.listener.getsockname()[1]
@@ -159,7 +159,12 @@ class Meeting:
                 raise ExecutorDied(f"{peer.name} is gone: {closed}") from None
 
     def close(self) -> None:
+        """All connections of nodes that have come, too. May be called again."""
         self.listener.close()
+        peers = self._peers.values()
+        links = [*self._strangers, *self._lives.values(), *(peer.link for peer in peers)]
+        for link in (*links, *(peer.life for peer in peers if peer.life is not None)):
+            link.close()
 
     def _take_turn(self) -> None:
         poll = select.poll()
@@ -309,9 +314,8 @@ def _listen(nodes: Nodes) -> socket.socket:
         listener = socket.create_server((nodes.host, nodes.port), family=family)
     except OSError as error:
         raise ConfigError(
-            f"--master-addr {nodes.host} --master-port {nodes.port}: node 0 cannot be met there "
-            f"({error.strerror}). The address must be one of this machine, which is node 0, and "
-            "the port free."
+            f"node 0 cannot be met at {nodes.at} ({nodes.source}): {error.strerror}. The address "
+            "must be one of this machine, which is node 0, and the port free."
         ) from None
     listener.setblocking(False)
     return listener
@@ -333,6 +337,11 @@ def _connect(nodes: Nodes) -> Link:
             return Link(_connection(nodes))
         except OSError as error:
             why = error
+        if why.errno == errno.EADDRNOTAVAIL and nodes.own_address:
+            raise ConfigError(
+                f"the machine of node {nodes.own} has no address {nodes.own_address}, which Ray "
+                "names. Start Ray there with --node-ip-address and one that it has."
+            )
         has_no_way = isinstance(why, socket.gaierror) or why.errno in _NO_WAY
         limit_s = min(_UNREACHABLE_S, nodes.limit_s) if has_no_way else nodes.limit_s
         if time.monotonic() - began_s > limit_s:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from vllm import envs
 from vllm.distributed.place import Place
 from vllm.envs import Environment
+from vllm.errors import ConfigError
 from vllm.executor.base import ExecutorDied
 from vllm.executor.control import WorkerType
 from vllm.executor.nodes.link import Kind
@@ -22,7 +23,7 @@ from vllm.executor.ray_cluster.environment import travelling
 from vllm.executor.ray_cluster.node_start import NodeStart
 from vllm.executor.ray_cluster.seat import SeatFacts
 from vllm.executor.ray_cluster.seats import Seats
-from vllm.executor.ray_cluster.session import Session
+from vllm.executor.ray_cluster.session import THREADS, Session
 from vllm.logger import init_logger
 from vllm.messages.rank import Joined
 
@@ -55,6 +56,8 @@ class RayRanks:
         # `main` has what this machine has resolved; agents resolve the arguments on theirs.
         limit_s = Environment().VLLM_ENGINE_READY_TIMEOUT_S
         given = travelling(envs.whole())  # before a machine is asked for
+        if self._start.has_threads_of_actor:
+            given.pop(THREADS, None)
         self._session = session = Session(self._start)
         self._seats = seats = Seats(session, self._start, self._need, limit_s)
         facts = seats.take(len(places), on_wait)
@@ -128,15 +131,17 @@ class RayRanks:
         self._end(Kind.STOP)
 
     def _end(self, kind: Kind) -> None:
-        if self._peers is not None:
-            self._peers.tell(kind)
-            self._peers.leave()
-        if self._seats is not None:
-            self._seats.end()
-        if self._session is not None:
-            self._session.end()
-            self._session = None
-            self._seats = None
+        peers, seats, session = self._peers, self._seats, self._session
+        self._seats = self._session = None
+        try:
+            if peers is not None:
+                peers.tell(kind)
+                peers.leave()
+        finally:
+            if seats is not None:
+                seats.end()
+            if session is not None:
+                session.end()
 
     def _explained(self, died: ExecutorDied) -> ExecutorDied:
         """With what Ray knows, where it knows something."""
@@ -169,5 +174,10 @@ def _rendezvous(peers: Sequence[Peer], node: int) -> str:
 
 def _modules(facts: Sequence[SeatFacts]) -> dict[str, str]:
     """The variable that shows all modules of a node's ranks to each of them."""
-    found = sorted({module for fact in facts for module in fact.modules}, key=int)
-    return {_MODULES: ",".join(found)} if found else {}
+    found = {module.strip() for fact in facts for module in fact.modules}
+    if wrong := sorted(module for module in found if not module.isdecimal()):
+        raise ConfigError(
+            f"{_MODULES} has {wrong[0]!r} where Ray was started on {facts[0].address}: it must "
+            "list numbers of modules, or be unset."
+        )
+    return {_MODULES: ",".join(sorted(found, key=int))} if found else {}

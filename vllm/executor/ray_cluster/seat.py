@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import site
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _AGENT = "vllm.entrypoints.ray_node"
-_OPENMP = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class Seat:
             ) as process,
         ):
             os.close(writing)
-            process.communicate(start)
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # it has ended at once
+                process.stdin.write(start)
+                process.stdin.close()
             error = said.read().decode(errors="replace")
         code = process.returncode
         return error or (f"its agent ended with exit code {code}" if code else "")
@@ -66,12 +70,14 @@ class Seat:
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
     import vllm
     from vllm import envs
+    from vllm.executor.ray_cluster.session import THREADS, was_set_at_birth
 
     found = envs.whole()
     # Ray sets it for the actor, whose ranks count their threads by themselves.
-    if f"\0{_OPENMP}=".encode() not in b"\0" + Path("/proc/self/environ").read_bytes():
-        found.pop(_OPENMP, None)
+    if not was_set_at_birth(THREADS):
+        found.pop(THREADS, None)
     found.update(given)
     root = str(Path(vllm.__file__).parents[1])
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, (root, found.get("PYTHONPATH"))))
+    if root not in site.getsitepackages():
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, (root, found.get("PYTHONPATH"))))
     return found

@@ -77,7 +77,12 @@ class Seats:
         """The rank of an actor that has ended within `timeout_s`, and why; "" if none has."""
         if not self._calls:
             return -1, ""
-        ended, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
+        if not self._ray.is_initialized():  # calls would begin it anew
+            return 0, "the program has left the Ray cluster"
+        try:
+            ended, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
+        except Exception as error:
+            return 0, f"Ray does not answer: {error}"
         for call in ended:
             said, why = self._answer(call)
             return self._calls[call], str(said or why)
@@ -85,15 +90,16 @@ class Seats:
 
     def end(self) -> None:
         """Give the bundles back. May be called again."""
-        for actor in self._actors:
+        actors, group = self._actors, self._own_group
+        self._actors, self._calls, self._own_group = [], {}, None
+        if not self._ray.is_initialized():
+            return
+        for actor in actors:
             with suppress(Exception):  # the cluster may be gone
                 self._ray.kill(actor)
-        self._actors.clear()
-        self._calls.clear()
-        if self._own_group is not None:
+        if group is not None:
             with suppress(Exception):
-                self._ray.util.remove_placement_group(self._own_group)
-            self._own_group = None
+                self._ray.util.remove_placement_group(group)
 
     def _group(self, num_ranks: int, on_wait: Callable[[], None]) -> Any:
         from ray.util.placement_group import PlacementGroup
@@ -106,7 +112,7 @@ class Seats:
         bundles = [self._need.resources] * num_ranks
         self._own_group = self._ray.util.placement_group(bundles, strategy="PACK")
         self._wait(
-            lambda: bool(self._own_group.wait(_TICK_S)),
+            lambda: bool(self._own_group.wait(1)),  # whole seconds
             f"{num_ranks} bundles of {self._need.amount:g} {self._need.resource}: others have "
             "taken what the Ray cluster has",
             on_wait,
@@ -136,7 +142,7 @@ class Seats:
 
     def _wait(self, is_there: Callable[[], bool], what: str, on_wait: Callable[[], None]) -> None:
         began_s = time.monotonic()
-        has_told = False
+        is_logged = False
         while not is_there():
             on_wait()
             waited_s = time.monotonic() - began_s
@@ -144,13 +150,13 @@ class Seats:
                 raise ConfigError(
                     f"Ray did not provide within {self._limit_s:g} s ({_LIMIT}) {what}."
                 )
-            if waited_s > 5.0 and not has_told:
-                has_told = True
+            if waited_s > 5.0 and not is_logged:
+                is_logged = True
                 logger.info("Waiting for %s", what)
 
     def _answer(self, call: Any) -> tuple[Any, str]:
         """What a call that is over has returned, or None and why it has failed."""
         try:
             return self._ray.get(call), ""
-        except self._ray.exceptions.RayError as error:
+        except Exception as error:  # of Ray's, which has many kinds
             return None, _CODES.sub("", " ".join(str(error).split()))

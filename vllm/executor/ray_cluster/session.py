@@ -6,9 +6,10 @@ import importlib
 import os
 import signal
 import socket
-import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from vllm.config.ray_start import RayStart
@@ -18,6 +19,8 @@ from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 
+THREADS: Final = "OMP_NUM_THREADS"
+_FLAG: Final = "--distributed-executor-backend ray"
 _UNREACHABLE_S: Final = 10.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 # Settings that may name files of the program's directory.
@@ -30,99 +33,152 @@ def load() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ConfigError(
-            f"--distributed-executor-backend ray: the package ray cannot be imported ({error}). "
-            "Install it with `pip install 'vllm[ray]'`, on all machines in the same version."
+            f"{_FLAG}: the package ray cannot be imported ({error}). Install it with `pip install "
+            "'vllm[ray]'`, on all machines in the same version."
         ) from None
 
 
 def start_of(arguments: Mapping[str, Any]) -> RayStart:
-    """Of an engine with these arguments, which this program asks for.
+    """Of an engine with these arguments, which this program asks for. Raises ConfigError.
 
-    The engine may run in a process of its own, which is outside the placement group that this
-    program is in unless it is told.
+    The engine may run in a process of its own, which is in no placement group.
     """
-    found = dict(arguments)
-    for name in _PATHS:
-        value = found.get(name)
-        if isinstance(value, str) and value and os.path.exists(value):
-            found[name] = os.path.abspath(value)
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return RayStart(found)
+    ray = load()
+    packed = _packed(ray, arguments)
+    if not ray.is_initialized():
+        return RayStart(packed)
     if ray.util.client.ray.is_connected():
         raise ConfigError(
-            "--distributed-executor-backend ray: this program is a Ray client (ray://), which the "
-            "ranks cannot connect to. Run it on a machine of the cluster, as a job or an actor."
+            f"{_FLAG}: this program is a Ray client (ray://), which the ranks cannot connect to. "
+            "Run it on a machine of the cluster, as a job or an actor."
         )
     group = ray.util.get_current_placement_group()
     return RayStart(
-        found,
+        packed,
         ray.get_runtime_context().gcs_address,
         "" if group is None else group.id.hex(),
+        inherited(THREADS) is not None and not was_set_at_birth(THREADS),
     )
 
 
+def was_set_at_birth(variable: str) -> bool:
+    """Whether this process has begun with an environment variable."""
+    return f"\0{variable}=".encode() in b"\0" + Path("/proc/self/environ").read_bytes()
+
+
+def _packed(ray: Any, arguments: Mapping[str, Any]) -> bytes:
+    found = dict(arguments)
+    for name in _PATHS:
+        value = found.get(name)
+        path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+        if path and (name == "download_dir" or os.path.exists(path)):
+            found[name] = os.path.abspath(path)
+    try:
+        return bytes(ray.cloudpickle.dumps(found))
+    except Exception as error:  # of whatever the arguments are
+        raise ConfigError(
+            f"{_FLAG}: the arguments of the engine cannot be sent to other machines ({error}). "
+            "Leave out functions and objects that cannot be pickled."
+        ) from error
+
+
+class _Connection:
+    """What all engines of this process share: one is the first, and one the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_sessions = 0
+        self._is_ours = False  # the program itself is not connected
+
+    def join(self, ray: Any, cluster: str) -> None:
+        """Raises ConfigError."""
+        with self._lock:
+            if not ray.is_initialized():
+                with _handlers_kept():
+                    try:
+                        _connect(ray, cluster)
+                    except BaseException:
+                        ray.shutdown()
+                        raise
+                self._is_ours = True
+            self._num_sessions += 1
+
+    def leave(self, ray: Any) -> None:
+        with self._lock:
+            self._num_sessions -= 1
+            if self._num_sessions or not self._is_ours:
+                return
+            self._is_ours = False
+            with _handlers_kept():
+                try:
+                    ray.shutdown()
+                except Exception as error:  # the cluster may be gone
+                    logger.warning("Ray did not end in order: %s", error)
+
+
+_connection: Final = _Connection()
+
+
 class Session:
-    """This process as a driver of the cluster; ended by whoever has begun it."""
+    """This process as a driver of the cluster."""
 
     def __init__(self, start: RayStart) -> None:
         """Raises ConfigError if there is no cluster to be in."""
         self.ray = load()
-        self._is_ours = not self.ray.is_initialized()
-        if self._is_ours:
-            with _handlers_kept():
-                self._connect(start.cluster)
+        _connection.join(self.ray, start.cluster)
+        logger.info("Ray cluster at %s", self.ray.get_runtime_context().gcs_address)
 
     def end(self) -> None:
-        if self._is_ours:
-            with _handlers_kept():
-                self.ray.shutdown()
+        """Leaves the cluster where no other engine of this process, nor the program, is in it."""
+        _connection.leave(self.ray)
 
-    def _connect(self, cluster: str) -> None:
-        options = {"configure_logging": False, "log_to_driver": True}
-        address = cluster or inherited("RAY_ADDRESS") or "auto"
-        if address.startswith("ray://"):
+
+def _connect(ray: Any, cluster: str) -> None:
+    options = {"configure_logging": False, "log_to_driver": True}
+    address = cluster or inherited("RAY_ADDRESS") or "auto"
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: the ranks cannot connect to a Ray client. Run the engine on a "
+            "machine of the cluster, and give its address as host:port, or none."
+        )
+    if address not in ("auto", "local"):
+        _check_reach(address)
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:  # of Ray's, which has many kinds
+        if address != "auto" or not isinstance(error, ConnectionError):
             raise ConfigError(
-                f"RAY_ADDRESS={address}: the ranks cannot connect to a Ray client. Run the engine "
-                "on a machine of the cluster, and give its address as host:port, or none."
-            )
-        if address not in ("auto", "local"):
-            _check_reach(address)
-        try:
-            self.ray.init(address=address, **options)
-            logger.info("Ray cluster at %s", self.ray.get_runtime_context().gcs_address)
-        except Exception as error:  # of Ray's, which has many kinds
-            if address != "auto" or not isinstance(error, ConnectionError):
-                raise ConfigError(
-                    "--distributed-executor-backend ray: the engine cannot join the Ray cluster at "
-                    f"{address} ({error}). Correct RAY_ADDRESS and what that cluster asks of its "
-                    "drivers, or start one: ray start --head."
-                ) from error
-            logger.info("No Ray cluster runs here: a local one is started for this engine")
-            self.ray.init(address="local", include_dashboard=False, **options)
+                f"{_FLAG}: the engine cannot join the Ray cluster at {address} ({error}). Correct "
+                "RAY_ADDRESS and what that cluster asks of its drivers, or start one: ray start "
+                "--head."
+            ) from error
+        logger.info("No Ray cluster runs here: a local one is started for this engine")
+        ray.shutdown()
+        ray.init(address="local", include_dashboard=False, **options)
 
 
 def _check_reach(address: str) -> None:
     """Raises ConfigError. Ray itself would try for minutes, and then end this process."""
     host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"RAY_ADDRESS={address}: must be host:port, auto or local.")
     try:
-        socket.create_connection((host, int(port)), _UNREACHABLE_S).close()
-    except (OSError, ValueError) as error:
+        socket.create_connection((host.strip("[]"), int(port)), _UNREACHABLE_S).close()
+    except OSError as error:
         raise ConfigError(
-            f"--distributed-executor-backend ray: no Ray cluster answers at {address} ({error}). "
-            "Correct RAY_ADDRESS, or start one: ray start --head."
+            f"{_FLAG}: no Ray cluster answers at {address} ({error}). Correct RAY_ADDRESS, or "
+            "start one: ray start --head."
         ) from None
 
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Ray takes the signals of a driver; they are the engine's."""
+    """Ray takes the signals of a driver, in the main thread; they are the engine's."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS if is_main}
     try:
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
         yield
     finally:
         for number, handler in before.items():
-            try:
+            if handler is not None:  # it is not of Python
                 signal.signal(number, handler)
-            except ValueError:  # not the main thread, where Ray does not take them either
-                return
