@@ -90,8 +90,9 @@ def launch(num_ranks: int, words: list[str], **how: Any) -> Launch:
     ("ranks", "stages", "engines"),
     [
         (2, 1, [{"pipeline_depth": 1}, DEEP]),
-        (2, 2, [DEEP]),
-        pytest.param(1, 2, [{}, DEEP], marks=pytest.mark.product),
+        (1, 2, [DEEP]),
+        pytest.param(1, 2, [{}], marks=pytest.mark.product),
+        pytest.param(2, 2, [DEEP], marks=pytest.mark.product),
         pytest.param(4, 1, [{}, DEEP], marks=pytest.mark.product),
         pytest.param(1, 1, [{}, DEEP], marks=pytest.mark.product),
     ],
@@ -120,6 +121,7 @@ def test_tokens_are_those_of_one_rank(
         assert all(line["preemptions"] for line in lines[-world_size:])
 
 
+@pytest.mark.product
 def test_processes_of_two_agents_meet_over_tcp(model: Path, expected: list[list[int]]) -> None:
     port = get_open_port()
     agents = [

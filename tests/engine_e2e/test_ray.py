@@ -274,7 +274,7 @@ def faulty_engine(model: Path, monkeypatch: pytest.MonkeyPatch, stages: int = 2)
 @pytest.mark.parametrize(
     ("what", "phase"),
     [
-        ("SIGSTOP", "step"),
+        pytest.param("SIGSTOP", "step", marks=pytest.mark.product),
         pytest.param("SIGKILL", "loading", marks=pytest.mark.product),
         pytest.param("SIGSTOP", "warm-up", marks=pytest.mark.product),
         pytest.param("SIGKILL", "step", marks=pytest.mark.product),
@@ -302,7 +302,7 @@ def agent_of(pid: int) -> int:
 @pytest.mark.parametrize(
     ("who", "what"),
     [
-        ("actor", "SIGKILL"),
+        pytest.param("actor", "SIGKILL", marks=pytest.mark.product),
         pytest.param("agent", "SIGKILL", marks=pytest.mark.product),
         pytest.param("agent", "SIGSTOP", marks=pytest.mark.product),
     ],

@@ -15,15 +15,11 @@ from tests.platforms.hpu.test_tensor_parallel import FUNCTIONS
 pytest.importorskip("ray", reason="ray is not installed")
 pytestmark = pytest.mark.engine
 
-IN_EVERY_RUN = {("graphs", "pp2")}
-
 
 @pytest.mark.parametrize(
     ("mode", "ranks"),
     [
-        pytest.param(
-            mode, ranks, marks=[] if (mode, ranks) in IN_EVERY_RUN else [pytest.mark.product]
-        )
+        pytest.param(mode, ranks, marks=pytest.mark.product)
         for mode in ("graphs", "compile", "eager")
         for ranks in ("tp2", "pp2")
     ],
