@@ -32,10 +32,14 @@ pytestmark = pytest.mark.engine
 TP2 = {"tensor_parallel_size": 2}
 PP2 = {"pipeline_parallel_size": 2}
 LAYOUTS = {"tp2": TP2, "pp2": PP2}
-PHASES = {"joining": "joining the other ranks", **{phase: DOING[phase] for phase in BUSY}}
+PHASES = {
+    "joining": "joining the other ranks",
+    **{phase: DOING[phase] for phase in BUSY},
+    "step": rf"({DOING['step']}|{DOING['idle']})",  # a stage is idle between steps
+}
 NODE_1 = r"ExecutorDied: node 1 \(10\.77\.0\.2\)"
 NODE_0_IS_LOST = r"EngineDeadError: node 0 at 10\.77\.0\.1:29501 is lost: "
-SILENT = r"gave no sign of life for 1\d s"
+SILENT = r"gave no sign of life for \d+ s"
 # Whichever shows first: a sign that does not come, what is sent, or the other machine's address.
 GONE = rf"({SILENT}|the connection ended: (Connection timed out|No route to host))"
 NOTICED_S = SILENT_S + 20.0  # the limit, and what a busy machine adds
