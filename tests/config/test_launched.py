@@ -11,7 +11,6 @@ from vllm.config.vllm import VllmConfig
 from vllm.distributed.launched import Launched
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.engine.async_llm import AsyncLLM
-from vllm.engine.client import ProcessClient
 from vllm.engine.llm_engine import LLMEngine
 from vllm.errors import ConfigError
 
@@ -114,9 +113,8 @@ def test_a_core_in_a_process_of_its_own_is_refused(
 ) -> None:
     launch()
     config = settle(**TWO)
-    for make in (ProcessClient, AsyncLLM.from_vllm_config):
-        with pytest.raises(ConfigError, match=r"processes that torchrun has started\. Use LLM"):
-            make(config)
+    with pytest.raises(ConfigError, match=r"processes that torchrun has started\. Use LLM"):
+        AsyncLLM.from_vllm_config(config)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     with pytest.raises(ConfigError, match=r"VLLM_ENABLE_V1_MULTIPROCESSING=1 .* set it to 0"):
         LLMEngine.from_vllm_config(config)

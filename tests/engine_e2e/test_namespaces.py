@@ -275,7 +275,7 @@ def test_an_address_of_nobody_is_named_by_the_node_that_looked_there(
 def test_an_address_of_another_machine_is_refused_by_node_0(nodes: Nodes) -> None:
     nodes.start_node(0, "tokens", **TP2, master_addr="10.77.0.2")
     error, _ = tell(nodes, 0, time.monotonic())
-    assert "--master-addr 10.77.0.2 --master-port 29501: node 0 cannot be met there" in error
+    assert "node 0 cannot be met at 10.77.0.2:29501 (--master-addr, --master-port)" in error
 
 
 @pytest.mark.product

@@ -155,7 +155,9 @@ def test_a_node_that_does_not_come_is_named() -> None:
 
 def test_node_0_must_have_the_address_at_which_it_is_met() -> None:
     executor = executor_of(at(nodes_of(), 0, host="192.0.2.1"))
-    with pytest.raises(ConfigError, match=r"--master-addr 192\.0\.2\.1 --master-port \d+: node 0"):
+    with pytest.raises(
+        ConfigError, match=r"node 0 cannot be met at 192\.0\.2\.1:\d+ \(--master-addr"
+    ):
         executor.start()
     executor.stop()
 

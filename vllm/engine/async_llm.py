@@ -22,7 +22,7 @@ from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.output_stream import OutputStream
 from vllm.engine.processor import ProcessedRequest
 from vllm.engine.request_stream import RequestStream
-from vllm.errors import BadRequest, EngineDeadError, NotAvailable
+from vllm.errors import BadRequest, ConfigError, EngineDeadError, NotAvailable
 from vllm.inputs import ParsedPrompt, parse_prompt
 from vllm.logger import init_logger
 from vllm.messages.engine import CallResult, FromEngine, StepUpdates
@@ -82,6 +82,11 @@ class AsyncLLM:
         and nobody collects usage, whatever `usage_context`.
         """
         refuse(stat_loggers=stat_loggers)
+        if vllm_config.parallel.is_externally_launched:
+            raise ConfigError(
+                "--distributed-executor-backend external_launcher: the engine runs in the "
+                "processes that torchrun has started. Use LLM or LLMEngine, or another backend."
+            )
         client = ProcessClient(vllm_config, wait=False)
         try:
             engine = cls.from_client(vllm_config, client)

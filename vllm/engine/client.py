@@ -165,11 +165,6 @@ class ProcessClient:
         self._stopped = True  # until there is something to stop
         refuse_while_imported()
         need_open_files()
-        if config.parallel.is_externally_launched:
-            raise ConfigError(
-                "--distributed-executor-backend external_launcher: the engine runs in the "
-                "processes that torchrun has started. Use LLM or LLMEngine, or another backend."
-            )
         self._scratch = Scratch()
         self.directory = self._scratch.path
         make_file(self.directory)
