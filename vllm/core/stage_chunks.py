@@ -8,9 +8,7 @@ from vllm.config.scheduler import SchedulerConfig
 from vllm.core.lifecycle import Lifecycle
 
 # Stages compute steps that follow each other at the same time, and each waits for the longest of
-# them. With more pieces steps are more alike, and the last stage begins sooner. In a simulation of
-# two stages and 64 requests, 32 at a time, whole steps gave 0.64 of the rate of stages that never
-# wait, 4 pieces per stage 0.87, and 8 pieces 0.90.
+# them. With more pieces steps are more alike, and the last stage begins sooner.
 PIECES_PER_STAGE: Final = 8
 
 

@@ -20,8 +20,9 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from vllm.distributed.launched import Launched
 from vllm.distributed.place import Place
+from vllm.distributed.rendezvous import limit_of
 from vllm.envs import Environment
-from vllm.executor.base import ExecutorDied, StepHandle
+from vllm.executor.base import StepHandle
 from vllm.executor.control import Method, RankStep, WorkerType, invoke
 from vllm.executor.external.daemon import DaemonThread
 from vllm.executor.external.meeting import Met, meet
@@ -43,7 +44,6 @@ logger = init_logger(__name__)
 T = TypeVar("T")
 
 _GRACE_S: Final = 5.0  # for what the rank has begun, and others may have left
-_SECONDS: Final = 1800  # that torch.distributed waits for a process
 
 
 class ExternalExecutor:
@@ -79,7 +79,7 @@ class ExternalExecutor:
         """Raises ConfigError if the ranks differ in settings; then none of them has loaded."""
         limit_s = float(Environment().VLLM_ENGINE_READY_TIMEOUT_S)
         met = meet(self._launched, self._driver, limit_s)
-        patience_s = self._config.parallel.host_timeout_seconds or _SECONDS
+        patience_s = limit_of(self._config.parallel.host_timeout_seconds).total_seconds()
         siblings = self._siblings = Siblings(
             self._place.rank, self._driver, len(self._places), met.peers, patience_s
         )
@@ -248,6 +248,3 @@ class _Step:
 
     def result(self) -> StepResult:
         return self._siblings.values_of(self._step)
-
-
-__all__ = ["ExecutorDied", "ExternalExecutor"]
