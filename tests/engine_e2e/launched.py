@@ -91,6 +91,7 @@ def main(model: str, *words: str) -> int:
         if "seed_of_rank" in options:
             options["seed"] = options.pop("seed_of_rank")[RANK]
         ranks = options.pop("ranks", 1)
+        linger_s = options.pop("linger_s_of_rank", {}).get(str(RANK), 0.0)
         options["distributed_executor_backend"] = "external_launcher"
         llm = None
         try:
@@ -99,6 +100,7 @@ def main(model: str, *words: str) -> int:
         except Exception as error:
             tell(check=check, failed=f"{type(error).__name__}: {error}")
             code = 1
+            time.sleep(linger_s)  # while the error keeps what its engine had
         finally:
             if llm is not None:
                 llm.llm_engine.shutdown()

@@ -191,9 +191,9 @@ def test_the_death_of_a_process_ends_the_others_with_its_name(
 
 
 def test_what_differs_or_fails_is_an_error_everywhere(model: Path) -> None:
-    """And of one engine only: the next one works."""
+    """And of one engine only: the next one works, also where one process is at it before."""
     checks = [
-        ("tokens", {"seed_of_rank": [0, 7]}),
+        ("tokens", {"seed_of_rank": [0, 7], "linger_s_of_rank": {"0": 3.0}}),
         ("other_requests", {}),
         ("failing_step", {"pipeline_depth": 2}),
         ("fewer_requests", {}),

@@ -33,6 +33,7 @@ _HELLO_S: Final = 5.0
 _MOST_BYTES: Final = (1 << 32) - 1
 # Every engine of a process meets by itself; programs make engines in one order.
 _ENGINES: Final = itertools.count()
+_STORES: Final[dict[Launched, Store]] = {}
 
 
 class Peer(NamedTuple):
@@ -68,13 +69,24 @@ def _store(launched: Launched, limit_s: float) -> Store:
     at = f"{launched.host}:{launched.port}"
     logger.info("Rank %d meets %d others at %s", launched.rank, launched.world_size - 1, at)
     try:
-        found = next(rendezvous("env://", timeout=timedelta(seconds=limit_s)))
+        store = _program_store(launched, limit_s)
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
             f"the {launched.world_size} processes cannot meet at {at} (MASTER_ADDR, MASTER_PORT): "
             f"{error}. torchrun sets both; the address must be one of the machine with RANK=0."
         ) from error
-    return PrefixStore(f"vllm-engine-{next(_ENGINES)}", found[0])
+    return PrefixStore(f"vllm-engine-{next(_ENGINES)}", store)
+
+
+def _program_store(launched: Launched, limit_s: float) -> Store:
+    """What all processes of the program read and write.
+
+    The process of rank 0 may serve it. One that ended with an engine could end after another
+    process has come to it for the next engine, so it is kept as long as the process runs.
+    """
+    if launched not in _STORES:
+        _STORES[launched] = next(rendezvous("env://", timeout=timedelta(seconds=limit_s)))[0]
+    return _STORES[launched]
 
 
 def _own_address(launched: Launched) -> str:
