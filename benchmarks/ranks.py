@@ -3,6 +3,7 @@
 python benchmarks/ranks.py collectives [--ranks 2] [--pairs 40]
 python benchmarks/ranks.py model [--pairs 20] [--only decode,prefill,tiny-1,tiny-256]
 python benchmarks/ranks.py stages [--pairs 20] [--only decode-32,mixed-32] [--partition 19,9]
+                                  [--against rank,ranks]
 python benchmarks/ranks.py driver [--ranks 8]
 python benchmarks/ranks.py plan [--pairs 400]
 
@@ -60,8 +61,10 @@ Side = tuple[dict[str, Any], dict[str, str]]  # options of the engine, variables
 ONE_RANK: Side = ({}, {"OMP_NUM_THREADS": "2"})
 TWO_RANKS: Side = ({"tensor_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
 TWO_STAGES: Side = ({"pipeline_parallel_size": 2}, {"OMP_NUM_THREADS": "2"})
+BEFORE = {"rank": ONE_RANK, "ranks": TWO_RANKS}
 LOAD = {
     "decode-32": Workload(LARGE, 32, 8, 48),
+    "long-32": Workload(LARGE, 32, 8, 128),
     "mixed-32": Workload(LARGE, 32, 128, 16),
 }
 
@@ -147,14 +150,16 @@ def measure_model(pairs: int, wanted: list[str], folder: Path) -> None:
             in_rounds(partial(started, path), Worker.seconds, loads, sides, pairs)
 
 
-def measure_stages(pairs: int, wanted: list[str], partition: str, folder: Path) -> None:
+def measure_stages(
+    pairs: int, wanted: list[str], partition: str, against: list[str], folder: Path
+) -> None:
     path = ensure(SHAPES[LARGE], folder)
     loads = {name: load for name, load in LOAD.items() if name in wanted}
     options, variables = TWO_STAGES
     stages = options, {**variables, PARTITION: partition}
-    for name, before in (("one rank", ONE_RANK), ("two ranks", TWO_RANKS)):
+    for name in against:
         print(f"two stages against {name}", flush=True)
-        in_rounds(partial(started, path), Worker.seconds, loads, [before, stages], pairs)
+        in_rounds(partial(started, path), Worker.seconds, loads, [BEFORE[name], stages], pairs)
 
 
 @contextmanager
@@ -302,6 +307,7 @@ def main() -> None:
     names = [*OFFLINE, *LOAD]
     parser.add_argument("--only", default=",".join(names), help=f"Of {', '.join(names)}.")
     parser.add_argument("--partition", default="", help="stages: layers of each, such as 19,9.")
+    parser.add_argument("--against", default="rank,ranks", help="stages: one rank, two ranks.")
     parser.add_argument(
         "--models", type=Path, default=Path(tempfile.gettempdir()) / "pairs", help="For models."
     )
@@ -309,7 +315,13 @@ def main() -> None:
     if args.what == "collectives":
         measure_collectives(args.ranks or 2, args.pairs)
     elif args.what == "stages":
-        measure_stages(args.pairs, args.only.split(","), args.partition, args.models)
+        measure_stages(
+            args.pairs,
+            args.only.split(","),
+            args.partition,
+            args.against.split(","),
+            args.models,
+        )
     elif args.what == "plan":
         measure_plan(max(200, args.pairs))
     elif args.what == "driver":
