@@ -21,6 +21,20 @@ class ParallelConfig:
         help="Stages the layers are spread over, each on its own devices. "
         "VLLM_PP_LAYER_PARTITION says how many layers each has.",
     )
+    data_parallel_size: int = option(
+        1,
+        low=1,
+        aliases=("-dp",),
+        help="Copies of the model, each with ranks, a scheduler and a KV cache of its own. Limits "
+        "such as --max-num-seqs are of each copy.",
+    )
+    data_parallel_balance: str = option(
+        "prefix-cache",
+        choices=("prefix-cache", "least-loaded"),
+        help="Which copy gets a request. prefix-cache: the one that would be done with its prompt "
+        "first, for what it has to compute and what of the prompt it has cached; least-loaded: "
+        "the one with the fewest requests.",
+    )
     distributed_executor_backend: str = option(
         "",
         choices=("uni", "mp", "ray", "external_launcher"),

@@ -183,7 +183,6 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
     *_rows(
         "parallelism other than of tensors and stages",
         "Run one engine per device and put a proxy in front.",
-        data_parallel_size=(INT, 1),
         data_parallel_size_local=(INT, None),
         data_parallel_rank=(INT, None),
         data_parallel_start_rank=(INT, None),

@@ -6,7 +6,7 @@ All are msgspec structs: encoded with msgpack, never pickled.
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -14,6 +14,9 @@ import numpy as np
 from vllm.messages.facts import RankMemory
 from vllm.messages.step import NO_ROWS, LogprobArrays
 from vllm.sampling_params import SamplingParams
+
+
+NEWS_BYTES: Final = 8  # enough to tell the blocks of a cache apart
 
 
 class FinishReason(enum.IntEnum):
@@ -36,6 +39,8 @@ class EngineRequest(msgspec.Struct, frozen=True, tag=True):
     arrival_time_s: float  # time.time()
     priority: int = 0  # lower runs first, under --scheduling-policy priority
     cache_salt: str | None = None
+    core: int | None = None  # the only one that may serve it; None: any
+    num_uncached: int = 0  # prompt tokens that the core will compute, as its sender estimates
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -87,6 +92,14 @@ class EngineStats(msgspec.Struct):
     num_prompt_tokens: int = 0  # computed
     num_generation_tokens: int = 0
     step_s: float = 0.0  # the last step, submit to commit
+    num_pending_tokens: int = 0  # `num_uncached` of requests that have not drawn a token
+
+
+class CacheNews(msgspec.Struct):
+    """How the prefix cache of a core has changed: NEWS_BYTES of the hash of each block."""
+
+    added: bytes = b""
+    removed: bytes = b""
 
 
 class StepUpdates(msgspec.Struct, tag=True):
@@ -98,12 +111,16 @@ class StepUpdates(msgspec.Struct, tag=True):
     time_s: float  # time.monotonic() at commit
     slots: np.ndarray = NO_ROWS  # [R] int32
     token_ids: np.ndarray = NO_ROWS  # [R] int32
+    core: int = 0  # which one of those behind a front end
+    num_taken: int = 0  # requests that the core has had from this front end, before the step
+    news: CacheNews | None = None  # since the last message to this front end
 
 
 class CallResult(msgspec.Struct, frozen=True, tag=True):
     call_id: int
     value: Any = None
     error: str | None = None
+    core: int = 0
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True):

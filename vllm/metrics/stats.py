@@ -40,4 +40,6 @@ class IterationStats:
 
 
 class StatLogger(Protocol):
-    def record(self, engine: EngineStats, iteration: IterationStats) -> None: ...
+    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
+        """What a step of a core did; `core` counts those behind the front end."""
+        ...
