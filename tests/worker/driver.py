@@ -59,7 +59,9 @@ def make_config(path: Path, depth: int = 1) -> Any:
             pipeline_depth=depth,
             logits_processors=(),
         ),
-        parallel=ParallelConfig(distributed_executor_backend="uni"),
+        parallel=ParallelConfig(
+            distributed_executor_backend="uni", data_parallel_size_local=1, data_parallel_rank=0
+        ),
         device=SimpleNamespace(device="cpu", enforce_eager=False),
         load=SimpleNamespace(load_format="auto", ignore_patterns=(), use_tqdm_on_load=False),
         structured_outputs=SimpleNamespace(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vllm.config.kinds import INT
 from vllm.config.option import option
 from vllm.config.ray_start import WITHOUT_RAY, RayStart
 
@@ -27,6 +28,44 @@ class ParallelConfig:
         aliases=("-dp",),
         help="Copies of the model, each with ranks, a scheduler and a KV cache of its own. Limits "
         "such as --max-num-seqs are of each copy.",
+    )
+    data_parallel_size_local: int = option(
+        None,
+        kind=INT,
+        low=1,
+        aliases=("-dpl",),
+        auto="all",
+        local=True,
+        help="Copies that this server has on its machine.",
+    )
+    data_parallel_start_rank: int = option(
+        0,
+        low=0,
+        aliases=("-dpr",),
+        local=True,
+        help="Number of this server's first copy. Above 0 it implies --data-parallel-hybrid-lb.",
+    )
+    data_parallel_rank: int = option(
+        None,
+        kind=INT,
+        low=0,
+        aliases=("-dpn",),
+        auto="--data-parallel-start-rank",
+        local=True,
+        help="Number of the only copy that this server has; something else balances over servers.",
+    )
+    data_parallel_hybrid_lb: bool = option(
+        False,
+        folded=True,
+        aliases=("-dph",),
+        help="Every machine has a server for its --data-parallel-size-local copies, and something "
+        "else balances over machines.",
+    )
+    data_parallel_external_lb: bool = option(
+        False,
+        folded=True,
+        aliases=("-dpe",),
+        help="Every copy has a server, which --data-parallel-rank numbers.",
     )
     data_parallel_balance: str = option(
         "prefix-cache",
@@ -85,6 +124,11 @@ class ParallelConfig:
 
     # Arguments may have secrets, and are of one machine.
     ray: RayStart = field(default=WITHOUT_RAY, repr=False)
+
+    @property
+    def local_copy(self) -> int:
+        """Which of this machine's copies of the model an engine core has, from 0."""
+        return self.data_parallel_rank - self.data_parallel_start_rank
 
     @property
     def is_externally_launched(self) -> bool:

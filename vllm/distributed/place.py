@@ -13,7 +13,7 @@ class Place:
 
     rank: int  # among the ranks of one executor
     world_size: int
-    local_rank: int  # among the ranks of its machine
+    local_rank: int  # among the ranks of its machine, those of other copies of the model too
     tp: Group = SINGLE
     pp: Group = SINGLE
     dp: Group = SINGLE
@@ -22,7 +22,7 @@ class Place:
     memory: str = ""  # a path to memory that the ranks of `tp` share; "" where they share none
     device: int = -1  # what the platform has set aside for it on its machine; -1: nothing
     node: int = 0  # the machine it runs on, among those of the executor
-    local_size: int = 1  # ranks of the executor on its machine
+    local_size: int = 1  # ranks on its machine, of all copies
     address: str = ""  # of its machine, as other ranks reach it; "" where gloo may choose
 
     def __post_init__(self) -> None:
@@ -45,11 +45,16 @@ ALONE = Place(rank=0, world_size=1, local_rank=0)
 
 
 def make_places(
-    tensor_parallel_size: int, pipeline_parallel_size: int = 1, num_nodes: int = 1
+    tensor_parallel_size: int,
+    pipeline_parallel_size: int = 1,
+    num_nodes: int = 1,
+    copy: int = 0,
+    num_copies: int = 1,
 ) -> list[Place]:
     """The places of all ranks of an executor, by rank: stage after stage, and node after node.
 
-    `num_nodes` divides the number of ranks.
+    `num_nodes` divides the number of ranks. `copy`: which of the `num_copies` of the model on every
+    machine these ranks compute.
     """
     world_size = tensor_parallel_size * pipeline_parallel_size
     ranks_per_node, rest = divmod(world_size, num_nodes)
@@ -62,11 +67,11 @@ def make_places(
             Place(
                 rank=rank,
                 world_size=world_size,
-                local_rank=local_rank,
+                local_rank=copy * ranks_per_node + local_rank,
                 tp=Group(share, tensor_parallel_size),
                 pp=Group(stage, pipeline_parallel_size),
                 node=node,
-                local_size=ranks_per_node,
+                local_size=num_copies * ranks_per_node,
             )
         )
     return places

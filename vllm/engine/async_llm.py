@@ -16,8 +16,9 @@ from typing_extensions import Self
 from vllm.beam_search import beam_search_async, request_output, rounds
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
-from vllm.engine.client import EngineClient, ProcessClient
-from vllm.engine.front_end import FrontEnd, raise_rejection, value_of
+from vllm.engine.client import EngineClient
+from vllm.engine.clients import process_client
+from vllm.engine.front_end import FrontEnd, raise_rejection, values_of
 from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.output_stream import OutputStream
 from vllm.engine.processor import ProcessedRequest
@@ -87,7 +88,7 @@ class AsyncLLM:
                 "--distributed-executor-backend external_launcher: the engine runs in the "
                 "processes that torchrun has started. Use LLM or LLMEngine, or another backend."
             )
-        client = ProcessClient(vllm_config, wait=False)
+        client = process_client(vllm_config, wait=False)
         try:
             engine = cls.from_client(vllm_config, client)
             meanwhile()
@@ -353,20 +354,21 @@ class AsyncLLM:
 
     # -- control plane ----------------------------------------------------------------------------
 
-    async def call(self, method: str, *args: Any) -> Any:
-        """Run a control-plane method of the engine core, after the requests sent so far."""
+    async def call(self, method: str, *args: Any) -> list[Any]:
+        """Run a control-plane method of the cores, after the requests sent so far; returns what it
+        returned, by core."""
         loop = self._start()
         future = loop.create_future()
         call_id = self._front.call(method, args)
         self._calls[call_id] = future
         try:
-            return value_of(await future)
+            return values_of(await future)
         finally:
             del self._calls[call_id]
 
     async def reset_prefix_cache(self, device: Any = None) -> bool:
         """Forget cached prefixes; False while requests hold blocks. There is one `device`."""
-        return bool(await self.call("reset_prefix_cache"))
+        return all(await self.call("reset_prefix_cache"))
 
     async def collective_rpc(
         self,
@@ -383,14 +385,14 @@ class AsyncLLM:
         """
         called = self.call("collective_rpc", with_keywords(method, kwargs), *args)
         try:
-            result: list[Any] = await asyncio.wait_for(called, timeout)
+            by_core = await asyncio.wait_for(called, timeout)
         except asyncio.TimeoutError:  # on Python 3.10 not yet the built-in one
             raise TimeoutError(f"collective_rpc took more than {timeout} s") from None
-        return result
+        return list(itertools.chain.from_iterable(by_core))
 
     async def launch_shapes(self) -> list[ShapeUsage]:
         """What became of every prepared shape; [] on devices that prepare none."""
-        if not self.client.ready.counts_shapes:
+        if not self.client.cores[0].counts_shapes:
             return []
         return msgspec.convert(await self.call("launch_shapes"), list[ShapeUsage])
 
@@ -476,9 +478,10 @@ class AsyncLLM:
             logger.error("The engine is dead: %s", message)
             self._fail(message)
         elif isinstance(message, CallResult):
+            results = self._front.answered(message)
             future = self._calls.get(message.call_id)
-            if future is not None and not future.done():
-                future.set_result(message)
+            if results is not None and future is not None and not future.done():
+                future.set_result(results)
 
     def _fail(self, error: EngineDeadError) -> None:
         """Tell everybody. From now on everything raises `error`."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
-import multiprocessing.util  # its exit hook joins children: it must be registered before ours
-import os
+import multiprocessing.util  # noqa: F401 - its exit hook joins children: it must come before ours
 import queue
-import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.context import SpawnProcess
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from vllm.config.vllm import VllmConfig
-from vllm.engine.addresses import Addresses
-from vllm.engine.core_process import CoreMaker, core_main, make_engine_core
-from vllm.engine.early_core import CORE_NAME, take
+from vllm.engine.addresses import Addresses, CoreAddress
+from vllm.engine.core_handle import (
+    PATIENCE_S,
+    START_PATIENCE_S,
+    CoreProcess,
+    end_all,
+    start_error,
+)
+from vllm.engine.core_process import CoreMaker, make_engine_core
 from vllm.engine.front_link import FrontLink
-from vllm.engine.heartbeat import OwnPulse, ProcessPulse, Pulse, make_file
+from vllm.engine.heartbeat import OwnPulse, Pulse
 from vllm.engine.scratch import Scratch
-from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
-from vllm.logger import init_logger
+from vllm.errors import EngineDeadError
 from vllm.messages.engine import (
     CallResult,
     EngineDead,
@@ -32,21 +33,19 @@ from vllm.messages.engine import (
     ToEngine,
 )
 from vllm.utils.open_files import need_open_files
-from vllm.utils.spawning import IMPORTED, IMPORTED_EXIT, refuse_while_imported, undisturbed
-
-logger = init_logger(__name__)
-
-PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
-START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
-START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
+from vllm.utils.spawning import refuse_while_imported
 
 
 class EngineClient(Protocol):
     """One thread may send and another receive."""
 
-    ready: EngineReady
+    cores: Sequence[EngineReady]  # what each of them measured, by number
     is_remote: bool  # messages are encoded: functions cannot be sent
-    pulse: Pulse  # of the core
+
+    @property
+    def pulse(self) -> Pulse:
+        """Signs of life of the cores."""
+        ...
 
     def send(self, message: ToEngine) -> None: ...
 
@@ -79,9 +78,9 @@ class InProcessClient:
         self._answers: list[CallResult] = []
         self._dead: EngineDeadError | None = None
         self.core = (make_core or make_engine_core)(config)
-        self.ready = self.core.ready
+        self.cores: Sequence[EngineReady] = (self.core.ready,)
         self._stopped = False
-        self._at_exit = _stop_at_exit(self)
+        self._at_exit = stop_at_exit(self)
 
     def __del__(self) -> None:
         self.stop()
@@ -141,6 +140,13 @@ class InProcessClient:
             raise self._dead from error
 
 
+class LivingCore(NamedTuple):
+    """A core that is up."""
+
+    address: CoreAddress
+    ready: EngineReady
+
+
 class ProcessClient:
     """Runs the core in a spawned process, over sockets in a directory of ours.
 
@@ -148,8 +154,6 @@ class ProcessClient:
     """
 
     is_remote = True
-
-    ready: EngineReady
 
     def __init__(
         self,
@@ -167,18 +171,16 @@ class ProcessClient:
         need_open_files()
         self._scratch = Scratch()
         self.directory = self._scratch.path
-        make_file(self.directory)
-        self.addresses = Addresses(
-            self.directory,
-            f"ipc://{self.directory}/to-core",
-            tuple(f"ipc://{self.directory}/from-core-{i}" for i in range(1 + num_others)),
-        )
+        self.addresses = Addresses.of(self.directory, 1 + num_others)
+        address = CoreAddress(self.directory)
         self._link = FrontLink(self.addresses, 0)
-        self._at_exit = _stop_at_exit(self)
-        self._process = _start(make_core or make_engine_core, config, self.addresses)
+        self._link.connect(address)
+        self._at_exit = stop_at_exit(self)
+        self._core = CoreProcess(make_core or make_engine_core, config, self.addresses, address)
         self._stopped = False
-        self.pulse: Pulse = ProcessPulse(self.directory, self.pid)
-        self._link.watch(self._process.sentinel)
+        self.pulse: Pulse = self._core.pulse
+        self.cores: Sequence[EngineReady] = ()  # once it is up
+        self._link.watch(self._core.sentinel)
         if wait:
             self.wait_until_ready()
 
@@ -187,14 +189,18 @@ class ProcessClient:
 
     @property
     def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
+        return self._core.pid
+
+    @property
+    def living_cores(self) -> Sequence[LivingCore]:
+        """What other front ends need to attach themselves."""
+        return [LivingCore(self._core.address, *self.cores)]
 
     def send(self, message: ToEngine) -> None:
         self._link.send(message)
 
     def receive(self) -> FromEngine | None:
-        return _unless_dead(self._next())
+        return unless_dead(self._next())
 
     def settle(self) -> None:
         """The core goes on by itself."""
@@ -202,28 +208,26 @@ class ProcessClient:
     def stop(self) -> None:
         if not self._stopped:
             self.send(Shutdown())
-            self._end((self._process.terminate, self._process.kill), PATIENCE_S)
+            self._end(PATIENCE_S)
 
     def close(self) -> None:
         self._link.close()
 
-    def _end(self, escalation: Sequence[Callable[[], None]], patience_s: float) -> None:
+    def _end(self, patience_s: float) -> None:
         was_running, self._stopped = not self._stopped, True
         atexit.unregister(self._at_exit)
         self._scratch.remove()
-        if not was_running:
-            return
-        for escalate in escalation:
-            self._process.join(patience_s)
-            if not self._process.is_alive():
-                return
-            escalate()
-        self._process.join()
+        if was_running:
+            end_all([self._core], patience_s)
 
     def wait_until_ready(self) -> None:
         """Before anything is received. Raises as the constructor does, and gives up the core."""
         try:
-            self.ready = self._first_word()
+            first = self._next()
+            if isinstance(first, EngineDead):
+                raise start_error(first)
+            assert isinstance(first, EngineReady), first
+            self.cores = (first,)
         except BaseException:
             self.abandon()
             raise
@@ -231,123 +235,24 @@ class ProcessClient:
     def abandon(self) -> None:
         """End a core that is not up yet."""
         # A core that failed ends by itself; killed, it would leave semaphores behind.
-        self._end((self._process.terminate, self._process.kill), START_PATIENCE_S)
+        self._end(START_PATIENCE_S)
         self.close()
 
-    def _first_word(self) -> EngineReady:
-        first = self._next()
-        if isinstance(first, EngineDead):
-            known = START_ERRORS.get(first.kind)
-            if known is not None:
-                raise known(first.error)
-            raise EngineDeadError(f"the engine core did not start: {first.error}")
-        assert isinstance(first, EngineReady), first
-        return first
-
     def _next(self) -> FromEngine | None:
-        message = self._link.receive()
+        message = self._link.receive().message
         if message is not None or self._stopped:
             return message
-        self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
-        if self._process.exitcode == IMPORTED_EXIT:
-            raise ConfigError(IMPORTED)
-        raise EngineDeadError(self._obituary())
-
-    def _obituary(self) -> str:
-        code = self._process.exitcode
-        if code is None:
-            how = "closed its sockets"
-        elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-        else:
-            how = f"ended with exit code {code}"
-        return f"the engine core (process {self._process.pid}) {how}"
+        raise EngineDeadError(self._core.how_it_ended())
 
 
-def _start(make_core: CoreMaker, config: VllmConfig, addresses: Addresses) -> SpawnProcess:
-    """The process of a core: one that waits for it, or a new one."""
-    early = take()
-    if early is not None:
-        early.order(core_main, make_core, config, addresses)
-        return early.process
-    # Not a daemon: a daemon may not have children, and the ranks are the core's.
-    process = multiprocessing.get_context("spawn").Process(
-        target=core_main, args=(make_core, config, addresses), name=CORE_NAME
-    )
-    with undisturbed():
-        process.start()
-    return process
-
-
-class Attachment(NamedTuple):
-    """What one more front end, in a process of its own, needs to use a core."""
-
-    addresses: Addresses
-    front_end: int  # from 1: 0 is the one that started the core
-    pid: int  # of the core
-    ready: EngineReady
-
-
-class AttachedClient:
-    """Uses a core that another process of ours started, and ends."""
-
-    is_remote = True
-
-    def __init__(self, attachment: Attachment) -> None:
-        """Raises EngineDeadError."""
-        self.ready = attachment.ready
-        self._pid = attachment.pid
-        self._stopped = False
-        try:
-            self.pulse: Pulse = ProcessPulse(attachment.addresses.directory, attachment.pid)
-        except FileNotFoundError:
-            raise EngineDeadError(self._obituary()) from None
-        self._wake_reader, self._wake_writer = os.pipe()
-        self._link = FrontLink(attachment.addresses, attachment.front_end)
-        try:
-            self._core_fd = os.pidfd_open(attachment.pid)
-        except OSError:
-            self._link.close()
-            raise EngineDeadError(self._obituary()) from None
-        self._link.watch(self._core_fd, self._wake_reader)
-
-    def send(self, message: ToEngine) -> None:
-        self._link.send(message)
-
-    def receive(self) -> FromEngine | None:
-        message = _unless_dead(self._link.receive())
-        # The first message of a core comes to each front end.
-        while isinstance(message, EngineReady):
-            message = _unless_dead(self._link.receive())
-        if message is None and not self._stopped:
-            raise EngineDeadError(self._obituary())
-        return message
-
-    def settle(self) -> None:
-        """The core goes on by itself."""
-
-    def stop(self) -> None:
-        """Leave the core: it goes on for the others."""
-        if not self._stopped:
-            self._stopped = True
-            os.write(self._wake_writer, b"\0")
-
-    def close(self) -> None:
-        self._link.close()
-        for fd in (self._wake_reader, self._wake_writer, self._core_fd):
-            os.close(fd)
-
-    def _obituary(self) -> str:
-        return f"the engine core (process {self._pid}) is gone"
-
-
-def _unless_dead(message: FromEngine | None) -> FromEngine | None:
+def unless_dead(message: FromEngine | None) -> FromEngine | None:
+    """`message`; raises EngineDeadError if it is the last one of a core."""
     if isinstance(message, EngineDead):
         raise EngineDeadError(f"the engine core failed: {message.error}")
     return message
 
 
-def _stop_at_exit(client: EngineClient) -> Callable[[], None]:
+def stop_at_exit(client: EngineClient) -> Callable[[], None]:
     """At exit multiprocessing waits for children that are no daemons: end the core before."""
     reference = weakref.ref(client)
 

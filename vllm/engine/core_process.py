@@ -17,7 +17,7 @@ import zmq
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine import scratch
-from vllm.engine.addresses import Addresses
+from vllm.engine.addresses import TAG, Addresses, CoreAddress
 from vllm.engine.heartbeat import start_heart
 from vllm.engine.routes import make_routes, refusal_of
 from vllm.errors import ConfigError, LoadError, NotAvailable
@@ -63,15 +63,18 @@ def make_engine_core(config: VllmConfig) -> Core:
     return EngineCore(config)
 
 
-def core_main(make_core: CoreMaker, config: VllmConfig, addresses: Addresses) -> None:
+def core_main(
+    make_core: CoreMaker, config: VllmConfig, addresses: Addresses, own: CoreAddress
+) -> None:
     """Run an engine core until told to shut down, or until the front end is gone."""
     # Ctrl-C reaches the whole terminal; the front end decides what it means for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
     begin_process()
-    tag_process("core")
-    start_heart(addresses.directory)
-    link = CoreLink(addresses)
+    has_others = config.parallel.data_parallel_size > 1
+    tag_process(f"core {config.parallel.data_parallel_rank}" if has_others else "core")
+    start_heart(own.heartbeat)
+    link = CoreLink(addresses, own)
     end_with_parent(addresses.directory)
     try:
         _serve(make_core, config, link)
@@ -93,7 +96,7 @@ def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
     gc.freeze()
     routes = make_routes(link)
     try:
-        link.broadcast(core.ready)
+        link.broadcast(msgspec.structs.replace(core.ready, pid=os.getpid()))
         while True:
             if not core.has_work:
                 link.wait(on_idle=core.check_health)
@@ -133,14 +136,15 @@ def end_with_parent(directory: str) -> None:
 class CoreLink:
     """The core's end of the sockets. A message to it starts with its front end's index, a byte."""
 
-    def __init__(self, addresses: Addresses) -> None:
+    def __init__(self, addresses: Addresses, own: CoreAddress) -> None:
         self._encode = encoder().encode
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = decoder(ToEngine)
         self.stats = EngineStats()  # as last sent
+        self._tag = TAG.pack(own.number, own.life % 256)
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.set_hwm(0)
-        self._inbox.bind(addresses.to_core)
+        self._inbox.bind(own.to_core)
         self._outboxes = [self._context.socket(zmq.PUSH) for _ in addresses.from_core]
         for outbox, address in zip(self._outboxes, addresses.from_core, strict=True):
             outbox.set_hwm(0)  # a busy front end must not stop the core
@@ -153,7 +157,7 @@ class CoreLink:
     def send(self, message: FromEngine, front_end: int) -> None:
         if isinstance(message, StepUpdates):
             self.stats = message.stats
-        self._outboxes[front_end].send(self._encoded(message))
+        self._outboxes[front_end].send(self._tag + self._encoded(message))
 
     def _encoded(self, message: FromEngine) -> bytes:
         try:
@@ -166,7 +170,7 @@ class CoreLink:
             return self._encode(CallResult(message.call_id, error=f"NotAvailable: {text}"))
 
     def broadcast(self, message: FromEngine) -> None:
-        data = self._encode(message)
+        data = self._tag + self._encode(message)
         for outbox in self._outboxes:
             outbox.send(data)
 

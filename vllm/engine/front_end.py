@@ -53,6 +53,7 @@ class FrontEnd:
             self.set_tokenizer(model_tokenizer(config.model))
         self.stat_loggers: list[StatLogger] = []
         self._call_ids = itertools.count()
+        self._answers: dict[int, dict[int, CallResult]] = {}  # of open calls, by core
         self.tracer: RequestTracer | None = None
         if endpoint := config.observability.otlp_traces_endpoint:
             self.tracer = RequestTracer(endpoint, config.model.served_model_name[0])
@@ -117,7 +118,7 @@ class FrontEnd:
         if processed.to_abort:
             self.client.send(Abort(processed.to_abort))
         for stat_logger in self.stat_loggers:
-            stat_logger.record(step.stats, processed.iteration)
+            stat_logger.record(step.stats, processed.iteration, step.core)
         return processed.outputs
 
     def close(self) -> None:
@@ -140,7 +141,7 @@ class FrontEnd:
         )
 
     def call(self, method: str, args: Iterable[Any]) -> int:
-        """Start a control-plane call; returns the id its result will have."""
+        """Start a control-plane call of every core; returns the id its results will have."""
         arguments = list(args)
         if self.client.is_remote and any(map(callable, arguments)) and not functions.may_travel():
             raise NotAvailable(
@@ -149,8 +150,20 @@ class FrontEnd:
                 f"{functions.LEAVE}=1, with which functions travel as pickles."
             )
         call = Call(next(self._call_ids), method, arguments)
+        self._answers[call.call_id] = {}
         self.client.send(call)
         return call.call_id
+
+    def answered(self, result: CallResult) -> list[CallResult] | None:
+        """What every core has answered to a call, by core; None while an answer is missing."""
+        answers = self._answers.get(result.call_id)
+        if answers is None:
+            return None
+        answers[result.core] = result
+        if len(answers) < len(self.client.cores):
+            return None
+        del self._answers[result.call_id]
+        return [answers[core] for core in sorted(answers)]
 
 
 class IntervalLog:
@@ -178,7 +191,12 @@ def raise_rejection(output: RequestOutput) -> None:
             raise BadRequest(reason, reason.partition(":")[0])
 
 
-def value_of(result: CallResult) -> Any:
+def values_of(results: Iterable[CallResult]) -> list[Any]:
+    """What a call returned, by core. Raises what it raised, as `_value_of`."""
+    return [_value_of(result) for result in results]
+
+
+def _value_of(result: CallResult) -> Any:
     """Raises what the call raised, if it is an error a user can act on, else CallFailed."""
     if result.error is None:
         return result.value

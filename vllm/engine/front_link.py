@@ -1,59 +1,110 @@
-"""A front end's end of the sockets to its engine core."""
+"""A front end's end of the sockets to its engine cores."""
 
 from __future__ import annotations
 
-from typing import Final
+import threading
+import time
+from typing import Final, NamedTuple
 
 import msgspec
 import zmq
 
-from vllm.engine.addresses import Addresses
+from vllm.engine.addresses import TAG, Addresses, CoreAddress
 from vllm.messages.codec import decoder, encoder
 from vllm.messages.engine import FromEngine, ToEngine
 
-LAST_WORDS_MS: Final = 200  # for messages that a core sent just before it ended
+LAST_WORDS_S: Final = 0.2  # for messages that a core sent just before it ended
+MOST_WORDS_S: Final = 1.0  # the same, while other cores go on to send
+NO_CORE: Final = -1  # a watched file that is no core's
+
+
+class Arrival(NamedTuple):
+    core: int
+    message: FromEngine | None  # None: a file watched for the core is readable, so it has ended
+    life: int = 0
 
 
 class FrontLink:
-    """One thread may send and another receive."""
+    """One thread may send and another receive, and connect cores and watch files."""
 
     def __init__(self, addresses: Addresses, index: int) -> None:
         self._encode = encoder().encode
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = decoder(FromEngine)
         self._sender = bytes((index,))
         self._context = zmq.Context()
-        self._outbox = self._context.socket(zmq.PUSH)
-        self._inbox = self._context.socket(zmq.PULL)
-        self._poller = zmq.Poller()
-        for socket in (self._outbox, self._inbox):
-            socket.set_hwm(0)  # a slow core must not block those who send to it
-            socket.linger = 0
-        self._outbox.connect(addresses.to_core)
+        self._sending = threading.Lock()  # a core that is started again gets another socket
+        self._outboxes: dict[int, zmq.Socket[bytes]] = {}
+        self._inbox = self._socket(zmq.PULL)
         self._inbox.bind(addresses.from_core[index])
+        self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
+        self._watched: dict[int, int] = {}  # core by file
+        self._ended_s: dict[int, float] = {}  # by file: when it was seen to be readable
 
-    def watch(self, *fds: int) -> None:
-        """Let `receive` return when one of `fds` is readable."""
-        for fd in fds:
-            self._poller.register(fd, zmq.POLLIN | zmq.POLLERR)
+    def connect(self, core: CoreAddress) -> None:
+        """Send to this life of a core from now on."""
+        outbox = self._socket(zmq.PUSH)
+        outbox.connect(core.to_core)
+        with self._sending:
+            before = self._outboxes.get(core.number)
+            self._outboxes[core.number] = outbox
+            if before is not None:
+                before.close(linger=0)
 
-    def send(self, message: ToEngine) -> None:
-        """Never waits. Without a core it is lost, of which `receive` tells."""
+    def watch(self, fd: int, core: int = NO_CORE) -> None:
+        """Let `receive` tell, once, that `fd` is readable. A core has one file at a time."""
+        for other, of in list(self._watched.items()):
+            if of == core != NO_CORE:
+                del self._watched[other]
+                if self._ended_s.pop(other, None) is None:
+                    self._poller.unregister(other)
+        self._watched[fd] = core
+        self._poller.register(fd, zmq.POLLIN | zmq.POLLERR)
+
+    def send(self, message: ToEngine, core: int = 0) -> None:
+        """Never waits. Without a core it is lost, which `receive` reports."""
         data = self._encode(message)
-        if not self._outbox.closed:
-            self._outbox.send(self._sender + data, zmq.NOBLOCK)
+        with self._sending:
+            outbox = self._outboxes.get(core)
+            if outbox is not None and not outbox.closed:
+                outbox.send(self._sender + data, zmq.NOBLOCK)
 
-    def receive(self) -> FromEngine | None:
-        """The next message, waiting for it. None once a watched file is readable."""
-        ready = dict(self._poller.poll())
-        # The core may be gone with its last words still on the way.
-        if self._inbox not in ready and not self._inbox.poll(LAST_WORDS_MS):
-            return None
-        return self._decoder.decode(self._inbox.recv())
+    def receive(self) -> Arrival:
+        """The next message, or what has ended; waits for it."""
+        while True:
+            if not self._ended_s:
+                ready = dict(self._poller.poll())
+                for fd in ready.keys() & self._watched.keys():
+                    # The core may be gone with its last words still on the way.
+                    self._ended_s[fd] = time.monotonic()
+                    self._poller.unregister(fd)
+                if self._inbox in ready:
+                    return self._message()
+                continue
+            fd, since_s = min(self._ended_s.items(), key=lambda item: item[1])
+            passed_s = time.monotonic() - since_s
+            wait_ms = max(0, round((LAST_WORDS_S - passed_s) * 1000))
+            if passed_s < MOST_WORDS_S and self._inbox.poll(wait_ms):
+                return self._message()
+            del self._ended_s[fd]
+            return Arrival(self._watched.pop(fd), None)
 
     def close(self) -> None:
         """May be called again."""
-        if not self._outbox.closed:
-            self._outbox.close(linger=0)
+        with self._sending:
+            for outbox in self._outboxes.values():
+                outbox.close(linger=0)
+        if not self._inbox.closed:
             self._inbox.close(linger=0)
             self._context.term()
+
+    def _message(self) -> Arrival:
+        data = self._inbox.recv()
+        core, life = TAG.unpack_from(data)
+        return Arrival(core, self._decoder.decode(memoryview(data)[TAG.size :]), life)
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.set_hwm(0)  # a slow core must not block those who send to it
+        socket.linger = 0
+        return socket

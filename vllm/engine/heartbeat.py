@@ -1,4 +1,4 @@
-"""Signs of life of the core's process, which are no matter of how long its steps take.
+"""Signs of life of a core's process, which are no matter of how long its steps take.
 
 A thread of the core writes the time into a file that every front end has mapped. It stops when the
 process is stopped, or nothing in it runs any more; never while the core computes, compiles or waits
@@ -26,9 +26,9 @@ LOOK_S: Final = 0.1
 _TIME: Final = struct.Struct("=d")  # of time.monotonic(), which all processes share
 
 
-def start_heart(directory: str) -> None:
+def start_heart(path: str) -> None:
     """In the core's process."""
-    memory = _mapped(directory)
+    memory = _mapped(path)
 
     def beat() -> None:
         while True:
@@ -59,10 +59,10 @@ class OwnPulse:
 
 
 class ProcessPulse:
-    def __init__(self, directory: str, pid: int, limit_s: float = LIMIT_S) -> None:
+    def __init__(self, path: str, pid: int, limit_s: float = LIMIT_S) -> None:
         self.pid = pid
         self.limit_s = limit_s
-        self._memory = _mapped(directory)
+        self._memory = _mapped(path)
         self._is_told = False
 
     def silence_s(self) -> float:
@@ -94,16 +94,12 @@ class ProcessPulse:
         return False
 
 
-def make_file(directory: str) -> None:
+def make_file(path: str) -> None:
     """Before the core is started, which counts as its first sign of life."""
-    with open(_path(directory), "xb") as file:
+    with open(path, "xb") as file:
         file.write(_TIME.pack(time.monotonic()))
 
 
-def _path(directory: str) -> str:
-    return f"{directory}/heartbeat"
-
-
-def _mapped(directory: str) -> mmap.mmap:
-    with open(_path(directory), "r+b") as file:
+def _mapped(path: str) -> mmap.mmap:
+    with open(path, "r+b") as file:
         return mmap.mmap(file.fileno(), _TIME.size)

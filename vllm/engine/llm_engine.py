@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ from typing_extensions import Self
 from vllm import envs
 from vllm.config.vllm import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
-from vllm.engine.client import EngineClient, InProcessClient, ProcessClient
-from vllm.engine.front_end import FrontEnd, value_of
+from vllm.engine.client import EngineClient, InProcessClient
+from vllm.engine.clients import process_client
+from vllm.engine.front_end import FrontEnd, values_of
 from vllm.engine.older_arguments import refuse, with_keywords
 from vllm.engine.processor import ProcessedRequest, Processor
 from vllm.errors import ConfigError, EngineDeadError, NotAvailable
@@ -43,7 +45,7 @@ class LLMEngine:
         self.front = FrontEnd(config, client)
         self.metrics: PrometheusStats | None = None  # None: nobody keeps any
         self._steps: deque[StepUpdates] = deque()
-        self._results: dict[int, CallResult] = {}
+        self._results: dict[int, list[CallResult]] = {}
 
     @classmethod
     def from_vllm_config(
@@ -66,11 +68,13 @@ class LLMEngine:
                 "external_launcher: the engine runs in the processes that torchrun has started. "
                 "Unset the variable, or set it to 0."
             )
-        make_client = ProcessClient if is_remote else InProcessClient
-        engine = cls(vllm_config, make_client(vllm_config))
+        # Each copy of the model computes in a process of its own, or one would wait for the other.
+        is_remote = is_remote or vllm_config.parallel.data_parallel_size_local > 1
+        client = process_client(vllm_config) if is_remote else InProcessClient(vllm_config)
+        engine = cls(vllm_config, client)
         engine.front.log_statistics()
         if not vllm_config.observability.disable_log_stats:
-            engine.metrics = PrometheusStats.of(vllm_config, engine.client.ready)
+            engine.metrics = PrometheusStats.of(vllm_config, engine.client.cores[0])
             engine.add_stat_logger(engine.metrics)
         return engine
 
@@ -118,7 +122,7 @@ class LLMEngine:
                 "this engine keeps no metrics: construct it with disable_log_stats=False, which "
                 "for LLM is not the default"
             )
-        if self.client.ready.counts_shapes:
+        if self.client.cores[0].counts_shapes:
             shapes = msgspec.convert(self.call("launch_shapes"), list[ShapeUsage])
             self.metrics.shapes.show(shapes)
         return read_metrics(self.metrics.registry)
@@ -182,12 +186,13 @@ class LLMEngine:
         if not self.has_unfinished_requests():
             self.client.settle()
 
-    def call(self, method: str, *args: Any) -> Any:
-        """Run a control-plane method of the core, after the messages sent so far."""
+    def call(self, method: str, *args: Any) -> list[Any]:
+        """Run a control-plane method of the cores, after the messages sent so far; returns what it
+        returned, by core."""
         call_id = self.front.call(method, args)
         while call_id not in self._results:
             self._receive()
-        return value_of(self._results.pop(call_id))
+        return values_of(self._results.pop(call_id))
 
     def collective_rpc(
         self,
@@ -199,8 +204,8 @@ class LLMEngine:
         """As LLM.collective_rpc."""
         if timeout is not None:
             raise NotAvailable("collective_rpc has no timeout; leave it out", "timeout")
-        result: list[Any] = self.call("collective_rpc", with_keywords(method, kwargs), *args)
-        return result
+        by_core = self.call("collective_rpc", with_keywords(method, kwargs), *args)
+        return list(itertools.chain.from_iterable(by_core))
 
     def apply_model(self, func: Callable[[nn.Module], Any]) -> list[Any]:
         """Call `func` with each rank's model; returns what each call returned."""
@@ -212,7 +217,7 @@ class LLMEngine:
 
     def reset_prefix_cache(self, device: Any = None) -> bool:
         """Forget cached prefixes; False while requests hold blocks. There is one `device`."""
-        return bool(self.call("reset_prefix_cache"))
+        return all(self.call("reset_prefix_cache"))
 
     def start_profile(self) -> None:
         """Start the torch profiler. Raises NotAvailable without VLLM_TORCH_PROFILER_DIR."""
@@ -236,7 +241,9 @@ class LLMEngine:
         if message is None:
             raise EngineDeadError("the engine was shut down")
         if isinstance(message, CallResult):
-            self._results[message.call_id] = message
+            results = self.front.answered(message)
+            if results is not None:
+                self._results[message.call_id] = results
         else:
             assert isinstance(message, StepUpdates), message
             self._steps.append(message)

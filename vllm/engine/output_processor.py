@@ -46,6 +46,7 @@ class OutputSequence:
         "num_sent",
         "queue_s",
         "request",
+        "seats",
         "slot",
         "stop_reason",
         "text",
@@ -66,7 +67,8 @@ class OutputSequence:
         self.queue_s = 0.0
         self.first_token_s = 0.0  # time.monotonic(); 0: there is none yet
         self.last_token_s = 0.0
-        self.slot = 0  # in the core, as far as it was said
+        self.slot = 0  # in its core, as far as it was said
+        self.seats: Seats[OutputSequence] | None = None  # of its core, with the first slot
 
     @property
     def is_quiet(self) -> bool:
@@ -244,7 +246,7 @@ class OutputProcessor:
         self.stream_interval = stream_interval
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
-        self._seats: Seats[OutputSequence] = Seats()
+        self._seats: list[Seats[OutputSequence]] = []  # by core
         self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
         self._calls: list[FinishedCall] = []  # likewise
         self.on_finished: Callable[[OpenRequest], None] = _ignore
@@ -277,10 +279,11 @@ class OutputProcessor:
         result.iteration.finished, self._aborted = self._aborted, []
         result.iteration.calls, self._calls = self._calls, []
         changed: dict[OpenRequest, list[OutputSequence]] = {}
+        seats = self._seats_of(step.core)
         for update in step.updates:
             sequence = self._sequences.get(update.request_id)
             if update.slot:
-                self._seat(update.slot, sequence, step.time_s)
+                self._seat(seats, update.slot, sequence, step.time_s)
             if sequence is None:
                 continue
             self._catch_up(sequence)
@@ -299,6 +302,11 @@ class OutputProcessor:
                 result.outputs.append(output)
         return result
 
+    def _seats_of(self, core: int) -> Seats[OutputSequence]:
+        while core >= len(self._seats):
+            self._seats.append(Seats())
+        return self._seats[core]
+
     def _process_tokens(
         self,
         step: StepUpdates,
@@ -306,7 +314,7 @@ class OutputProcessor:
         changed: dict[OpenRequest, list[OutputSequence]],
     ) -> None:
         """Tokens of requests to which nothing else happened."""
-        seats, now_s = self._seats, step.time_s
+        seats, now_s = self._seats_of(step.core), step.time_s
         slots, token_ids = step.slots, step.token_ids
         is_taken = seats.is_taken[slots]
         if not is_taken.all():
@@ -336,25 +344,34 @@ class OutputProcessor:
                 continue
             changed.setdefault(request, []).append(sequence)
 
-    def _seat(self, slot: int, sequence: OutputSequence | None, now_s: float) -> None:
-        """`sequence`, None for one of which nobody wants to hear, has the slot now."""
-        if slot < len(self._seats.sequences):
-            before = self._seats.sequences[slot]
+    def _seat(
+        self,
+        seats: Seats[OutputSequence],
+        slot: int,
+        sequence: OutputSequence | None,
+        now_s: float,
+    ) -> None:
+        """`sequence`, None for one that has ended here, has the slot now."""
+        if slot < len(seats.sequences):
+            before = seats.sequences[slot]
             if before is not None:
                 self._catch_up(before)
-        if sequence is not None and sequence.slot:
-            self._catch_up(sequence)
-            if sequence.slot != slot:
-                self._seats.put(sequence.slot, None, now_s)
-        self._seats.put(slot, sequence, now_s)
+        if sequence is not None:
+            sequence.seats = seats
+            if sequence.slot:
+                self._catch_up(sequence)
+                if sequence.slot != slot:
+                    seats.put(sequence.slot, None, now_s)
+        seats.put(slot, sequence, now_s)
 
     def _catch_up(self, sequence: OutputSequence) -> None:
         """Take the tokens that have gathered while nobody asked."""
-        if not sequence.slot:
+        seats = sequence.seats
+        if seats is None or not sequence.slot:
             return
-        token_ids = self._seats.take(sequence.slot)
+        token_ids = seats.take(sequence.slot)
         if token_ids:
-            last_s = float(self._seats.last_token_s[sequence.slot])
+            last_s = float(seats.last_token_s[sequence.slot])
             sequence.take_tokens(token_ids, last_s)
             sequence.request.metrics.last_token_time = last_s + self._epoch_s
 
@@ -427,8 +444,8 @@ class OutputProcessor:
         assert sequence.finish_reason is not None
         request = sequence.request
         del self._sequences[sequence.id]
-        if sequence.slot:
-            self._seats.put(sequence.slot, None, now_s)
+        if sequence.seats is not None and sequence.slot:
+            sequence.seats.put(sequence.slot, None, now_s)
         if request.is_finished:
             del self.requests[request.id]
             request.metrics.finished_time = now_s + self._epoch_s

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vllm.config import legacy, unavailable, unavailable_variables
 from vllm.config.cache import CacheConfig
 from vllm.config.checks import cross_check
+from vllm.config.copies import decide_copies
 from vllm.config.device import DeviceConfig
 from vllm.config.draft import Draft
 from vllm.config.load import LoadConfig
@@ -86,6 +87,7 @@ def _checked(arguments: Mapping[str, Any], env: Environment) -> dict[str, Any]:
 
 def _parallel(draft: Draft) -> ParallelConfig:
     fields = draft.of(ParallelConfig)
+    decide_copies(fields)
     asked = fields["distributed_executor_backend"]
     config = ParallelConfig(**fields)
     if config.is_externally_launched:

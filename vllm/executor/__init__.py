@@ -39,7 +39,8 @@ def _in_process(config: VllmConfig) -> Executor:
     from vllm.worker.worker import Worker
 
     in_process = ThreadedExecutor if config.scheduler.pipeline_depth > 1 else InlineExecutor
-    return in_process(config, Worker, _devices(config))
+    (place,) = _places(config)
+    return in_process(config, Worker, _devices(config), place)
 
 
 def _external(config: VllmConfig) -> Executor:
@@ -108,5 +109,9 @@ def _places(config: VllmConfig) -> list[Place]:
 
     parallel = config.parallel
     return make_places(
-        parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.nnodes
+        parallel.tensor_parallel_size,
+        parallel.pipeline_parallel_size,
+        parallel.nnodes,
+        parallel.local_copy,
+        parallel.data_parallel_size_local,
     )

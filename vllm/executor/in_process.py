@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from vllm.distributed.place import ALONE
+from vllm.distributed.place import ALONE, Place
 from vllm.executor.base import ExecutorDied, StepHandle
 from vllm.executor.control import Method, WorkerType, invoke
 from vllm.executor.ranks import SetAside, no_devices
@@ -27,16 +27,21 @@ class InlineExecutor:
     """Runs everything where it is called; `submit` returns when the device work is queued."""
 
     def __init__(
-        self, config: VllmConfig, worker_type: WorkerType, devices: SetAside = no_devices
+        self,
+        config: VllmConfig,
+        worker_type: WorkerType,
+        devices: SetAside = no_devices,
+        place: Place = ALONE,
     ) -> None:
         self._config = config
+        self._place = place
         self._worker_type = worker_type
         self._devices = devices
         self._closing = ExitStack()
 
     def start(self) -> list[WorkerFacts]:
         (device,) = self._closing.enter_context(self._devices([0]))
-        self._worker = self._worker_type(self._config, replace(ALONE, device=device))
+        self._worker = self._worker_type(self._config, replace(self._place, device=device))
         self._closing.callback(self._worker.close)
         self._worker.load()
         return [self._worker.facts()]
@@ -66,9 +71,13 @@ class ThreadedExecutor:
     """
 
     def __init__(
-        self, config: VllmConfig, worker_type: WorkerType, devices: SetAside = no_devices
+        self,
+        config: VllmConfig,
+        worker_type: WorkerType,
+        devices: SetAside = no_devices,
+        place: Place = ALONE,
     ) -> None:
-        self._inline = InlineExecutor(config, worker_type, devices)
+        self._inline = InlineExecutor(config, worker_type, devices, place)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rank-0")
         self._is_stopping = False
 

@@ -15,7 +15,6 @@ from vllm.messages.facts import RankMemory
 from vllm.messages.step import NO_ROWS, LogprobArrays
 from vllm.sampling_params import SamplingParams
 
-
 NEWS_BYTES: Final = 8  # enough to tell the blocks of a cache apart
 
 
@@ -131,6 +130,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     start_s: float
     ranks: tuple[RankMemory, ...] = ()  # by rank
     counts_shapes: bool = False  # the device prepares shapes, and `launch_shapes` tells of them
+    pid: int = 0  # of its process; 0: it runs in that of the front end
 
 
 class EngineDead(msgspec.Struct, frozen=True, tag=True):

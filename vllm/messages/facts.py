@@ -16,7 +16,7 @@ class WorkerFacts(msgspec.Struct, frozen=True):
     total_bytes: int  # of the device
     free_bytes: int  # after loading
     load_s: float
-    local_size: int = 1  # ranks of the engine on its machine
+    local_size: int = 1  # ranks on its machine, of all copies of the model
 
 
 class RankMemory(msgspec.Struct, frozen=True):

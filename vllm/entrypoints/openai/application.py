@@ -27,7 +27,7 @@ async def make_app(
 ) -> tuple[FastAPI, ServingContext]:
     """It listens to what the engine says of itself; `index` is that of this API server."""
     observability = config.observability
-    ready = engine.client.ready
+    ready = engine.client.cores[0]
     metrics = PrometheusStats.of(config, ready, counts_engine=index == 0)
     log_class = NoLogging if observability.disable_log_stats else LoggingStats
     log = log_class(observability.log_stats_interval_s)

@@ -15,8 +15,11 @@ from typing import Final, NamedTuple
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.async_llm import AsyncLLM
-from vllm.engine.client import AttachedClient, Attachment, ProcessClient
+from vllm.engine.attached import Attachment
+from vllm.engine.client import ProcessClient
+from vllm.engine.clients import attached_client, process_client
 from vllm.engine.core_process import end_with_parent
+from vllm.engine.own_replicas import OwnReplicas
 from vllm.entrypoints.openai.admission import SharedTally, Tallies
 from vllm.entrypoints.openai.announcement import announce
 from vllm.entrypoints.openai.application import make_app
@@ -64,7 +67,7 @@ def run_fleet(config: VllmConfig, options: ServerOptions, listener: Listener) ->
 
     Raises ConfigError, LoadError, EngineDeadError.
     """
-    client = ProcessClient(config, num_others=options.api_server_count)
+    client = process_client(config, num_others=options.api_server_count)
     fleet = Fleet(config, options, listener, client)
     listening = threading.Thread(target=fleet.watch_engine, name="engine-core", daemon=True)
     listening.start()
@@ -89,7 +92,7 @@ class Fleet:
         config: VllmConfig,
         options: ServerOptions,
         listener: Listener,
-        client: ProcessClient,
+        client: ProcessClient | OwnReplicas,
     ) -> None:
         self.config = config
         self.options = options
@@ -120,7 +123,7 @@ class Fleet:
         context = multiprocessing.get_context("spawn")
         reader, writer = context.Pipe(duplex=False)
         client = self.client
-        attachment = Attachment(client.addresses, front_end, client.pid, client.ready)
+        attachment = Attachment(client.addresses, front_end, tuple(client.living_cores))
         member = Member(attachment, self.options.api_server_count, client.directory)
         process = context.Process(
             target=member_main,
@@ -225,7 +228,7 @@ async def _serve(
     member: Member,
     started: Connection,
 ) -> None:
-    engine = AsyncLLM.from_client(config, AttachedClient(member.attachment))
+    engine = AsyncLLM.from_client(config, attached_client(config, member.attachment))
     try:
         await engine.check_health()
         app, context = await make_app(engine, config, options, member.tallies(), member.index)

@@ -91,7 +91,7 @@ def _facts(context: ServingContext) -> Facts:
         device=config.device.device,
         dtype=str(config.model.dtype).removeprefix("torch."),
         block_size=config.cache.block_size,
-        ranks=context.engine.client.ready.ranks,
+        ranks=context.engine.client.cores[0].ranks,
         has_chat_template=bool(context.chat_template or context.tokenizer.chat_template),
         needs_key=bool(context.options.api_key),
         max_logprobs=config.model.max_logprobs,

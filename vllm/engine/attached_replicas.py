@@ -1,0 +1,78 @@
+"""Cores of several copies of the model that another process of ours starts, and starts again."""
+
+from __future__ import annotations
+
+import os
+
+from vllm.config.vllm import VllmConfig
+from vllm.engine.addresses import CoreAddress
+from vllm.engine.attached import Attachment
+from vllm.engine.balance import make_balance
+from vllm.engine.front_link import FrontLink
+from vllm.engine.heartbeat import OwnPulse, ProcessPulse
+from vllm.engine.replicas import Replica, Replicas, State
+from vllm.messages.engine import EngineReady
+
+
+class AttachedReplicas(Replicas):
+    """Hears of a core that was started again from its first message, which every front end gets."""
+
+    def __init__(self, config: VllmConfig, attachment: Attachment) -> None:
+        link = FrontLink(attachment.addresses, attachment.front_end)
+        balance = make_balance(config, len(attachment.cores))
+        super().__init__(link, balance, config.parallel.data_parallel_start_rank)
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._link.watch(self._wake_reader)
+        self._pid_files: dict[int, int] = {}  # by core
+        self.cores = [living.ready for living in attachment.cores]
+        self._replicas = [
+            Replica(living.address, OwnPulse(), State.GONE) for living in attachment.cores
+        ]
+        for living in attachment.cores:
+            self._adopt(living.address, living.ready)
+
+    def stop(self) -> None:
+        """Leave the cores: they go on for the others."""
+        if not self._stopped:
+            self._stopped = True
+            os.write(self._wake_writer, b"\0")
+
+    def close(self) -> None:
+        super().close()
+        for fd in (self._wake_reader, self._wake_writer, *self._pid_files.values()):
+            os.close(fd)
+
+    def _adopt(self, address: CoreAddress, ready: EngineReady) -> None:
+        """Use a life of a core from now on, unless it has ended already."""
+        core = address.number
+        try:
+            pulse = ProcessPulse(address.heartbeat, ready.pid)
+            pid_file = os.pidfd_open(ready.pid)
+        except OSError:
+            return
+        self._link.connect(address)
+        self._link.watch(pid_file, core)
+        before = self._pid_files.get(core)
+        self._pid_files[core] = pid_file
+        if before is not None:
+            os.close(before)
+        with self._lock:
+            replica = self._replicas[core]
+            replica.address, replica.pulse, replica.is_silent = address, pulse, False
+            self._up(core, ready)
+
+    def _how_it_ended(self, core: int) -> str:
+        return f"{self.name(core)} (process {self.cores[core].pid}) is gone"
+
+    def _after_loss(self, core: int, was_up: bool) -> None:
+        """The process that has started the core starts it again."""
+
+    def _revive(self, core: int, life: int, ready: EngineReady) -> None:
+        address = self._replicas[core].address.next_life()
+        while address.life % 256 != life:
+            address = address.next_life()
+        if not os.path.exists(address.heartbeat):
+            return  # of a life before the one that is known
+        if self._replicas[core].state is not State.GONE:
+            self._lose(core)
+        self._adopt(address, ready)

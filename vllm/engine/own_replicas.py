@@ -1,0 +1,163 @@
+"""Cores of several copies of the model, started by this process and started again when they end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from vllm.config.vllm import VllmConfig
+from vllm.engine.addresses import Addresses, CoreAddress
+from vllm.engine.balance import make_balance
+from vllm.engine.client import LivingCore, stop_at_exit
+from vllm.engine.core_handle import (
+    PATIENCE_S,
+    START_PATIENCE_S,
+    CoreProcess,
+    end_all,
+    start_error,
+)
+from vllm.engine.core_process import CoreMaker, make_engine_core
+from vllm.engine.front_link import FrontLink
+from vllm.engine.replicas import Replica, Replicas, State
+from vllm.engine.scratch import Scratch
+from vllm.errors import EngineDeadError
+from vllm.logger import init_logger
+from vllm.messages.engine import EngineDead, EngineReady, Shutdown
+from vllm.utils.open_files import need_open_files
+from vllm.utils.spawning import refuse_while_imported
+
+logger = init_logger(__name__)
+
+MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
+
+
+class OwnReplicas(Replicas):
+    """Front end 0 of the cores; others attach themselves at the addresses after the first."""
+
+    def __init__(
+        self,
+        config: VllmConfig,
+        make_core: CoreMaker | None = None,
+        num_others: int = 0,
+        wait: bool = True,
+    ) -> None:
+        """Waits until all cores are up, or leaves that to a call of `wait_until_ready`.
+
+        Raises ConfigError, LoadError or EngineDeadError.
+        """
+        self._stopped = True  # until there is something to stop
+        refuse_while_imported()
+        need_open_files()
+        self._config = config
+        self._make_core = make_core or make_engine_core
+        self._scratch = Scratch()
+        self.directory = self._scratch.path
+        self.addresses = Addresses.of(self.directory, 1 + num_others)
+        parallel = config.parallel
+        num_cores = parallel.data_parallel_size_local
+        first = parallel.data_parallel_start_rank
+        link = FrontLink(self.addresses, 0)
+        super().__init__(link, make_balance(config, num_cores), first)
+        self._failed_starts = [0] * num_cores
+        self._processes: list[CoreProcess] = []
+        self._at_exit = stop_at_exit(self)
+        for number in range(num_cores):
+            process = self._start(CoreAddress(self.directory, number))
+            self._processes.append(process)
+            self._replicas.append(Replica(process.address, process.pulse, State.STARTING))
+        if wait:
+            self.wait_until_ready()
+
+    def __del__(self) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes, by core."""
+        return [process.pid for process in self._processes]
+
+    @property
+    def living_cores(self) -> Sequence[LivingCore]:
+        """What other front ends need to attach themselves."""
+        return [
+            LivingCore(replica.address, ready)
+            for replica, ready in zip(self._replicas, self.cores, strict=True)
+        ]
+
+    def wait_until_ready(self) -> None:
+        """Before anything is received. Raises as the constructor does, and gives up all cores."""
+        found: dict[int, EngineReady] = {}
+        try:
+            while len(found) < len(self._replicas):
+                core, message, _ = self._link.receive()
+                if isinstance(message, EngineDead):
+                    raise start_error(message)
+                if message is None:
+                    raise EngineDeadError(self._how_it_ended(core))
+                assert isinstance(message, EngineReady), message
+                found[core] = message
+                self._replicas[core].state = State.UP
+                logger.info("%s is up (%d of %d)", self.name(core), len(found), len(self._replicas))
+        except BaseException:
+            self.abandon()
+            raise
+        self.cores = [found[core] for core in sorted(found)]
+
+    def stop(self) -> None:
+        if not self._stopped:
+            self._end(PATIENCE_S)
+
+    def abandon(self) -> None:
+        """End cores that are not up yet."""
+        self._end(START_PATIENCE_S)
+        self.close()
+
+    def _start(self, address: CoreAddress) -> CoreProcess:
+        name = self.name(address.number)
+        self._link.connect(address)
+        process = CoreProcess(self._make_core, self._config, self.addresses, address, name)
+        self._link.watch(process.sentinel, address.number)
+        return process
+
+    def _end(self, patience_s: float) -> None:
+        was_running, self._stopped = not self._stopped, True
+        atexit.unregister(self._at_exit)
+        if was_running:
+            self.send(Shutdown())
+        self._scratch.remove()
+        end_all(self._processes, patience_s)
+
+    def _how_it_ended(self, core: int) -> str:
+        return self._processes[core].how_it_ended()
+
+    def _after_loss(self, core: int, was_up: bool) -> None:
+        self._failed_starts[core] = 0 if was_up else self._failed_starts[core] + 1
+        before = self._processes[core]
+        if self._failed_starts[core] == MOST_STARTS:
+            logger.error("%s is given up after %d starts", self.name(core), MOST_STARTS)
+            if all(count >= MOST_STARTS for count in self._failed_starts):
+                raise EngineDeadError("no engine core could be started again")
+            return
+        end_all([before])
+        for path in (before.address.heartbeat, before.address.to_core.removeprefix("ipc://")):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        began_s = time.monotonic()
+        process = self._processes[core] = self._start(before.address.next_life())
+        with self._lock:
+            replica = self._replicas[core]
+            replica.address, replica.pulse = process.address, process.pulse
+            replica.state, replica.is_silent = State.STARTING, False
+        logger.info(
+            "%s is started again (process %d, %.1f s)",
+            self.name(core),
+            process.pid,
+            time.monotonic() - began_s,
+        )
+
+    def _revive(self, core: int, life: int, ready: EngineReady) -> None:
+        """Only this process starts cores, and knows their lives."""

@@ -1,0 +1,282 @@
+"""Several engine cores behind one front end: each has a copy of the model, and caches of its own.
+
+A core that ends takes its own requests with it and no others.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from vllm.engine.addresses import CoreAddress
+from vllm.engine.balance import Balance
+from vllm.engine.front_link import NO_CORE, FrontLink
+from vllm.engine.heartbeat import Pulse
+from vllm.errors import EngineDeadError
+from vllm.logger import init_logger
+from vllm.messages.engine import (
+    Abort,
+    Call,
+    CallResult,
+    EngineDead,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    FromEngine,
+    RequestUpdate,
+    Shutdown,
+    StepUpdates,
+    ToEngine,
+)
+
+logger = init_logger(__name__)
+
+# Silence from which on a core gets no requests. It beats every second.
+SILENT_S: Final = 5.0
+
+
+class State(enum.Enum):
+    STARTING = enum.auto()  # takes messages, which wait for it
+    UP = enum.auto()
+    GONE = enum.auto()
+
+
+@dataclass(slots=True)
+class Replica:
+    """One core, as its front end sees it."""
+
+    address: CoreAddress
+    pulse: Pulse
+    state: State
+    is_silent: bool = False
+    last_words: str = ""  # the error that it ends with
+
+
+class Replicas(ABC):
+    """Implements EngineClient. Subclasses know how the cores are started.
+
+    Cores are numbered from 0; users see them numbered from `first`.
+    """
+
+    is_remote = True
+
+    def __init__(self, link: FrontLink, balance: Balance, first: int) -> None:
+        self.cores: Sequence[EngineReady] = ()
+        self._link = link
+        self._balance = balance
+        self._first = first
+        self._replicas: list[Replica] = []
+        self._stopped = False
+        # Of what sending and receiving both use.
+        self._lock = threading.Lock()
+        self._owners: dict[str, int] = {}  # core by request
+        self._open_calls: dict[int, set[int]] = {}  # cores that have not answered, by call
+        self._made_here: deque[FromEngine] = deque()  # what a core that is gone cannot say
+
+    @property
+    def pulse(self) -> Pulse:
+        return ReplicaPulse([replica.pulse for replica in self._replicas])
+
+    def name(self, core: int) -> str:
+        """For people."""
+        return f"engine core {self._first + core}"
+
+    # -- EngineClient -----------------------------------------------------------------------------
+
+    def send(self, message: ToEngine) -> None:
+        """Raises EngineDeadError if no core can take a request."""
+        with self._lock:
+            match message:
+                case EngineRequest():
+                    self._send_request(message)
+                case Abort(request_ids):
+                    for core, ids in self._by_owner(request_ids).items():
+                        self._link.send(Abort(ids), core)
+                case Call():
+                    self._send_call(message)
+                case Shutdown():
+                    self._send_all(message)
+
+    def receive(self) -> FromEngine | None:
+        while not self._made_here:
+            core, message, life = self._link.receive()
+            if message is None:
+                if self._stopped:
+                    return None
+                if core != NO_CORE:
+                    self._lose(core)
+                continue
+            if life != self._replicas[core].address.life % 256:
+                if isinstance(message, EngineReady):
+                    self._revive(core, life, message)
+                continue
+            if (taken := self._take(core, message)) is not None:
+                return taken
+        return self._made_here.popleft()
+
+    def settle(self) -> None:
+        """The cores go on by themselves."""
+
+    @abstractmethod
+    def stop(self) -> None: ...
+
+    def close(self) -> None:
+        self._link.close()
+
+    # -- cores that come and go -------------------------------------------------------------------
+
+    @abstractmethod
+    def _how_it_ended(self, core: int) -> str:
+        """For people: what became of a core whose process has ended."""
+
+    @abstractmethod
+    def _after_loss(self, core: int, was_up: bool) -> None:
+        """A core has ended; its requests have failed. Raises EngineDeadError if none is left."""
+
+    @abstractmethod
+    def _revive(self, core: int, life: int, ready: EngineReady) -> None:
+        """Another life of a core is up than the one that was known."""
+
+    def _lose(self, core: int) -> None:
+        replica = self._replicas[core]
+        was_up = replica.state is State.UP
+        why = self._how_it_ended(core)
+        if replica.last_words:
+            why += f": {replica.last_words}"
+        with self._lock:
+            replica.state, replica.last_words = State.GONE, ""
+            self._balance.restarted(core)
+            request_ids = [each for each, owner in self._owners.items() if owner == core]
+            logger.error("%s; requests that end with it: %d", why, len(request_ids))
+            self._fail_requests(core, request_ids, why)
+            for call_id, missing in self._open_calls.items():
+                if core in missing:
+                    missing.discard(core)
+                    self._made_here.append(CallResult(call_id, error=why, core=core))
+        self._after_loss(core, was_up)
+
+    def _fail_requests(self, core: int, request_ids: Iterable[str], why: str) -> None:
+        updates = [
+            RequestUpdate(request_id, [], finish_reason=FinishReason.ERROR, error=why)
+            for request_id in request_ids
+        ]
+        for update in updates:
+            del self._owners[update.request_id]
+        self._made_here.append(StepUpdates(updates, EngineStats(), time.monotonic(), core=core))
+
+    def _up(self, core: int, ready: EngineReady) -> None:
+        """A core takes requests from now on."""
+        self._replicas[core].state = State.UP
+        self.cores = [ready if i == core else each for i, each in enumerate(self.cores)]
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def _send_request(self, request: EngineRequest) -> None:
+        usable = self._usable() if request.core is None else self._reachable([request.core])
+        if not usable:
+            raise EngineDeadError(
+                f"{'every engine core' if request.core is None else self.name(request.core)} has "
+                "ended and is being started again. Send the request again later."
+            )
+        core, num_uncached = self._balance.choose(request, usable)
+        request = msgspec.structs.replace(request, num_uncached=num_uncached)
+        self._owners[request.request_id] = core
+        self._balance.sent(core, request)
+        self._link.send(request, core)
+
+    def _usable(self) -> list[int]:
+        """Cores that may get a request: the best there are."""
+        up = [core for core, each in enumerate(self._replicas) if each.state is State.UP]
+        lively = [core for core in up if not self._is_silent(core)]
+        return lively or up or self._reachable(range(len(self._replicas)))
+
+    def _reachable(self, cores: Iterable[int]) -> list[int]:
+        return [core for core in cores if self._replicas[core].state is not State.GONE]
+
+    def _is_silent(self, core: int) -> bool:
+        replica = self._replicas[core]
+        silence_s = replica.pulse.silence_s()
+        is_silent = silence_s > SILENT_S
+        if is_silent != replica.is_silent:
+            replica.is_silent = is_silent
+            if is_silent:
+                logger.warning(
+                    "%s has given no sign of life for %.0f s: new requests go to others, and those "
+                    "that it has wait",
+                    self.name(core),
+                    silence_s,
+                )
+            else:
+                logger.info("%s gives signs of life again", self.name(core))
+        return is_silent
+
+    def _by_owner(self, request_ids: Iterable[str]) -> dict[int, list[str]]:
+        by_core: dict[int, list[str]] = {}
+        for request_id in request_ids:
+            core = self._owners.get(request_id)
+            if core is not None:
+                by_core.setdefault(core, []).append(request_id)
+        return by_core
+
+    def _send_call(self, call: Call) -> None:
+        """Raises EngineDeadError if a core is gone: a call is of all of them."""
+        for core, replica in enumerate(self._replicas):
+            if replica.state is State.GONE:
+                raise EngineDeadError(
+                    f"{self.name(core)} has ended and is being started again. Try again later."
+                )
+        self._open_calls[call.call_id] = set(range(len(self._replicas)))
+        self._send_all(call)
+
+    def _send_all(self, message: ToEngine) -> None:
+        for core in range(len(self._replicas)):
+            self._link.send(message, core)
+
+    def _take(self, core: int, message: FromEngine) -> FromEngine | None:
+        """What a core says, for the front end if it is."""
+        match message:
+            case StepUpdates():
+                message.core = core
+                with self._lock:
+                    for update in message.updates:
+                        if update.finish_reason is not None:
+                            self._owners.pop(update.request_id, None)
+                    self._balance.heard(message)
+                return message
+            case CallResult(call_id):
+                with self._lock:
+                    missing = self._open_calls.get(call_id, set())
+                    missing.discard(core)
+                    if not missing:
+                        self._open_calls.pop(call_id, None)
+                return msgspec.structs.replace(message, core=core)
+            case EngineReady():
+                with self._lock:
+                    self._up(core, message)
+                logger.info("%s is up", self.name(core))
+            case EngineDead(error):
+                self._replicas[core].last_words = error
+        return None
+
+
+class ReplicaPulse:
+    """Of several cores: they hang when all do."""
+
+    def __init__(self, pulses: Sequence[Pulse]) -> None:
+        self._pulses = pulses
+
+    def silence_s(self) -> float:
+        """Of the liveliest core."""
+        return min(pulse.silence_s() for pulse in self._pulses)
+
+    async def has_stopped(self) -> bool:
+        return all([await pulse.has_stopped() for pulse in self._pulses])
