@@ -183,7 +183,7 @@ async def test_calls_are_answered_while_requests_run(
     llm, _ = threaded
     stream = llm.generate([5], deltas(max_tokens=900), "a")
     await anext(stream)
-    assert await llm.call("echo", 1, "b") == [1, "b"]
+    assert await llm.call("echo", 1, "b") == [[1, "b"]]
     assert await llm.reset_prefix_cache() is False
     with pytest.raises(NotAvailable):
         await llm.call("wash")
@@ -219,7 +219,7 @@ async def test_a_killed_core_process_ends_every_request(
     llm = AsyncLLM(config, client)
     try:
         assert await tokens_of(llm, "warm", deltas(max_tokens=3)) == [100, 101, 102]
-        assert await llm.call("echo", [1, 2]) == [[1, 2]]
+        assert await llm.call("echo", [1, 2]) == [[[1, 2]]]
         tasks = [
             asyncio.create_task(tokens_of(llm, f"r{i}", deltas(max_tokens=900))) for i in range(50)
         ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vllm.engine.addresses import Addresses
+from vllm.engine.addresses import Addresses, CoreAddress
 from vllm.engine.core_process import CoreLink
 from vllm.engine.front_link import FrontLink
 from vllm.engine.routes import STATS_S, ManyFrontEnds
@@ -99,13 +99,12 @@ class Wires:
     """A core's end and two front ends' ends, in one process."""
 
     def __init__(self, directory: Path) -> None:
-        addresses = Addresses(
-            str(directory),
-            f"ipc://{directory}/core",
-            (f"ipc://{directory}/f0", f"ipc://{directory}/f1"),
-        )
-        self.core = CoreLink(addresses)
+        addresses = Addresses.of(str(directory), 2)
+        address = CoreAddress(str(directory))
+        self.core = CoreLink(addresses, address)
         self.front_ends = [FrontLink(addresses, index) for index in range(2)]
+        for front_end in self.front_ends:
+            front_end.connect(address)
 
     def received(self, count: int) -> list[tuple[int, object]]:
         """By the core."""
@@ -130,16 +129,16 @@ def test_messages_bear_their_front_end_and_answers_reach_it(wires: Wires) -> Non
     assert wires.received(1) == [(1, Abort(["a"]))]
     wires.core.send(CallResult(1, "for 0"), 0)
     wires.core.send(CallResult(2, "for 1"), 1)
-    assert wires.front_ends[0].receive() == CallResult(1, "for 0")
-    assert wires.front_ends[1].receive() == CallResult(2, "for 1")
+    assert wires.front_ends[0].receive().message == CallResult(1, "for 0")
+    assert wires.front_ends[1].receive().message == CallResult(2, "for 1")
 
 
 def test_a_request_that_does_not_decode_is_answered_with_an_error(wires: Wires) -> None:
     wires.core.send(StepUpdates([], EngineStats(num_steps=9), 0.0), 1)
-    assert isinstance(wires.front_ends[1].receive(), StepUpdates)
+    assert isinstance(wires.front_ends[1].receive().message, StepUpdates)
     fields = msgspec.to_builtins(request("broken"))
     fields["prompt_token_ids"] = "no list"
-    outbox = wires.front_ends[1]._outbox
+    outbox = wires.front_ends[1]._outboxes[0]
     outbox.send(b"\x01" + encoder().encode(fields))
     outbox.send(b"\x01\xc1")  # says nothing at all
     outbox.send(b"")
@@ -147,12 +146,12 @@ def test_a_request_that_does_not_decode_is_answered_with_an_error(wires: Wires) 
     outbox.send(b"\x01" + encoder().encode({"type": "Call", "call_id": 3, "method": 5}))
     wires.front_ends[1].send(Abort(["b"]))
     assert wires.received(1) == [(1, Abort(["b"]))]
-    answer = wires.front_ends[1].receive()
+    answer = wires.front_ends[1].receive().message
     assert isinstance(answer, StepUpdates)
     assert answer.updates[0].request_id == "broken"
     assert answer.updates[0].finish_reason is FinishReason.ERROR
     assert answer.stats.num_steps == 9  # counters of monitors must not fall
-    result = wires.front_ends[1].receive()
+    result = wires.front_ends[1].receive().message
     assert isinstance(result, CallResult)
     assert result.call_id == 3 and result.error
 

@@ -26,14 +26,13 @@ LIMIT_S = 0.5
 
 @contextmanager
 def running(program: str, directory: Path) -> Iterator[ProcessPulse]:
-    make_file(str(directory))
-    process = subprocess.Popen(
-        [sys.executable, "-c", CORE + program, str(directory)], stdout=subprocess.PIPE
-    )
+    path = str(directory / "heartbeat")
+    make_file(path)
+    process = subprocess.Popen([sys.executable, "-c", CORE + program, path], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        yield ProcessPulse(str(directory), process.pid, LIMIT_S)
+        yield ProcessPulse(path, process.pid, LIMIT_S)
     finally:
         process.kill()
         process.communicate()

@@ -307,7 +307,7 @@ def test_a_failing_core_is_reported_and_stays_dead(engine: Engine) -> None:
 
 def test_calls_are_answered_between_steps(engine: Engine) -> None:
     engine.add_request("a", "x", params())
-    assert engine.call("num_requests") == 1
+    assert engine.call("num_requests") == [1]
     assert engine.reset_prefix_cache() is False
     assert engine.run()[-1].finished
     assert engine.reset_prefix_cache() is True

@@ -38,7 +38,7 @@ def tokens(llm: LLM) -> None:
         pings=llm.collective_rpc("ping"),
         default_group=[dist.get_rank(), dist.get_world_size()],
         preemptions=stats.num_preemptions,
-        num_ranks=len(llm.llm_engine.client.ready.ranks),
+        num_ranks=len(llm.llm_engine.client.cores[0].ranks),
     )
 
 

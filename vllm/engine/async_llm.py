@@ -220,17 +220,17 @@ class AsyncLLM:
         """Outputs of a request as they come; `prompt` in any form of vllm.inputs.
 
         `trace_headers` are those of the HTTP request that asked, for --otlp-traces-endpoint.
+        `data_parallel_rank`: the only copy of the model that may serve it.
         Ending the iteration early, by closing it or by cancelling the task, aborts the request.
         Raises BadRequest, EngineDeadError; NotAvailable for what REFUSED says more of.
         """
         refuse(
             lora_request=lora_request,
-            data_parallel_rank=data_parallel_rank or None,
             prompt_text=prompt_text,
             tokenization_kwargs=tokenization_kwargs or None,
         )
         request = await self._processed(
-            request_id, prompt, sampling_params, None, trace_headers, priority
+            request_id, prompt, sampling_params, None, trace_headers, priority, data_parallel_rank
         )
         stream = self._open(request)
         try:
@@ -262,12 +262,11 @@ class AsyncLLM:
         """
         refuse(
             lora_request=lora_request,
-            data_parallel_rank=data_parallel_rank or None,
             prompt_text=prompt_text,
             tokenization_kwargs=tokenization_kwargs or None,
         )
         request = await self._processed(
-            request_id, prompt, params, arrival_time, trace_headers, priority
+            request_id, prompt, params, arrival_time, trace_headers, priority, data_parallel_rank
         )
         stream = self._open(request)
         return RequestStream(
@@ -282,6 +281,7 @@ class AsyncLLM:
         arrival_time_s: float | None,
         trace_headers: Mapping[str, str] | None,
         priority: int,
+        data_parallel_rank: int | None,
     ) -> ProcessedRequest:
         if not request_id or not isinstance(request_id, str):
             raise BadRequest(
@@ -296,6 +296,7 @@ class AsyncLLM:
             priority=priority,
             arrival_time_s=arrival_time_s,
             trace_headers=trace_headers,
+            data_parallel_rank=data_parallel_rank,
         )
 
     async def beam_search(

@@ -8,7 +8,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import CoreAddress
 from vllm.engine.attached import Attachment
 from vllm.engine.balance import make_balance
-from vllm.engine.front_link import FrontLink
+from vllm.engine.front_link import FrontLink, is_readable
 from vllm.engine.heartbeat import OwnPulse, ProcessPulse
 from vllm.engine.replicas import Replica, Replicas, State
 from vllm.messages.engine import EngineReady
@@ -63,6 +63,9 @@ class AttachedReplicas(Replicas):
 
     def _how_it_ended(self, core: int) -> str:
         return f"{self.name(core)} (process {self.cores[core].pid}) is gone"
+
+    def _has_ended(self, core: int) -> bool:
+        return is_readable(self._pid_files[core])
 
     def _after_loss(self, core: int, was_up: bool) -> None:
         """The process that has started the core starts it again."""

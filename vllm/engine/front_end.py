@@ -47,7 +47,9 @@ class FrontEnd:
         self.config = config
         self.client = client
         self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.processor = Processor(config.model, None, config.scheduler.policy)
+        first = config.parallel.data_parallel_start_rank
+        copies = range(first, first + config.parallel.data_parallel_size_local)
+        self.processor = Processor(config.model, None, config.scheduler.policy, copies)
         self.output_processor = OutputProcessor(None, config.scheduler.stream_interval)
         if not config.model.skip_tokenizer_init:
             self.set_tokenizer(model_tokenizer(config.model))

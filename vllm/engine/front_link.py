@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from typing import Final, NamedTuple
@@ -108,3 +109,10 @@ class FrontLink:
         socket.set_hwm(0)  # a slow core must not block those who send to it
         socket.linger = 0
         return socket
+
+
+def is_readable(fd: int) -> bool:
+    """Whether a file is readable now."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

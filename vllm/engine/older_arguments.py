@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 REFUSED: Final[Mapping[str, str]] = {
     "lora_request": "LoRA adapters are not available yet; leave it out",
-    "data_parallel_rank": "there is one engine core; leave it out",
     "prompt_text": "a prompt of token ids brings its text with it, as "
     '{"prompt_token_ids": [...], "prompt": "..."}',
     "tokenization_kwargs": "encode the prompt yourself and give its token ids, or use "

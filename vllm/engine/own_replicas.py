@@ -21,7 +21,7 @@ from vllm.engine.core_handle import (
     start_error,
 )
 from vllm.engine.core_process import CoreMaker, make_engine_core
-from vllm.engine.front_link import FrontLink
+from vllm.engine.front_link import FrontLink, is_readable
 from vllm.engine.replicas import Replica, Replicas, State
 from vllm.engine.scratch import Scratch
 from vllm.errors import EngineDeadError
@@ -133,6 +133,9 @@ class OwnReplicas(Replicas):
 
     def _how_it_ended(self, core: int) -> str:
         return self._processes[core].how_it_ended()
+
+    def _has_ended(self, core: int) -> bool:
+        return is_readable(self._processes[core].sentinel)
 
     def _after_loss(self, core: int, was_up: bool) -> None:
         self._failed_starts[core] = 0 if was_up else self._failed_starts[core] + 1

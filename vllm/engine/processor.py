@@ -46,9 +46,12 @@ class Processor:
         model: ModelConfig,
         tokenizer: PreTrainedTokenizerBase | None,
         policy: str = "fcfs",
+        copies: range = range(1),
     ) -> None:
+        """`copies`: numbers of the copies of the model that requests may name."""
         self.model = model
         self.tokenizer = tokenizer
+        self.copies = copies
         self.policy = policy  # of scheduling: only one of them goes by priorities
         # Requests without a seed draw theirs here, so that a run of a program can be repeated.
         self._seeds = random.Random(model.seed)
@@ -67,6 +70,7 @@ class Processor:
         priority: int = 0,
         arrival_time_s: float | None = None,
         trace_headers: Mapping[str, str] | None = None,
+        data_parallel_rank: int | None = None,
     ) -> ProcessedRequest:
         """`prompt` in any form of vllm.inputs. Raises BadRequest."""
         arrival_time_s = time.time() if arrival_time_s is None else arrival_time_s
@@ -78,6 +82,7 @@ class Processor:
         if token_ids is None:
             assert parsed.text is not None
             token_ids = self.encode(parsed.text)
+        core = self._core(data_parallel_rank)
         token_ids = truncated(token_ids, params, self.model.max_model_len)
         self._check_prompt(token_ids)
         self._fit(params, len(token_ids))
@@ -89,6 +94,7 @@ class Processor:
                 arrival_time_s=arrival_time_s,
                 priority=priority,
                 cache_salt=parsed.cache_salt,
+                core=core,
             )
             for index in range(params.num_sequences)
         ]
@@ -150,6 +156,19 @@ class Processor:
         self._num_requests += 1
         prefix = f"{index}_" if params.num_sequences > 1 else ""
         return f"{prefix}{request_id}:{self._num_requests}"
+
+    def _core(self, data_parallel_rank: int | None) -> int | None:
+        """The core that has the copy of the model with this number. Raises BadRequest."""
+        if data_parallel_rank is None:
+            return None
+        if type(data_parallel_rank) is not int or data_parallel_rank not in self.copies:
+            raise BadRequest(
+                f"data_parallel_rank {data_parallel_rank!r}: this engine has the copies of the "
+                f"model from {self.copies.start} to {self.copies.stop - 1}. Name one of them, or "
+                "leave it out.",
+                "data_parallel_rank",
+            )
+        return data_parallel_rank - self.copies.start
 
     def _checked_priority(self, priority: Any) -> int:
         try:

@@ -139,6 +139,10 @@ class Replicas(ABC):
         """For people: what became of a core whose process has ended."""
 
     @abstractmethod
+    def _has_ended(self, core: int) -> bool:
+        """Whether the process of a core has ended, which `receive` may not have seen."""
+
+    @abstractmethod
     def _after_loss(self, core: int, was_up: bool) -> None:
         """A core has ended; its requests have failed. Raises EngineDeadError if none is left."""
 
@@ -195,7 +199,11 @@ class Replicas(ABC):
 
     def _usable(self) -> list[int]:
         """Cores that may get a request: the best there are."""
-        up = [core for core, each in enumerate(self._replicas) if each.state is State.UP]
+        up = [
+            core
+            for core, each in enumerate(self._replicas)
+            if each.state is State.UP and not self._has_ended(core)
+        ]
         lively = [core for core in up if not self._is_silent(core)]
         return lively or up or self._reachable(range(len(self._replicas)))
 

@@ -20,6 +20,7 @@ from vllm.entrypoints.openai.serving.chat import ServingChat
 from vllm.entrypoints.openai.serving.completion import ServingCompletion
 from vllm.entrypoints.openai.state import server_of
 from vllm.entrypoints.openai.streaming import EventStream, until_disconnect
+from vllm.entrypoints.openai.wanted_copy import note_wanted_copy
 from vllm.errors import BadRequest
 
 router = APIRouter()
@@ -58,6 +59,7 @@ async def _generate(
     body: GenerationRequest, request: Request, serving: ServingCompletion | ServingChat
 ) -> Response:
     header_id = request.headers.get("x-request-id")
+    note_wanted_copy(request)
     if body.stream:
         stream: Awaitable[AsyncGenerator[bytes, None]] = serving.stream(body, header_id)  # type: ignore[arg-type]
         return await EventStream.open(request, await stream)

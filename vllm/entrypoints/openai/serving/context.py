@@ -20,6 +20,7 @@ from vllm.entrypoints.openai.serving.beams import search_beams
 from vllm.entrypoints.openai.serving.output_log import logged
 from vllm.entrypoints.openai.streaming import UsageMeter, merged
 from vllm.entrypoints.openai.trace_context import trace_headers
+from vllm.entrypoints.openai.wanted_copy import wanted_copy
 from vllm.entrypoints.template_process import TemplateProcess
 from vllm.errors import BadRequest
 from vllm.inputs import TokensPrompt
@@ -60,6 +61,7 @@ class ServingEngine(Protocol):
         *,
         trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        data_parallel_rank: int | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def check_health(self) -> None:
@@ -291,6 +293,7 @@ class ServingContext:
         request: GenerationRequest,
     ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         headers, priority = trace_headers(), request.priority or 0
+        copy = wanted_copy()
 
         def generate(
             prompt: TokensPrompt, wanted: SamplingParams
@@ -298,7 +301,12 @@ class ServingContext:
             # Clients may repeat their ids; the engine's are unique.
             engine_id = f"{response_id}-{next(self.serial)}"
             return self.engine.generate(
-                prompt, wanted, engine_id, trace_headers=headers, priority=priority
+                prompt,
+                wanted,
+                engine_id,
+                trace_headers=headers,
+                priority=priority,
+                data_parallel_rank=copy,
             )
 
         if request.use_beam_search:

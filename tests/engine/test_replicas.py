@@ -1,0 +1,257 @@
+"""Several cores behind one front end: scripted, each in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.scripted_core import ScriptedCore, make_broken_core, make_slow_core
+from tests.engine.test_async_llm import deltas, tokens_of
+from tests.limits import is_running, until, wait_until
+from vllm.config.vllm import VllmConfig
+from vllm.engine import own_replicas, replicas
+from vllm.engine.async_llm import AsyncLLM
+from vllm.engine.attached import Attachment
+from vllm.engine.attached_replicas import AttachedReplicas
+from vllm.engine.own_replicas import OwnReplicas
+from vllm.errors import BadRequest, ConfigError, EngineDeadError
+from vllm.messages.engine import EngineStats
+from vllm.metrics.stats import IterationStats
+
+pytestmark = pytest.mark.engine
+
+NUM_CORES = 2
+FIRST = 4  # the number that users see of the first
+
+
+@pytest.fixture
+def copies(config: VllmConfig) -> VllmConfig:
+    return copied(config, NUM_CORES)
+
+
+def copied(config: VllmConfig, count: int) -> VllmConfig:
+    parallel = dataclasses.replace(
+        config.parallel,
+        data_parallel_size=FIRST + count,
+        data_parallel_size_local=count,
+        data_parallel_start_rank=FIRST,
+        data_parallel_rank=FIRST,
+    )
+    return dataclasses.replace(config, parallel=parallel)
+
+
+@contextmanager
+def serving(client: Any, config: VllmConfig) -> Iterator[AsyncLLM]:
+    llm = AsyncLLM(config, client)
+    try:
+        yield llm
+    finally:
+        llm.shutdown()
+
+
+@pytest.fixture
+async def llm(copies: VllmConfig) -> AsyncIterator[AsyncLLM]:
+    with serving(OwnReplicas(copies, make_slow_core), copies) as llm:
+        yield llm
+
+
+def own(llm: AsyncLLM) -> OwnReplicas:
+    assert isinstance(llm.client, OwnReplicas)
+    return llm.client
+
+
+class ByCore:
+    """The latest statistics of every core."""
+
+    def __init__(self) -> None:
+        self.stats: dict[int, EngineStats] = {}
+
+    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
+        self.stats[core] = engine
+
+
+async def endings(llm: AsyncLLM, count: int, **options: Any) -> list[str]:
+    """How so many requests end; those of a core that ends with its error."""
+
+    async def ending(number: int) -> str:
+        params = deltas(max_tokens=options.pop("max_tokens", 100))
+        outputs = [o async for o in llm.generate([5, 6], params, f"r{number}")]
+        choice = outputs[-1].outputs[0]
+        if choice.finish_reason == "error":
+            return str(choice.stop_reason)
+        tokens = [token for output in outputs for token in output.outputs[0].token_ids]
+        assert tokens == list(range(100, 200))
+        return str(choice.finish_reason)
+
+    return await asyncio.gather(*(ending(number) for number in range(count)))
+
+
+async def test_requests_calls_and_aborts_reach_the_cores_they_are_of(llm: AsyncLLM) -> None:
+    by_core = ByCore()
+    llm.add_stat_logger(by_core)
+    # Slots of the cores have the same numbers, for other requests.
+    asked = [tokens_of(llm, f"r{i}", deltas(max_tokens=1 + i % 17)) for i in range(60)]
+    assert await asyncio.gather(*asked) == [list(range(100, 101 + i % 17)) for i in range(60)]
+    assert set(by_core.stats) == {0, 1}
+    assert await llm.call("echo", 1) == [[1], [1]]
+    assert await llm.reset_prefix_cache()
+    with pytest.raises(Exception, match="there is no wash"):
+        await llm.call("wash")
+    stream = await llm.add_request("a", [5, 6], deltas(max_tokens=900))
+    await stream.get()
+    assert sum(await llm.call("num_requests")) == 1
+    stream.close()
+    await until(lambda: llm.num_open_requests == 0)
+    while sum(await llm.call("num_requests")):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_request_may_name_its_copy(llm: AsyncLLM) -> None:
+    streams = [
+        await llm.add_request(f"r{i}", [5, 6], deltas(max_tokens=900), data_parallel_rank=FIRST + 1)
+        for i in range(5)
+    ]
+    for stream in streams:
+        await stream.get()
+    assert await llm.call("num_requests") == [0, 5]
+    for wrong in (FIRST - 1, FIRST + NUM_CORES, "1", True):
+        with pytest.raises(BadRequest, match="copies of the model from 4 to 5"):
+            await llm.add_request("w", [5], deltas(), data_parallel_rank=wrong)  # type: ignore[arg-type]
+
+
+async def test_a_core_that_is_killed_ends_its_own_requests_and_is_started_again(
+    llm: AsyncLLM,
+) -> None:
+    client = own(llm)
+    for _ in range(2):
+        victim = client.pids[1]
+        others = client.pids[0]
+        task = asyncio.create_task(endings(llm, 40))
+        await asyncio.sleep(0.3)
+        # A call waits for every core.
+        call = asyncio.create_task(llm.call("echo", 1))
+        os.kill(victim, signal.SIGKILL)
+        ends = await task
+        text = f"engine core 5 (process {victim}) was killed by SIGKILL"
+        assert set(ends) == {"length", text}
+        assert ends.count(text) == 20
+        await asyncio.wait([call])
+        assert call.exception() is None or text in str(call.exception())
+        # While it starts, and afterwards.
+        assert set(await endings(llm, 10)) == {"length"}
+        while client.pids[1] == victim:
+            await asyncio.sleep(0.01)
+        assert set(await endings(llm, 40)) == {"length"}
+        assert client.pids[0] == others
+        assert await llm.call("num_requests") == [0, 0]
+    assert not llm.errored
+
+
+async def test_a_core_that_fails_ends_with_what_it_says(llm: AsyncLLM) -> None:
+    task = asyncio.create_task(endings(llm, 10))
+    await asyncio.sleep(0.2)
+    with pytest.raises(Exception, match="ended with exit code 1: RuntimeError: crash was called"):
+        await llm.call("crash")
+    assert all("RuntimeError: crash was called" in end for end in await task)
+    assert set(await endings(llm, 10)) == {"length"}, "by the cores that were started again"
+
+
+async def test_a_core_that_is_stopped_gets_no_requests_until_it_goes_on(
+    llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "SILENT_S", 2.5)  # of a sign of life every second
+    client = own(llm)
+    assert set(await endings(llm, 4)) == {"length"}
+    os.kill(client.pids[0], signal.SIGSTOP)
+    try:
+        await until(lambda: client._replicas[0].pulse.silence_s() > 2.5)
+        assert set(await endings(llm, 20)) == {"length"}
+        assert not await llm.is_hung()
+    finally:
+        os.kill(client.pids[0], signal.SIGCONT)
+    await until(lambda: client._replicas[0].pulse.silence_s() < 2.5)
+    by_core = ByCore()
+    llm.add_stat_logger(by_core)
+    assert set(await endings(llm, 20)) == {"length"}
+    assert set(by_core.stats) == {0, 1}
+
+
+class OnceOnly:
+    """Makes a core where no file says that there was one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, config: VllmConfig) -> ScriptedCore:
+        try:
+            (self.directory / str(config.parallel.data_parallel_rank)).touch(exist_ok=False)
+        except FileExistsError:
+            raise RuntimeError("no second time") from None
+        return make_slow_core(config)
+
+
+async def test_a_core_that_does_not_start_again_is_given_up_and_the_last_ends_the_engine(
+    copies: VllmConfig, tmp_path: Path
+) -> None:
+    client = OwnReplicas(copies, OnceOnly(tmp_path))
+    with serving(client, copies) as llm:
+        assert set(await endings(llm, 4)) == {"length"}
+        os.kill(client.pids[0], signal.SIGKILL)
+        given_up = own_replicas.MOST_STARTS
+        await until(lambda: client._failed_starts[0] == given_up)
+        assert set(await endings(llm, 4)) == {"length"}
+        with pytest.raises(EngineDeadError, match="engine core 4 has ended"):
+            await llm.add_request("a", [5], deltas(), data_parallel_rank=FIRST)
+        os.kill(client.pids[1], signal.SIGKILL)
+        died = await asyncio.wait_for(llm.died(), 300)
+        assert "no engine core could be started again" in str(died)
+    await until(lambda: not any(map(is_running, client.pids)))
+
+
+async def test_another_front_end_notices_ends_and_new_lives(copies: VllmConfig) -> None:
+    client = OwnReplicas(copies, make_slow_core, num_others=1)
+    attached = AttachedReplicas(copies, Attachment(client.addresses, 1, tuple(client.living_cores)))
+    with serving(client, copies) as first, serving(attached, copies) as second:
+        await first.check_health()
+        for _ in range(2):
+            task = asyncio.create_task(endings(second, 40))
+            own_task = asyncio.create_task(tokens_of(first, "own", deltas(max_tokens=100)))
+            await asyncio.sleep(0.3)
+            victim = client.pids[1]
+            os.kill(victim, signal.SIGKILL)
+            ends = await task
+            text = f"engine core 5 (process {victim}) is gone"
+            assert set(ends) == {"length", text} and ends.count(text) == 20
+            await asyncio.wait([own_task])
+            await until(lambda: attached._replicas[1].state is replicas.State.UP)
+            assert attached.cores[1].pid == client.pids[1] != victim
+            assert set(await endings(second, 40)) == {"length"}
+        # Both know the same life.
+        assert attached._replicas[1].address == client._replicas[1].address
+
+
+def second_is_broken(config: VllmConfig) -> ScriptedCore:
+    make: Callable[[VllmConfig], ScriptedCore] = make_slow_core
+    if config.parallel.data_parallel_rank == FIRST + 1:
+        make = make_broken_core
+    return make(config)
+
+
+def test_an_error_of_one_start_ends_all(copies: VllmConfig) -> None:
+    before = children()
+    with pytest.raises(ConfigError, match="too little"):
+        OwnReplicas(copies, second_is_broken)
+    wait_until(lambda: children() <= before, "the end of all cores")
+
+
+def children() -> set[int]:
+    text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+    return {int(pid) for pid in text.split() if is_running(int(pid))}
