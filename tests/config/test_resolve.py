@@ -194,7 +194,55 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
             "--node-rank 1: only node 0 serves.*--headless",
         ),
         ({"pipeline_parallel_size": 99}, "--pipeline-parallel-size 99: the model has "),
-        ({"data_parallel_size": 2}, "--data-parallel-size 2"),
+        (
+            {"data_parallel_size": 2, "data_parallel_size_local": 1},
+            "--data-parallel-size-local 1 --data-parallel-size 2: .*--data-parallel-hybrid-lb",
+        ),
+        (
+            {"data_parallel_size": 2, "data_parallel_hybrid_lb": True},
+            "--data-parallel-hybrid-lb: give --data-parallel-size-local",
+        ),
+        (
+            {
+                "data_parallel_size": 4,
+                "data_parallel_size_local": 2,
+                "data_parallel_start_rank": 3,
+            },
+            "--data-parallel-start-rank 3 --data-parallel-size-local 2: .* is 4",
+        ),
+        (
+            {"data_parallel_size": 2, "data_parallel_external_lb": True},
+            "--data-parallel-external-lb: give --data-parallel-rank",
+        ),
+        (
+            {"data_parallel_size": 2, "data_parallel_rank": 2},
+            "--data-parallel-rank 2: copies are numbered from 0",
+        ),
+        (
+            {"data_parallel_size": 2, "data_parallel_rank": 1, "data_parallel_size_local": 2},
+            "--data-parallel-rank 1 --data-parallel-size-local 2",
+        ),
+        (
+            {"data_parallel_size": 2, "data_parallel_rank": 1, "data_parallel_start_rank": 2},
+            "--data-parallel-rank 1 --data-parallel-start-rank 2: leave one",
+        ),
+        (
+            {
+                "data_parallel_size": 2,
+                "data_parallel_rank": 1,
+                "data_parallel_size_local": 1,
+                "data_parallel_hybrid_lb": True,
+            },
+            "--data-parallel-hybrid-lb and --data-parallel-external-lb",
+        ),
+        (
+            {"data_parallel_size": 2, "nnodes": 2, "tensor_parallel_size": 2},
+            "--data-parallel-size 2 --nnodes: .*--data-parallel-rank",
+        ),
+        (
+            {"data_parallel_size": 2, "distributed_executor_backend": "ray"},
+            "--data-parallel-size 2 --distributed-executor-backend ray",
+        ),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
         ({"device": "tpu"}, "--device tpu"),
         ({"distributed_executor_backend": "dask"}, "--distributed-executor-backend 'dask'"),

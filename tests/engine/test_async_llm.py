@@ -83,7 +83,6 @@ async def test_a_request_can_be_added_and_read_by_its_stream(
         {"lora_request": 1},
         {"prompt_text": "a"},
         {"tokenization_kwargs": {"truncation": True}},
-        {"data_parallel_rank": 1},
     ],
     ids=str,
 )

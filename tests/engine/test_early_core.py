@@ -11,7 +11,7 @@ import pytest
 
 from tests.limits import HANG_S
 from vllm.engine import early_core
-from vllm.engine.client import CORE_NAME
+from vllm.engine.early_core import CORE_NAME
 
 
 def write_name(path: str, variable: str) -> None:

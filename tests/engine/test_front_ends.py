@@ -157,6 +157,6 @@ def test_a_request_that_does_not_decode_is_answered_with_an_error(wires: Wires) 
 
 
 def test_a_prompt_of_another_process_is_not_pickled(wires: Wires) -> None:
-    wires.front_ends[0]._outbox.send(b"\x00\x80\x04N.")  # a pickle of None
+    wires.front_ends[0]._outboxes[0].send(b"\x00\x80\x04N.")  # a pickle of None
     wires.front_ends[0].send(Call(1, "echo"))
     assert wires.received(1) == [(0, Call(1, "echo"))]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.by_core import ByCore
 from tests.engine.scripted_core import ScriptedCore, make_broken_core, make_slow_core
 from tests.engine.test_async_llm import deltas, tokens_of
 from tests.limits import is_running, until, wait_until
@@ -23,8 +24,6 @@ from vllm.engine.attached import Attachment
 from vllm.engine.attached_replicas import AttachedReplicas
 from vllm.engine.own_replicas import OwnReplicas
 from vllm.errors import BadRequest, ConfigError, EngineDeadError
-from vllm.messages.engine import EngineStats
-from vllm.metrics.stats import IterationStats
 
 pytestmark = pytest.mark.engine
 
@@ -66,16 +65,6 @@ async def llm(copies: VllmConfig) -> AsyncIterator[AsyncLLM]:
 def own(llm: AsyncLLM) -> OwnReplicas:
     assert isinstance(llm.client, OwnReplicas)
     return llm.client
-
-
-class ByCore:
-    """The latest statistics of every core."""
-
-    def __init__(self) -> None:
-        self.stats: dict[int, EngineStats] = {}
-
-    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
-        self.stats[core] = engine
 
 
 async def endings(llm: AsyncLLM, count: int, **options: Any) -> list[str]:

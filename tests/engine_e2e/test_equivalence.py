@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.engine.by_core import ByCore
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
@@ -95,15 +96,19 @@ PAIRS = {
 }
 
 
-# Tensor and pipeline parallel sizes.
+# Tensor, pipeline and data parallel sizes.
 EXECUTORS = {
-    "uni": (1, 1),
-    "mp": (1, 1),
-    "2 ranks": (2, 1),
-    "2 stages": (1, 2),
-    "3 stages": (1, 3),
-    "2 stages of 2 ranks": (2, 2),
+    "uni": (1, 1, 1),
+    "mp": (1, 1, 1),
+    "2 ranks": (2, 1, 1),
+    "2 stages": (1, 2, 1),
+    "3 stages": (1, 3, 1),
+    "2 stages of 2 ranks": (2, 2, 1),
+    "2 copies": (1, 1, 2),
+    "2 copies of 2 ranks": (2, 1, 2),
 }
+# Of PAIRS, for copies: each of them has processes to start.
+COPIED = {(1, 16, True, True), (4, 0, False, True), (2, 0, True, False)}
 
 
 def combinations() -> Iterator[Any]:
@@ -111,7 +116,7 @@ def combinations() -> Iterator[Any]:
     settings = itertools.product((1, 2, 4), (0, 16), (False, True), (False, True))
     for some, executor in itertools.product(settings, EXECUTORS):
         depth, chunk, caching, preemption = some
-        ranks, stages = EXECUTORS[executor]
+        ranks, stages, copies = EXECUTORS[executor]
         if depth < stages:
             continue
         name = [
@@ -120,7 +125,9 @@ def combinations() -> Iterator[Any]:
             "cache" if caching else "no cache",
         ]
         name += ["preempting" if preemption else "roomy", executor]
-        is_one_of_many = ranks * stages > 2 or (ranks * stages == 2 and some not in PAIRS)
+        tried = COPIED if copies > 1 else PAIRS
+        num_ranks = ranks * stages * copies
+        is_one_of_many = num_ranks > 2 or (num_ranks == 2 and some not in tried)
         marks = [pytest.mark.product] if is_one_of_many else []
         yield pytest.param(*some, executor, id=", ".join(name), marks=marks)
 
@@ -151,13 +158,16 @@ def test_tokens_are_the_same_in_every_combination(
         enable_chunked_prefill=bool(chunk),
         max_num_batched_tokens=chunk or max_model_len,
         enable_prefix_caching=caching,
-        distributed_executor_backend="uni" if executor == "uni" else "mp",
+        distributed_executor_backend="mp" if executor == "mp" else None,
         tensor_parallel_size=EXECUTORS[executor][0],
         pipeline_parallel_size=EXECUTORS[executor][1],
+        data_parallel_size=EXECUTORS[executor][2],
         # Enough for the longest request and a bit: the others get in its way.
         num_gpu_blocks_override=max_model_len // 16 + 4 if preemption else 1024,
         disable_log_stats=True,
     )
+    by_core = ByCore()
+    llm.llm_engine.add_stat_logger(by_core)
     try:
         everything = [
             SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True) for _ in prompts
@@ -167,11 +177,10 @@ def test_tokens_are_the_same_in_every_combination(
         for _ in range(2):
             assert tokens_of(llm, prompts, everything) == greedy
             assert tokens_of(llm, prompts, draws) == seeded
-        core = llm.llm_engine.client.core
-        stats = core.scheduler.snapshot()
-        assert (stats.num_preemptions > 0) == preemption
-        assert (stats.prefix_hits > 0) == caching
-        core.check_integrity()
+        assert len(by_core.stats) == EXECUTORS[executor][2]
+        assert (by_core.total("num_preemptions") > 0) == preemption
+        assert (by_core.total("prefix_hits") > 0) == caching
+        llm.llm_engine.call("check_integrity")
     finally:
         llm.llm_engine.shutdown()
         gc.collect()
