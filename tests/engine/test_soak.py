@@ -74,7 +74,7 @@ def make_plan(rng: random.Random, index: int) -> Plan:
 
 
 async def run(llm: AsyncLLM, plan: Plan) -> str:
-    """How the request ended. Checks what can be known of its output."""
+    """How the request ended; an error by its text. Checks what can be known of its output."""
     params = plan.params
     outputs = llm.generate(plan.prompt, params, plan.request_id, priority=plan.priority)
     tokens: dict[int, list[int]] = {}
@@ -89,6 +89,9 @@ async def run(llm: AsyncLLM, plan: Plan) -> str:
             tokens[choice.index] = known + choice.token_ids
             text = texts.get(choice.index, "") if is_delta else ""
             texts[choice.index] = text + choice.text
+            if choice.finish_reason == "error":
+                await outputs.aclose()
+                return str(choice.stop_reason)
             if choice.finish_reason is not None:
                 reasons[choice.index] = choice.finish_reason
             if choice.logprobs is not None:
@@ -138,7 +141,7 @@ def resident_bytes(pid: int) -> int:
 class Latest:
     """The engine core's newest word on itself."""
 
-    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
+    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
         self.stats = engine
 
 
