@@ -101,7 +101,13 @@ class OwnReplicas(Replicas):
                 assert isinstance(message, EngineReady), message
                 found[core] = message
                 self._replicas[core].state = State.UP
-                logger.info("%s is up (%d of %d)", self.name(core), len(found), len(self._replicas))
+                logger.info(
+                    "%s is up (process %d, %d of %d)",
+                    self.name(core),
+                    message.pid,
+                    len(found),
+                    len(self._replicas),
+                )
         except BaseException:
             self.abandon()
             raise

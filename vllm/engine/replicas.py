@@ -270,7 +270,7 @@ class Replicas(ABC):
             case EngineReady():
                 with self._lock:
                     self._up(core, message)
-                logger.info("%s is up", self.name(core))
+                logger.info("%s is up (process %d)", self.name(core), message.pid)
             case EngineDead(error):
                 self._replicas[core].last_words = error
         return None
