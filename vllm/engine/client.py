@@ -45,6 +45,7 @@ class EngineClient(Protocol):
     """One thread may send and another receive."""
 
     ready: EngineReady
+    cores: Sequence[EngineReady]  # what each has measured
     is_remote: bool  # messages are encoded: functions cannot be sent
     pulse: Pulse  # of the core
 
@@ -80,6 +81,7 @@ class InProcessClient:
         self._dead: EngineDeadError | None = None
         self.core = (make_core or make_engine_core)(config)
         self.ready = self.core.ready
+        self.cores: Sequence[EngineReady] = (self.ready,)
         self._stopped = False
         self._at_exit = _stop_at_exit(self)
 
@@ -224,6 +226,7 @@ class ProcessClient:
         """Before anything is received. Raises as the constructor does, and gives up the core."""
         try:
             self.ready = self._first_word()
+            self.cores: Sequence[EngineReady] = (self.ready,)
         except BaseException:
             self.abandon()
             raise
@@ -296,6 +299,7 @@ class AttachedClient:
     def __init__(self, attachment: Attachment) -> None:
         """Raises EngineDeadError."""
         self.ready = attachment.ready
+        self.cores: Sequence[EngineReady] = (self.ready,)
         self._pid = attachment.pid
         self._stopped = False
         try:
