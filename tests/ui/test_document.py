@@ -30,7 +30,7 @@ def client(engine: FakeEngine, live: LiveStats | None, **options: Any) -> TestCl
     config.model.dtype = "torch.bfloat16"
     config.device = SimpleNamespace(device="cpu")
     config.cache = SimpleNamespace(block_size=16)
-    metrics = PrometheusStats("fake", 4096, {"block_size": "16"})
+    metrics = PrometheusStats("fake", 4096, [{"block_size": "16"}])
     return TestClient(build_app(context, metrics, LoggingStats(10.0), live))
 
 

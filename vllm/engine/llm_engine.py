@@ -70,7 +70,7 @@ class LLMEngine:
         engine = cls(vllm_config, make_client(vllm_config))
         engine.front.log_statistics()
         if not vllm_config.observability.disable_log_stats:
-            engine.metrics = PrometheusStats.of(vllm_config, engine.client.ready)
+            engine.metrics = PrometheusStats.of(vllm_config, engine.client.cores)
             engine.add_stat_logger(engine.metrics)
         return engine
 
@@ -118,9 +118,9 @@ class LLMEngine:
                 "this engine keeps no metrics: construct it with disable_log_stats=False, which "
                 "for LLM is not the default"
             )
-        if self.client.ready.counts_shapes:
+        if self.client.cores[0].counts_shapes:
             shapes = msgspec.convert(self.call("launch_shapes"), list[ShapeUsage])
-            self.metrics.shapes.show(shapes)
+            self.metrics.shapes.show([shapes])
         return read_metrics(self.metrics.registry)
 
     def get_num_unfinished_requests(self) -> int:
