@@ -35,7 +35,7 @@ async def make_app(
     admission = Admission(options.max_waiting_requests, max_running, tallies, len(cores))
     for stat_logger in (metrics, log, admission):
         engine.add_stat_logger(stat_logger)
-    live = None if options.disable_ui else LiveStats(cores[0].num_blocks)
+    live = None if options.disable_ui else LiveStats([core.num_blocks for core in cores])
     if live is not None:
         engine.add_stat_logger(live)
     context = ServingContext(
