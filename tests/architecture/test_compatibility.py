@@ -140,14 +140,14 @@ def test_every_field_is_in_the_table_with_what_it_does(title: str, model: type[A
 
 
 def exported_metrics() -> set[str]:
-    exposition = PrometheusStats("model", 1024, {}).exposition().decode()
+    exposition = PrometheusStats("model", 1024, [{}]).exposition().decode()
     names = {line.split()[2] for line in exposition.splitlines() if line.startswith("# TYPE")}
     return {name for name in names if name.startswith("vllm:")}
 
 
 def served_routes() -> set[str]:
     context = make_context(FakeEngine(byte_tokenizer()), enable_tokenizer_info_endpoint=True)
-    app = build_app(context, PrometheusStats("model", 1024, {}), LoggingStats(10.0))
+    app = build_app(context, PrometheusStats("model", 1024, [{}]), LoggingStats(10.0))
     app.include_router(development.router)
     hidden = {route.path for route in ui.router.routes if isinstance(route, APIRoute)}
     return set(app.openapi()["paths"]) | hidden

@@ -229,7 +229,7 @@ def test_a_slow_answer_is_a_timeout_and_the_request_ends(server: Any, client: Op
 
 async def test_a_wrong_key_is_an_authentication_error() -> None:
     context = make_context(FakeEngine(byte_tokenizer()), api_key=("sesame",))
-    app = build_app(context, PrometheusStats("fake", 4096, {}), LoggingStats(10.0))
+    app = build_app(context, PrometheusStats("fake", 4096, [{}]), LoggingStats(10.0))
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app))
     async with AsyncOpenAI(
         base_url="http://server/v1", api_key="wrong", max_retries=0, http_client=http

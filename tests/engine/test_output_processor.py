@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import LogLines
 from tests.engine.scripted_core import Script, ScriptedCore, counting
 from vllm.config.vllm import VllmConfig
 from vllm.engine.client import InProcessClient
+from vllm.engine.front_end import IntervalLog
 from vllm.engine.llm_engine import LLMEngine
 from vllm.errors import BadRequest, EngineDeadError, NotAvailable
 from vllm.messages.engine import EngineRequest, EngineStats, FinishReason
@@ -339,3 +341,11 @@ def test_statistics_are_logged_at_intervals_unless_disabled(
         with caplog.at_level(logging.INFO, "vllm"):
             engine.run()
         assert ("generation" in caplog.text) is expected
+
+
+def test_the_interval_log_names_the_engine_where_there_are_several(log_lines: LogLines) -> None:
+    for num_engines in (1, 2):
+        log = IntervalLog(0.0, num_engines)
+        log.record(EngineStats(num_running=1), IterationStats(), num_engines - 1)
+    starts = [line.partition(" prompt")[0] for line in log_lines.text.splitlines()]
+    assert starts == ["Engine:", "Engine 001:"]

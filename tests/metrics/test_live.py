@@ -22,7 +22,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def live(clock: Clock) -> LiveStats:
-    return LiveStats(num_blocks=11, clock=clock)
+    return LiveStats([11], clock)
 
 
 def test_counters_become_counts_of_a_second(live: LiveStats, clock: Clock) -> None:
@@ -129,3 +129,36 @@ def test_a_sample_is_a_row_in_the_order_of_the_fields(live: LiveStats, clock: Cl
     row = msgspec.json.decode(msgspec.json.encode(view))["samples"][0]
     assert view.fields == Sample.__struct_fields__
     assert row[view.fields.index("time")] == 1000
+
+
+def test_engines_are_shown_together(clock: Clock) -> None:
+    live = LiveStats([11, 31], clock)
+    assert live.view().num_blocks == 40
+    one = EngineStats(num_running=3, kv_usage=0.5, num_blocks=11, num_cached_blocks=4, num_steps=1)
+    other = EngineStats(num_running=2, kv_usage=0.1, num_blocks=31, num_waiting=1, num_steps=1)
+    one.step_s, other.step_s = 0.02, 0.2
+    one.num_generation_tokens, other.num_generation_tokens = 5, 7
+    live.record(one, IterationStats(), 0)
+    live.record(other, IterationStats(), 1)
+    view = live.view()
+    assert (view.num_running, view.num_waiting, view.num_blocks) == (5, 1, 40)
+    assert (view.num_used_blocks, view.num_cached_blocks) == (8, 4)
+    clock.now_s += 1
+    (sample,) = live.view().samples
+    assert (sample.num_running, sample.num_used_blocks) == (5, 8)
+    assert (sample.num_generation_tokens, sample.num_steps) == (12, 2)
+    assert sample.step is not None
+    assert sample.step.p50 == pytest.approx(0.02, rel=0.05)
+    assert sample.step.p95 == pytest.approx(0.2, rel=0.05)
+
+
+def test_no_second_counts_less_than_nothing_when_a_core_is_started_anew(
+    live: LiveStats, clock: Clock
+) -> None:
+    live.record(EngineStats(num_generation_tokens=50, num_steps=5), IterationStats())
+    clock.now_s += 1
+    live.record(EngineStats(), IterationStats())
+    live.record(EngineStats(num_generation_tokens=3, num_steps=1), IterationStats())
+    clock.now_s += 1
+    counts = [(s.num_generation_tokens, s.num_steps) for s in live.view().samples]
+    assert counts == [(50, 5), (3, 1)]

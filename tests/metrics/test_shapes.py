@@ -15,8 +15,8 @@ SHAPES = [
 
 
 def test_every_shape_has_its_labels_and_values() -> None:
-    stats = PrometheusStats("m", 100, {})
-    stats.shapes.show(SHAPES)
+    stats = PrometheusStats("m", 100, [{}])
+    stats.shapes.show([SHAPES])
     families = text_string_to_metric_families(stats.exposition().decode())
     found = {
         (sample.name, sample.labels.get("bucket")): (sample.labels, sample.value)
@@ -34,9 +34,9 @@ def test_every_shape_has_its_labels_and_values() -> None:
 
 
 def test_what_is_shown_last_replaces_what_was_shown_before() -> None:
-    stats = PrometheusStats("m", 100, {})
-    stats.shapes.show(SHAPES)
-    stats.shapes.show(SHAPES[1:])
+    stats = PrometheusStats("m", 100, [{}])
+    stats.shapes.show([SHAPES])
+    stats.shapes.show([SHAPES[1:]])
     hits = [m for m in read_metrics(stats.registry) if m.name == "vllm:hpu_bucket_hits"]
     assert [(m.labels["bucket"], type(m), m.value) for m in hits] == [("8x1x128", Counter, 5)]
     gauges = [m for m in read_metrics(stats.registry) if m.name == "vllm:hpu_bucket_graph_bytes"]
@@ -44,4 +44,14 @@ def test_what_is_shown_last_replaces_what_was_shown_before() -> None:
 
 
 def test_devices_without_prepared_shapes_show_none() -> None:
-    assert b"hpu_bucket" not in PrometheusStats("m", 100, {}).exposition()
+    assert b"hpu_bucket" not in PrometheusStats("m", 100, [{}]).exposition()
+
+
+def test_shapes_of_each_engine_have_its_label() -> None:
+    stats = PrometheusStats("m", 100, [{}, {}])
+    stats.shapes.show([[], SHAPES[1:]])
+    (hits,) = [m for m in read_metrics(stats.registry) if m.name == "vllm:hpu_bucket_hits"]
+    assert (hits.labels["engine"], hits.labels["model_name"]) == ("1", "m")
+    stats.shapes.show([SHAPES[:1], SHAPES[1:]])
+    hits = [m for m in read_metrics(stats.registry) if m.name == "vllm:hpu_bucket_hits"]
+    assert [(m.labels["engine"], m.value) for m in hits] == [("0", 2), ("1", 5)]

@@ -30,7 +30,7 @@ def client(engine: FakeEngine, live: LiveStats | None, **options: Any) -> TestCl
     config.model.dtype = "torch.bfloat16"
     config.device = SimpleNamespace(device="cpu")
     config.cache = SimpleNamespace(block_size=16)
-    metrics = PrometheusStats("fake", 4096, {"block_size": "16"})
+    metrics = PrometheusStats("fake", 4096, [{"block_size": "16"}])
     return TestClient(build_app(context, metrics, LoggingStats(10.0), live))
 
 
@@ -117,14 +117,27 @@ def test_there_is_no_page_when_it_is_switched_off(engine: FakeEngine) -> None:
 
 
 def test_figures_are_those_of_the_engine(engine: FakeEngine) -> None:
-    live = LiveStats(num_blocks=101)
+    live = LiveStats([101])
     live.record(EngineStats(num_running=3, num_blocks=101, kv_usage=0.5), IterationStats())
     answer = client(engine, live).get("/ui/live").json()
     assert answer["is_alive"] is True
     assert answer["facts"]["models"] == ["fake", "alias"]
     assert answer["facts"]["max_model_len"] == 4096
+    assert (answer["facts"]["num_engines"], len(answer["facts"]["ranks"])) == (1, 1)
     assert answer["live"]["num_running"] == 3
     assert answer["live"]["num_used_blocks"] == 50
+
+
+def test_several_engines_are_one_with_the_ranks_of_all(engine: FakeEngine) -> None:
+    engine.client.cores *= 2
+    live = LiveStats([101, 201])
+    for core, num_blocks in enumerate((101, 201)):
+        stats = EngineStats(num_running=3, num_blocks=num_blocks, kv_usage=0.5)
+        live.record(stats, IterationStats(), core)
+    answer = client(engine, live).get("/ui/live").json()
+    assert (answer["facts"]["num_engines"], len(answer["facts"]["ranks"])) == (2, 2)
+    assert answer["live"]["num_running"] == 6
+    assert (answer["live"]["num_used_blocks"], answer["live"]["num_blocks"]) == (150, 300)
 
 
 def test_a_dead_engine_is_said_to_be(engine: FakeEngine) -> None:

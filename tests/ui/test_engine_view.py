@@ -107,6 +107,23 @@ def test_ranks_are_shown_where_there_are_several(page: Page, server: RealServer)
     expect(facts).to_contain_text("2, 0.75 GiB of weights and 2.0 GiB of KV cache each")
 
 
+def test_engines_are_counted_where_there_are_several(page: Page, server: RealServer) -> None:
+    def doubled(route: Route) -> None:
+        answer = route.fetch().json()
+        assert answer["facts"]["num_engines"] == 1
+        answer["facts"]["num_engines"] = 2
+        answer["facts"]["ranks"] *= 2
+        route.fulfill(json=answer)
+
+    facts = page.locator("#facts")
+    page.goto(server.url)
+    expect(facts).to_contain_text("Device")
+    expect(facts).not_to_contain_text("Engines")
+    page.route("**/ui/live*", doubled)
+    page.goto(server.url)
+    expect(facts).to_contain_text("Engines2Ranks2, ")
+
+
 def test_an_engine_that_stopped_is_seen(page: Page, server: RealServer) -> None:
     def dead(route: Route) -> None:
         answer = route.fetch().json()

@@ -191,9 +191,9 @@ class AsyncLLM:
         """The core's process gives no sign of life: requests wait, until it goes on or is ended."""
         return await self.client.pulse.has_stopped()
 
-    def silence_s(self) -> float:
-        """Since the core's process last gave a sign of life."""
-        return self.client.pulse.silence_s()
+    def silences_s(self) -> list[float]:
+        """Since the process of each core last gave a sign of life."""
+        return self.client.pulse.silences_s()
 
     async def died(self) -> EngineDeadError:
         """Wait for the end of the engine, and say what it died of."""
@@ -391,11 +391,11 @@ class AsyncLLM:
             raise TimeoutError(f"collective_rpc took more than {timeout} s") from None
         return list(itertools.chain.from_iterable(by_core))
 
-    async def launch_shapes(self) -> list[ShapeUsage]:
-        """What became of every prepared shape; [] on devices that prepare none."""
+    async def launch_shapes(self) -> list[list[ShapeUsage]]:
+        """By core, what became of every prepared shape; [] on devices that prepare none."""
         if not self.client.cores[0].counts_shapes:
-            return []
-        return msgspec.convert(await self.call("launch_shapes"), list[ShapeUsage])
+            return [[] for _ in self.client.cores]
+        return msgspec.convert(await self.call("launch_shapes"), list[list[ShapeUsage]])
 
     async def start_profile(self) -> None:
         """Start the torch profiler. Raises NotAvailable without VLLM_TORCH_PROFILER_DIR."""

@@ -70,7 +70,8 @@ class FrontEnd:
         """Attach what --disable-log-stats leaves out."""
         observability = self.config.observability
         if not observability.disable_log_stats:
-            self.stat_loggers.append(IntervalLog(observability.log_stats_interval_s))
+            log = IntervalLog(observability.log_stats_interval_s, len(self.client.cores))
+            self.stat_loggers.append(log)
 
     def log_line(self) -> None:
         for stat_logger in self.stat_loggers:
@@ -171,17 +172,17 @@ class FrontEnd:
 class IntervalLog:
     """Logs statistics at intervals, for programs that have no loop of their own to do it."""
 
-    def __init__(self, interval_s: float) -> None:
-        self.stats = LoggingStats(interval_s)
+    def __init__(self, interval_s: float, num_engines: int = 1) -> None:
+        self.stats = LoggingStats(interval_s, num_engines=num_engines)
 
-    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
+    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
         stats = self.stats
-        stats.record(engine, iteration)
+        stats.record(engine, iteration, core)
         if stats.clock() - stats.last_line_at_s >= stats.interval_s:
             self.log()
 
     def log(self) -> None:
-        if line := self.stats.line():
+        for line in self.stats.lines():
             logger.info("%s", line)
 
 

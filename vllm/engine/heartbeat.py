@@ -43,6 +43,10 @@ class Pulse(Protocol):
         """Since the last sign of life."""
         ...
 
+    def silences_s(self) -> list[float]:
+        """The same, by core."""
+        ...
+
     async def has_stopped(self) -> bool:
         """The core hangs. Takes a moment if so."""
         ...
@@ -53,6 +57,9 @@ class OwnPulse:
 
     def silence_s(self) -> float:
         return 0.0
+
+    def silences_s(self) -> list[float]:
+        return [0.0]
 
     async def has_stopped(self) -> bool:
         return False
@@ -68,6 +75,9 @@ class ProcessPulse:
     def silence_s(self) -> float:
         (last_s,) = _TIME.unpack_from(self._memory)
         return max(0.0, time.monotonic() - float(last_s))
+
+    def silences_s(self) -> list[float]:
+        return [self.silence_s()]
 
     async def has_stopped(self) -> bool:
         is_silent = self.silence_s() > self.limit_s and not await self._moves()

@@ -74,7 +74,7 @@ class LLMEngine:
         engine = cls(vllm_config, client)
         engine.front.log_statistics()
         if not vllm_config.observability.disable_log_stats:
-            engine.metrics = PrometheusStats.of(vllm_config, engine.client.cores[0])
+            engine.metrics = PrometheusStats.of(vllm_config, engine.client.cores)
             engine.add_stat_logger(engine.metrics)
         return engine
 
@@ -123,7 +123,7 @@ class LLMEngine:
                 "for LLM is not the default"
             )
         if self.client.cores[0].counts_shapes:
-            shapes = msgspec.convert(self.call("launch_shapes"), list[ShapeUsage])
+            shapes = msgspec.convert(self.call("launch_shapes"), list[list[ShapeUsage]])
             self.metrics.shapes.show(shapes)
         return read_metrics(self.metrics.registry)
 

@@ -36,6 +36,7 @@ class OutputSequence:
     """One sequence of a request, as far as it is known. Owned by its OpenRequest."""
 
     __slots__ = (
+        "core",
         "cumulative_logprob",
         "finish_reason",
         "first_token_s",
@@ -68,7 +69,8 @@ class OutputSequence:
         self.first_token_s = 0.0  # time.monotonic(); 0: there is none yet
         self.last_token_s = 0.0
         self.slot = 0  # in its core, as far as it was said
-        self.seats: Seats[OutputSequence] | None = None  # of its core, with the first slot
+        self.core = 0  # which one of those behind the front end, likewise
+        self.seats: Seats[OutputSequence] | None = None  # those of its core, with the first slot
 
     @property
     def is_quiet(self) -> bool:
@@ -247,8 +249,8 @@ class OutputProcessor:
         self.requests: dict[str, OpenRequest] = {}  # by the caller's id
         self._sequences: dict[str, OutputSequence] = {}  # by the core's id
         self._seats: list[Seats[OutputSequence]] = []  # by core
-        self._aborted: list[FinishedRequest] = []  # for the statistics of the next step
-        self._calls: list[FinishedCall] = []  # likewise
+        # By core, for the statistics of its next step.
+        self._aborted: dict[int, IterationStats] = {}
         self.on_finished: Callable[[OpenRequest], None] = _ignore
         # Steps are timed by the monotonic clock, requests by that of the calendar.
         self._epoch_s = time.time() - time.monotonic()
@@ -275,9 +277,7 @@ class OutputProcessor:
 
     def process(self, step: StepUpdates) -> ProcessedStep:
         """Apply a step. Updates of requests that have ended here are dropped."""
-        result = ProcessedStep()
-        result.iteration.finished, self._aborted = self._aborted, []
-        result.iteration.calls, self._calls = self._calls, []
+        result = ProcessedStep(iteration=self._aborted.pop(step.core, None) or IterationStats())
         changed: dict[OpenRequest, list[OutputSequence]] = {}
         seats = self._seats_of(step.core)
         for update in step.updates:
@@ -286,6 +286,7 @@ class OutputProcessor:
                 self._seat(seats, update.slot, sequence, step.time_s)
             if sequence is None:
                 continue
+            sequence.core = step.core
             self._catch_up(sequence)
             sequence.take_over(update)
             self._note_prompt(sequence, update)
@@ -381,9 +382,7 @@ class OutputProcessor:
         """A sequence has ended; `is_known`: to the core."""
         if not is_known:
             result.to_abort.append(sequence.id)
-        result.iteration.finished.append(self._close(sequence, now_s))
-        result.iteration.calls += self._calls
-        self._calls.clear()
+        self._close(sequence, now_s, result.iteration)
 
     def abort(self, request_ids: Iterable[str]) -> tuple[list[str], list[RequestOutput]]:
         """End requests from here: the core's ids to abort, and the last outputs.
@@ -401,7 +400,8 @@ class OutputProcessor:
                 self._catch_up(sequence)
                 sequence.text.finish()
                 sequence.finish_reason = FinishReason.ABORT
-                self._aborted.append(self._close(sequence, time.monotonic()))
+                iteration = self._aborted.setdefault(sequence.core, IterationStats())
+                self._close(sequence, time.monotonic(), iteration)
             core_ids += [sequence.id for sequence in open_sequences]
             output = request.output(open_sequences, self.stream_interval)
             if output is not None:
@@ -439,7 +439,7 @@ class OutputProcessor:
         sequence.last_token_s = now_s
         metrics.last_token_time = now_s + self._epoch_s
 
-    def _close(self, sequence: OutputSequence, now_s: float) -> FinishedRequest:
+    def _close(self, sequence: OutputSequence, now_s: float, iteration: IterationStats) -> None:
         """Forget a sequence that has ended, and with the last one its request."""
         assert sequence.finish_reason is not None
         request = sequence.request
@@ -449,14 +449,14 @@ class OutputProcessor:
         if request.is_finished:
             del self.requests[request.id]
             request.metrics.finished_time = now_s + self._epoch_s
-            self._calls.append(
+            iteration.calls.append(
                 FinishedCall(request.params.n, max(len(s.token_ids) for s in request.sequences))
             )
             self.on_finished(request)
         last_s = sequence.last_token_s or now_s
         first_s = sequence.first_token_s or last_s
         arrival_s = request.metrics.arrival_time - self._epoch_s
-        return FinishedRequest(
+        finished = FinishedRequest(
             reason=sequence.finish_reason,
             e2e_s=max(0.0, last_s - arrival_s),
             queue_s=sequence.queue_s,
@@ -467,6 +467,7 @@ class OutputProcessor:
             max_tokens=request.params.max_tokens or 0,
             num_cached_tokens=request.num_cached_tokens or 0,
         )
+        iteration.finished.append(finished)
 
 
 def _seated(seats: Seats[OutputSequence], slot: int) -> OutputSequence:

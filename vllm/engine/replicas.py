@@ -284,7 +284,10 @@ class ReplicaPulse:
 
     def silence_s(self) -> float:
         """Of the liveliest core."""
-        return min(pulse.silence_s() for pulse in self._pulses)
+        return min(self.silences_s())
+
+    def silences_s(self) -> list[float]:
+        return [pulse.silence_s() for pulse in self._pulses]
 
     async def has_stopped(self) -> bool:
         return all([await pulse.has_stopped() for pulse in self._pulses])

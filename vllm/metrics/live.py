@@ -1,4 +1,4 @@
-"""The last minutes of an engine, one sample per second, for the page that shows it live."""
+"""The last minutes of all engines together, one sample per second, for the page that shows them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vllm.messages.engine import EngineStats
 from vllm.metrics.stats import IterationStats
+from vllm.metrics.totals import Totals
 
 SAMPLE_S: Final = 1.0
 MAX_SAMPLES: Final = 180
@@ -37,7 +38,7 @@ class Percentiles(msgspec.Struct, array_like=True):
 
 
 class Sample(msgspec.Struct, array_like=True, kw_only=True):
-    """One second of the engine: the highest of each gauge, and counts of what happened in it."""
+    """One second of all engines: the highest of each gauge, and counts of what happened in it."""
 
     time: int  # seconds since the epoch, at its start
     num_running: int
@@ -166,18 +167,23 @@ class Second:
 class LiveStats:
     """A StatLogger. Owns a ring of the last MAX_SAMPLES seconds; idle ones cost nothing."""
 
-    def __init__(self, num_blocks: int = 0, clock: Callable[[], float] = time.time) -> None:
-        """`num_blocks`: of the KV cache, the dummy row's included, if known before a step is."""
+    def __init__(
+        self, num_blocks: Sequence[int] = (0,), clock: Callable[[], float] = time.time
+    ) -> None:
+        """`num_blocks`: of each core's KV cache, the dummy row's included, if known before a step
+        is."""
         self.clock = clock
-        self.engine = EngineStats(num_blocks=num_blocks)
+        self.totals = Totals(num_blocks)
+        self.engine = self.totals.total
         self.engine_before = self.engine  # as of the start of the second being collected
         self.seconds: deque[Second] = deque(maxlen=MAX_SAMPLES)
         self.second = Second(self._number(), self.engine)
 
-    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
+    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
         self._catch_up()
-        self.second.record(engine, iteration, engine.num_steps > self.engine.num_steps)
-        self.engine = engine
+        total = self.totals.add(engine, core)
+        self.second.record(total, iteration, total.num_steps > self.engine.num_steps)
+        self.engine = total
 
     def view(self, after: int = 0) -> LiveView:
         """The samples of the seconds after `after`, as far as they are kept."""

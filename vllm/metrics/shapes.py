@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from prometheus_client import Metric
@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from vllm.messages.shapes import ShapeUsage
+from vllm.metrics.families import ENGINE_LABELS, EngineLabels
 
 # name, help, field of ShapeUsage
 COUNTERS: Final = (
@@ -26,28 +27,30 @@ GAUGES: Final = (
 
 
 class ShapeMetrics(Collector):
-    """Shows what the engine counted last; nothing on devices that prepare no shapes.
+    """Shows what each engine counted last; nothing on devices that prepare no shapes.
 
-    The engine's counts are cumulative, so nothing is added up here, and any of several servers can
-    show them.
+    An engine's counts are cumulative, so nothing is added up here, and any of several servers can
+    show them. A core that has been started anew counts from 0, as Prometheus expects of counters.
     """
 
-    def __init__(self, labels: Mapping[str, str]) -> None:
+    def __init__(self, labels: Sequence[EngineLabels]) -> None:
+        """`labels`: of each core."""
         self._labels = labels
-        self._shapes: Sequence[ShapeUsage] = ()
+        self._shapes: Sequence[Sequence[ShapeUsage]] = [()] * len(labels)
 
-    def show(self, shapes: Sequence[ShapeUsage]) -> None:
+    def show(self, shapes: Sequence[Sequence[ShapeUsage]]) -> None:
+        """`shapes`: those of each core."""
         self._shapes = shapes
 
     def collect(self) -> Iterator[Metric]:
-        shapes = self._shapes
-        if not shapes:
+        if not any(self._shapes):
             return
-        names = (*self._labels, "phase", "bucket")
+        names = (*ENGINE_LABELS, "phase", "bucket")
         for kind, families in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
             for name, text, field in families:
                 family = kind(name, text, labels=names)
-                for shape in shapes:
-                    labels = (*self._labels.values(), shape.phase, shape.name)
-                    family.add_metric(labels, float(getattr(shape, field)))
+                for labels, shapes in zip(self._labels, self._shapes, strict=True):
+                    for shape in shapes:
+                        values = (*labels, shape.phase, shape.name)
+                        family.add_metric(values, float(getattr(shape, field)))
                 yield family

@@ -48,7 +48,8 @@ def engine() -> FakeEngine:
 @pytest.fixture
 def make_app(engine: FakeEngine) -> Callable[..., Any]:
     def make(**options: Any) -> Any:
-        metrics = PrometheusStats("fake", 4096, {"block_size": "16"})
+        caches = [{"block_size": "16"}] * len(engine.client.cores)
+        metrics = PrometheusStats("fake", 4096, caches)
         return build_app(make_context(engine, **options), metrics, LoggingStats(10.0))
 
     return make

@@ -57,7 +57,7 @@ class FakeEngine:
     num_resets: int = 0
     is_profiled: bool = False
     shapes: list[ShapeUsage] = field(default_factory=list)
-    client: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(ready=READY))
+    client: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(cores=(READY,)))
 
     def __post_init__(self) -> None:
         self.may_go.set()
@@ -73,13 +73,13 @@ class FakeEngine:
     async def is_hung(self) -> bool:
         return self.silent_s > 30
 
-    def silence_s(self) -> float:
-        return self.silent_s
+    def silences_s(self) -> list[float]:
+        return [self.silent_s for _ in self.client.cores]
 
-    async def launch_shapes(self) -> list[ShapeUsage]:
+    async def launch_shapes(self) -> list[list[ShapeUsage]]:
         if self.is_dead:
             raise EngineDeadError("the engine core is gone")
-        return self.shapes
+        return [self.shapes for _ in self.client.cores]
 
     async def start_profile(self) -> None:
         if self.is_profiled:

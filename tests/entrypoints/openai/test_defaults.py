@@ -27,7 +27,7 @@ ENDPOINTS = {
 async def client(engine):
     context = make_context(engine)
     context.model.default_sampling_params = {"max_tokens": LIMIT}
-    metrics = PrometheusStats("fake", 4096, {"block_size": "16"})
+    metrics = PrometheusStats("fake", 4096, [{"block_size": "16"}])
     app = build_app(context, metrics, LoggingStats(10.0))
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:

@@ -15,8 +15,8 @@ from vllm.messages.engine import EngineStats
 from vllm.metrics.stats import IterationStats
 
 
-def tell(admission, num_waiting):
-    admission.record(EngineStats(num_waiting=num_waiting), IterationStats())
+def tell(admission, num_waiting, core=0):
+    admission.record(EngineStats(num_waiting=num_waiting), IterationStats(), core)
 
 
 def test_what_is_open_beyond_a_full_batch_waits():
@@ -41,6 +41,21 @@ def test_a_queue_in_front_of_a_batch_that_is_not_full_counts():
         admission.check()
     tell(admission, 0)
     admission.check()
+
+
+def test_nothing_waits_while_one_of_several_cores_has_no_queue():
+    admission = Admission(max_waiting=4, max_running=100, num_cores=2)
+    tell(admission, 9, core=0)
+    admission.check()
+    tell(admission, 1, core=1)
+    with pytest.raises(Overloaded, match="11 sequences would wait"):
+        admission.check()
+    tell(admission, 2, core=0)
+    admission.check()
+    with pytest.raises(Overloaded, match="5 sequences would wait"):
+        admission.check(2)
+    tell(admission, 0, core=0)
+    admission.check(2)
 
 
 def test_no_sequence_waits_when_none_may():

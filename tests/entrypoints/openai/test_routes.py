@@ -201,6 +201,18 @@ async def test_metrics_show_the_shapes_that_the_engine_counts(client, engine):
     assert line in (await client.get("/metrics")).text
 
 
+async def test_metrics_of_several_engines_are_shown_apart(make_app, engine):
+    engine.client.cores *= 2
+    engine.shapes = [ShapeUsage("decode", 8, 1, 128, hits=3)]
+    engine.silent_s = 1.5
+    async with connect(make_app()) as client:
+        text = (await client.get("/metrics")).text
+    for number in range(2):
+        labels = f'engine="{number}",model_name="fake"'
+        assert f"vllm:engine_silence_seconds{{{labels}}} 1.5\n" in text
+        assert f'vllm:hpu_bucket_hits_total{{bucket="8x1x128",{labels},phase="decode"}} 3.0' in text
+
+
 async def test_metrics_do_not_wait_for_an_engine_in_a_long_step(client, engine, monkeypatch):
     async def never():
         await asyncio.Event().wait()

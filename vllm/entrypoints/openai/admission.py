@@ -84,20 +84,25 @@ class Tallies(NamedTuple):
 
 
 class Admission:
-    """A StatLogger, for what the engine says of its queue. Used on the event loop alone."""
+    """A StatLogger, for what engines say of their queues. Used on the event loop alone."""
 
     def __init__(
-        self, max_waiting: int = NO_LIMIT, max_running: int = 0, tallies: Tallies | None = None
+        self,
+        max_waiting: int = NO_LIMIT,
+        max_running: int = 0,
+        tallies: Tallies | None = None,
+        num_cores: int = 1,
     ) -> None:
-        """`max_running`: sequences of a full batch; what is open beyond them waits."""
+        """`max_running`: sequences of the full batches of all cores; what is open beyond them
+        waits."""
         self.max_waiting = max_waiting
         self.max_running = max_running
         self.tallies = tallies or Tallies(OwnTally(), OwnTally())
-        self.num_waiting = 0  # in the engine, as of its last step
+        self.queues = [0] * num_cores  # sequences waiting in each core, as of its last step
         self.is_closed = False
 
-    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
-        self.num_waiting = engine.num_waiting
+    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
+        self.queues[core] = engine.num_waiting
 
     def close(self) -> None:
         """Take no more requests; those that are open go on."""
@@ -110,9 +115,10 @@ class Admission:
         if self.max_waiting == NO_LIMIT:
             return
         # Blocks can run out before the batch is full, which only the engine knows; what came
-        # since its last step only we know.
+        # since its last step only we know. A core without a queue takes what comes, however many
+        # wait for another one.
         excess = self.tallies.sequences.total() + num_sequences - self.max_running
-        queued = self.num_waiting + num_sequences if self.num_waiting else 0
+        queued = sum(self.queues) + num_sequences if all(self.queues) else 0
         num_waiting = max(excess, queued)
         if num_waiting > self.max_waiting and num_waiting > 0:
             raise Overloaded(

@@ -191,5 +191,5 @@ async def metrics(request: Request) -> Response:
         engine = server.context.engine
         shapes = await asyncio.wait_for(engine.launch_shapes(), SHAPES_LIMIT_S)
         server.metrics.shapes.show(shapes)
-    server.metrics.silence.seconds = server.context.engine.silence_s()
+    server.metrics.silence.show(server.context.engine.silences_s())
     return Exposition(server.metrics.exposition())

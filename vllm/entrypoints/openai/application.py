@@ -27,14 +27,16 @@ async def make_app(
 ) -> tuple[FastAPI, ServingContext]:
     """It listens to what the engine says of itself; `index` is that of this API server."""
     observability = config.observability
-    ready = engine.client.cores[0]
-    metrics = PrometheusStats.of(config, ready, counts_engine=index == 0)
+    cores = engine.client.cores
+    metrics = PrometheusStats.of(config, cores, counts_engine=index == 0)
     log_class = NoLogging if observability.disable_log_stats else LoggingStats
-    log = log_class(observability.log_stats_interval_s)
-    admission = Admission(options.max_waiting_requests, config.scheduler.max_num_seqs, tallies)
+    first = config.parallel.data_parallel_start_rank
+    log = log_class(observability.log_stats_interval_s, num_engines=len(cores), first_engine=first)
+    max_running = config.scheduler.max_num_seqs * len(cores)
+    admission = Admission(options.max_waiting_requests, max_running, tallies, len(cores))
     for stat_logger in (metrics, log, admission):
         engine.add_stat_logger(stat_logger)
-    live = None if options.disable_ui else LiveStats(ready.num_blocks)
+    live = None if options.disable_ui else LiveStats([core.num_blocks for core in cores])
     if live is not None:
         engine.add_stat_logger(live)
     context = ServingContext(

@@ -105,7 +105,11 @@ class BlockBar {
   }
 }
 
-// Ranks share the weights; what each has of the KV cache, the others have of theirs.
+function enginesOf({ num_engines: count }) {
+  return count > 1 ? [["Engines", whole(count)]] : [];
+}
+
+// Ranks of an engine share the weights; what each has of the KV cache, the others have of theirs.
 function ranksOf(ranks) {
   if (ranks.length < 2) return [];
   const most = (part) => gib(Math.max(...ranks.map((rank) => rank[part])));
@@ -200,6 +204,7 @@ export class LiveView {
       ["Model", facts.models[0]],
       ["Context", `${whole(facts.max_model_len)} tokens`],
       ["Device", `${facts.device}, ${facts.dtype}`],
+      ...enginesOf(facts),
       ...ranksOf(facts.ranks),
       ["Block", `${facts.block_size} tokens`],
       ["Version", facts.version],

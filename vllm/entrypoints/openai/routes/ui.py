@@ -30,7 +30,8 @@ class Facts(msgspec.Struct):
     device: str
     dtype: str
     block_size: int
-    ranks: tuple[RankMemory, ...]
+    num_engines: int
+    ranks: tuple[RankMemory, ...]  # of all engines
     has_chat_template: bool
     needs_key: bool
     max_logprobs: int
@@ -84,6 +85,7 @@ async def live(request: Request, after: int = 0) -> Response:
 
 def _facts(context: ServingContext) -> Facts:
     config = context.config
+    cores = context.engine.client.cores
     return Facts(
         version=__version__,
         models=config.model.served_model_name,
@@ -91,7 +93,8 @@ def _facts(context: ServingContext) -> Facts:
         device=config.device.device,
         dtype=str(config.model.dtype).removeprefix("torch."),
         block_size=config.cache.block_size,
-        ranks=context.engine.client.cores[0].ranks,
+        num_engines=len(cores),
+        ranks=tuple(rank for core in cores for rank in core.ranks),
         has_chat_template=bool(context.chat_template or context.tokenizer.chat_template),
         needs_key=bool(context.options.api_key),
         max_logprobs=config.model.max_logprobs,

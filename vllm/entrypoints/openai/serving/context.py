@@ -72,8 +72,8 @@ class ServingEngine(Protocol):
         """Forget every cached prefix."""
         ...
 
-    async def launch_shapes(self) -> Sequence[ShapeUsage]:
-        """What became of the shapes that the device has prepared."""
+    async def launch_shapes(self) -> Sequence[Sequence[ShapeUsage]]:
+        """By core, what became of the shapes that the device has prepared."""
         ...
 
     async def start_profile(self) -> None:
