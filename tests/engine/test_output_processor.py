@@ -248,7 +248,7 @@ class Recorder:
     def __init__(self) -> None:
         self.iterations: list[IterationStats] = []
 
-    def record(self, engine: EngineStats, iteration: IterationStats) -> None:
+    def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
         self.iterations.append(iteration)
 
 

@@ -277,7 +277,9 @@ class OutputProcessor:
 
     def process(self, step: StepUpdates) -> ProcessedStep:
         """Apply a step. Updates of requests that have ended here are dropped."""
-        result = ProcessedStep(iteration=self._aborted.pop(step.core, None) or IterationStats())
+        result = ProcessedStep()
+        if step.core in self._aborted:
+            result.iteration = self._aborted.pop(step.core)
         changed: dict[OpenRequest, list[OutputSequence]] = {}
         seats = self._seats_of(step.core)
         for update in step.updates:
