@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import struct
+from contextlib import ExitStack
 from typing import Final, NamedTuple
 
 # What messages of a core begin with: its number, and the lowest byte of its life.
@@ -14,12 +16,18 @@ class Addresses(NamedTuple):
 
     directory: str  # they are in, and other files that processes share
     from_core: tuple[str, ...]  # each bound by its front end
+    from_far: tuple[str, ...] = ()  # the same, for cores of other machines; none: there are none
 
     @classmethod
     def of(cls, directory: str, num_front_ends: int) -> Addresses:
         """Those of an engine whose files are in `directory`."""
         inboxes = (f"ipc://{directory}/from-core-{index}" for index in range(num_front_ends))
         return cls(directory, tuple(inboxes))
+
+    def reached_from(self, host: str) -> Addresses:
+        """The same, with ports of this machine, whose address is `host`, for cores of others."""
+        ports = free_ports(host, len(self.from_core))
+        return self._replace(from_far=tuple(f"tcp://{in_url(host)}:{port}" for port in ports))
 
 
 class CoreAddress(NamedTuple):
@@ -29,11 +37,15 @@ class CoreAddress(NamedTuple):
     directory: str
     number: int = 0  # among the cores of the engine
     life: int = 0  # how often it has been started before
+    host: str = ""  # of the core's machine, for front ends on others; "": there are none
+    endpoint: str = ""  # where a core of another machine is reached
 
     @property
     def to_core(self) -> str:
         """Bound by the core."""
-        return f"ipc://{self.directory}/to-core-{self.number}-{self.life}"
+        if self.host:
+            return f"tcp://{in_url(self.host)}:*"
+        return self.endpoint or f"ipc://{self.directory}/to-core-{self.number}-{self.life}"
 
     @property
     def heartbeat(self) -> str:
@@ -42,3 +54,19 @@ class CoreAddress(NamedTuple):
 
     def next_life(self) -> CoreAddress:
         return self._replace(life=self.life + 1)
+
+
+def in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports of this machine at `host`; another program may take them before they are used."""
+    with ExitStack() as probes:
+        found = []
+        for _ in range(count):
+            family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+            probe = probes.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            probe.bind((host, 0))
+            found.append(int(probe.getsockname()[1]))
+        return found

@@ -96,7 +96,7 @@ def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
     gc.freeze()
     routes = make_routes(link)
     try:
-        link.broadcast(msgspec.structs.replace(core.ready, pid=os.getpid()))
+        link.broadcast(link.introduced(core.ready))
         while True:
             if not core.has_work:
                 link.wait(on_idle=core.check_health)
@@ -140,19 +140,29 @@ class CoreLink:
         self._encode = encoder().encode
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = decoder(ToEngine)
         self.stats = EngineStats()  # as last sent
+        self._own = own
         self._tag = TAG.pack(own.number, own.life % 256)
         self._context = zmq.Context()
         self._inbox = self._context.socket(zmq.PULL)
         self._inbox.set_hwm(0)
+        self._inbox.ipv6 = True
         self._inbox.bind(own.to_core)
         self._outboxes = [self._context.socket(zmq.PUSH) for _ in addresses.from_core]
         for outbox, address in zip(self._outboxes, addresses.from_core, strict=True):
+            outbox.ipv6 = True
             outbox.set_hwm(0)  # a busy front end must not stop the core
             outbox.connect(address)
 
     @property
     def num_front_ends(self) -> int:
         return len(self._outboxes)
+
+    def introduced(self, ready: EngineReady) -> EngineReady:
+        """With what front ends need to know of this process."""
+        endpoint = self._inbox.getsockopt_string(zmq.LAST_ENDPOINT) if self._own.host else ""
+        return msgspec.structs.replace(
+            ready, pid=os.getpid(), life=self._own.life, endpoint=endpoint
+        )
 
     def send(self, message: FromEngine, front_end: int) -> None:
         if isinstance(message, StepUpdates):

@@ -37,6 +37,8 @@ class FrontLink:
         self._outboxes: dict[int, zmq.Socket[bytes]] = {}
         self._inbox = self._socket(zmq.PULL)
         self._inbox.bind(addresses.from_core[index])
+        if addresses.from_far:
+            self._inbox.bind(addresses.from_far[index])
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
         self._watched: dict[int, int] = {}  # core by file
@@ -106,6 +108,7 @@ class FrontLink:
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
+        socket.ipv6 = True
         socket.set_hwm(0)  # a slow core must not block those who send to it
         socket.linger = 0
         return socket

@@ -12,6 +12,7 @@ import mmap
 import struct
 import threading
 import time
+from contextlib import suppress
 from typing import Final, Protocol
 
 from vllm.logger import init_logger
@@ -102,6 +103,30 @@ class ProcessPulse:
             if self.silence_s() <= self.limit_s or processor_time_s(self.pid) > before_s:
                 return True
         return False
+
+
+class FarPulse:
+    """Of a core on another machine, as a process of this one hears of it and notes."""
+
+    def __init__(self, path: str, limit_s: float = LIMIT_S) -> None:
+        with suppress(FileExistsError):
+            make_file(path)
+        self._limit_s = limit_s
+        self._memory = _mapped(path)
+
+    def note(self, silence_s: float) -> None:
+        """What its machine says."""
+        _TIME.pack_into(self._memory, 0, time.monotonic() - silence_s)
+
+    def silence_s(self) -> float:
+        (last_s,) = _TIME.unpack_from(self._memory)
+        return max(0.0, time.monotonic() - float(last_s))
+
+    def silences_s(self) -> list[float]:
+        return [self.silence_s()]
+
+    async def has_stopped(self) -> bool:
+        return self.silence_s() > self._limit_s
 
 
 def make_file(path: str) -> None:

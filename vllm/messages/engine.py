@@ -131,6 +131,8 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     ranks: tuple[RankMemory, ...] = ()  # by rank
     counts_shapes: bool = False  # the device prepares shapes, and `launch_shapes` tells of them
     pid: int = 0  # of its process; 0: it runs in that of the front end
+    life: int = 0  # how often the core has been started before
+    endpoint: str = ""  # where front ends of other machines reach it
 
 
 class EngineDead(msgspec.Struct, frozen=True, tag=True):
