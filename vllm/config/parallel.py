@@ -32,18 +32,20 @@ class ParallelConfig:
     data_parallel_size_local: int = option(
         None,
         kind=INT,
-        low=1,
+        low=0,
         aliases=("-dpl",),
         auto="all",
         local=True,
-        help="Copies that this server has on its machine.",
+        help="Copies on this machine. Without --data-parallel-hybrid-lb the server waits for the "
+        "other ones to come from machines that are started with --headless.",
     )
     data_parallel_start_rank: int = option(
         0,
         low=0,
         aliases=("-dpr",),
         local=True,
-        help="Number of this server's first copy. Above 0 it implies --data-parallel-hybrid-lb.",
+        help="Number of this machine's first copy. Above 0 it implies --data-parallel-hybrid-lb, "
+        "but with --headless.",
     )
     data_parallel_rank: int = option(
         None,
@@ -53,6 +55,19 @@ class ParallelConfig:
         auto="--data-parallel-start-rank",
         local=True,
         help="Number of the only copy that this server has; something else balances over servers.",
+    )
+    data_parallel_address: str = option(
+        "127.0.0.1",
+        aliases=("-dpa",),
+        help="Address of the machine with the server, as machines with other copies of its model "
+        "reach it.",
+    )
+    data_parallel_rpc_port: int = option(
+        29550,
+        low=1,
+        high=65535,
+        aliases=("-dpp",),
+        help="TCP port of that machine at which the others meet it.",
     )
     data_parallel_hybrid_lb: bool = option(
         False,
@@ -119,9 +134,11 @@ class ParallelConfig:
         False,
         folded=True,
         local=True,
-        help="Run ranks for node 0 and no server: on every node but 0 of --nnodes.",
+        help="Run no server: ranks for node 0 on every node but 0 of --nnodes, or copies of the "
+        "model for a server elsewhere (--data-parallel-address).",
     )
 
+    served_copies: int = 1  # by the server that has this one, on all machines
     # Arguments may have secrets, and are of one machine.
     ray: RayStart = field(default=WITHOUT_RAY, repr=False)
 

@@ -25,11 +25,14 @@ class AttachedReplicas(Replicas):
         self._link.watch(self._wake_reader)
         self._pid_files: dict[int, int] = {}  # by core
         self.cores = [living.ready for living in attachment.cores]
-        self._replicas = [
-            Replica(living.address, OwnPulse(), State.GONE) for living in attachment.cores
-        ]
-        for living in attachment.cores:
-            self._adopt(living.address, living.ready)
+        for address, ready in attachment.cores:
+            is_far = bool(ready.endpoint)
+            replica = Replica(address, OwnPulse(), State.GONE, is_far)
+            self._replicas[address.number] = replica
+            if is_far:
+                self._adopt_far(address.number, ready)
+            else:
+                self._adopt(address, ready)
 
     def stop(self) -> None:
         """Leave the cores: they go on for the others."""
@@ -70,12 +73,13 @@ class AttachedReplicas(Replicas):
     def _after_loss(self, core: int, was_up: bool) -> None:
         """The process that has started the core starts it again."""
 
-    def _revive(self, core: int, life: int, ready: EngineReady) -> None:
-        address = self._replicas[core].address.next_life()
-        while address.life % 256 != life:
-            address = address.next_life()
-        if not os.path.exists(address.heartbeat):
-            return  # of a life before the one that is known
-        if self._replicas[core].state is not State.GONE:
+    def _revive(self, core: int, ready: EngineReady) -> None:
+        replica = self._replicas[core]
+        if replica.is_far:
+            super()._revive(core, ready)
+            return
+        if ready.life < replica.address.life:
+            return
+        if replica.state is not State.GONE:
             self._lose(core)
-        self._adopt(address, ready)
+        self._adopt(replica.address._replace(life=ready.life), ready)

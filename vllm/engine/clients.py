@@ -21,7 +21,7 @@ def process_client(
     Front end 0 of them is this process; `num_others` may attach themselves. Raises ConfigError,
     LoadError or EngineDeadError.
     """
-    has_copies = config.parallel.data_parallel_size_local > 1
+    has_copies = config.parallel.served_copies > 1
     return (OwnReplicas if has_copies else ProcessClient)(config, make_core, num_others, wait)
 
 

@@ -34,12 +34,14 @@ class CoreProcess:
         config: VllmConfig,
         addresses: Addresses,
         address: CoreAddress,
+        rank: int = 0,
         name: str = "the engine core",
     ) -> None:
+        """`rank`: which copy of the model the core has."""
         self.address = address
         self._name = name
         make_file(address.heartbeat)
-        self._process = _start(make_core, core_config(config, address), addresses, address)
+        self._process = _start(make_core, core_config(config, rank), addresses, address)
         self.pulse = ProcessPulse(address.heartbeat, self.pid)
 
     @property
@@ -85,11 +87,9 @@ def end_all(cores: Sequence[CoreProcess], patience_s: float = PATIENCE_S) -> Non
         process.join()
 
 
-def core_config(config: VllmConfig, address: CoreAddress) -> VllmConfig:
-    """What a core is configured with: which copy of the model it has."""
-    parallel = config.parallel
-    rank = parallel.data_parallel_rank + address.number
-    return replace(config, parallel=replace(parallel, data_parallel_rank=rank))
+def core_config(config: VllmConfig, rank: int) -> VllmConfig:
+    """What the core with the copy `rank` of the model is configured with."""
+    return replace(config, parallel=replace(config.parallel, data_parallel_rank=rank))
 
 
 def start_error(dead: EngineDead) -> Exception:

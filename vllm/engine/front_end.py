@@ -48,7 +48,7 @@ class FrontEnd:
         self.client = client
         self.tokenizer: PreTrainedTokenizerBase | None = None
         first = config.parallel.data_parallel_start_rank
-        copies = range(first, first + config.parallel.data_parallel_size_local)
+        copies = range(first, first + config.parallel.served_copies)
         self.processor = Processor(config.model, None, config.scheduler.policy, copies)
         self.output_processor = OutputProcessor(None, config.scheduler.stream_interval)
         if not config.model.skip_tokenizer_init:

@@ -69,7 +69,7 @@ class LLMEngine:
                 "Unset the variable, or set it to 0."
             )
         # Each copy of the model computes in a process of its own, or one would wait for the other.
-        is_remote = is_remote or vllm_config.parallel.data_parallel_size_local > 1
+        is_remote = is_remote or vllm_config.parallel.served_copies > 1
         client = process_client(vllm_config) if is_remote else InProcessClient(vllm_config)
         engine = cls(vllm_config, client)
         engine.front.log_statistics()

@@ -21,7 +21,9 @@ from vllm.engine.core_handle import (
     start_error,
 )
 from vllm.engine.core_process import CoreMaker, make_engine_core
+from vllm.engine.far_copies import FarCopies, host_of
 from vllm.engine.front_link import FrontLink, is_readable
+from vllm.engine.heartbeat import OwnPulse
 from vllm.engine.replicas import Replica, Replicas, State
 from vllm.engine.scratch import Scratch
 from vllm.errors import EngineDeadError
@@ -36,7 +38,10 @@ MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
 
 
 class OwnReplicas(Replicas):
-    """Front end 0 of the cores; others attach themselves at the addresses after the first."""
+    """Front end 0 of the cores; others attach themselves at the addresses after the first.
+
+    Machines with other copies come to it where not all are on this one.
+    """
 
     def __init__(
         self,
@@ -52,23 +57,33 @@ class OwnReplicas(Replicas):
         self._stopped = True  # until there is something to stop
         refuse_while_imported()
         need_open_files()
+        parallel = config.parallel
         self._config = config
         self._make_core = make_core or make_engine_core
         self._scratch = Scratch()
         self.directory = self._scratch.path
+        self._far_copies: FarCopies | None = None
         self.addresses = Addresses.of(self.directory, 1 + num_others)
-        parallel = config.parallel
-        num_cores = parallel.data_parallel_size_local
-        first = parallel.data_parallel_start_rank
+        num_local, num_cores = parallel.data_parallel_size_local, parallel.served_copies
+        if num_local < num_cores:
+            self.addresses = self.addresses.reached_from(host_of(parallel))
         link = FrontLink(self.addresses, 0)
+        first = parallel.data_parallel_start_rank
         super().__init__(link, make_balance(config, num_cores), first)
-        self._failed_starts = [0] * num_cores
-        self._processes: list[CoreProcess] = []
+        self._failed_starts = dict.fromkeys(range(num_local), 0)
+        self._processes: dict[int, CoreProcess] = {}
         self._at_exit = stop_at_exit(self)
         for number in range(num_cores):
-            process = self._start(CoreAddress(self.directory, number))
-            self._processes.append(process)
-            self._replicas.append(Replica(process.address, process.pulse, State.STARTING))
+            address = CoreAddress(self.directory, number)
+            if number < num_local:
+                process = self._processes[number] = self._start(address)
+                replica = Replica(address, process.pulse, State.STARTING)
+            else:
+                replica = Replica(address._replace(life=-1), OwnPulse(), State.GONE, is_far=True)
+            self._replicas[number] = replica
+        if num_local < num_cores:
+            numbers = range(num_local, num_cores)
+            self._far_copies = FarCopies(config, self.addresses, numbers)
         if wait:
             self.wait_until_ready()
 
@@ -77,15 +92,15 @@ class OwnReplicas(Replicas):
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes, by core."""
-        return [process.pid for process in self._processes]
+        """Of the processes on this machine, by core."""
+        return [process.pid for process in self._processes.values()]
 
     @property
     def living_cores(self) -> Sequence[LivingCore]:
         """What other front ends need to attach themselves."""
         return [
             LivingCore(replica.address, ready)
-            for replica, ready in zip(self._replicas, self.cores, strict=True)
+            for replica, ready in zip(self._replicas.values(), self.cores, strict=True)
         ]
 
     def wait_until_ready(self) -> None:
@@ -98,9 +113,13 @@ class OwnReplicas(Replicas):
                     raise start_error(message)
                 if message is None:
                     raise EngineDeadError(self._how_it_ended(core))
-                assert isinstance(message, EngineReady), message
+                if not isinstance(message, EngineReady):
+                    continue  # statistics of a far core
                 found[core] = message
-                self._replicas[core].state = State.UP
+                if self._replicas[core].is_far:
+                    self._adopt_far(core, message)
+                else:
+                    self._replicas[core].state = State.UP
                 logger.info(
                     "%s is up (process %d, %d of %d)",
                     self.name(core),
@@ -123,9 +142,9 @@ class OwnReplicas(Replicas):
         self.close()
 
     def _start(self, address: CoreAddress) -> CoreProcess:
-        name = self.name(address.number)
+        rank, name = self._first + address.number, self.name(address.number)
         self._link.connect(address)
-        process = CoreProcess(self._make_core, self._config, self.addresses, address, name)
+        process = CoreProcess(self._make_core, self._config, self.addresses, address, rank, name)
         self._link.watch(process.sentinel, address.number)
         return process
 
@@ -133,9 +152,12 @@ class OwnReplicas(Replicas):
         was_running, self._stopped = not self._stopped, True
         atexit.unregister(self._at_exit)
         if was_running:
-            self.send(Shutdown())
+            for core in self._processes:
+                self._link.send(Shutdown(), core)
+        if self._far_copies is not None:
+            self._far_copies.stop()
         self._scratch.remove()
-        end_all(self._processes, patience_s)
+        end_all(list(self._processes.values()), patience_s)
 
     def _how_it_ended(self, core: int) -> str:
         return self._processes[core].how_it_ended()
@@ -148,7 +170,8 @@ class OwnReplicas(Replicas):
         before = self._processes[core]
         if self._failed_starts[core] == MOST_STARTS:
             logger.error("%s is given up after %d starts", self.name(core), MOST_STARTS)
-            if all(count >= MOST_STARTS for count in self._failed_starts):
+            gone = [core for core, count in self._failed_starts.items() if count >= MOST_STARTS]
+            if len(gone) == len(self._replicas):
                 raise EngineDeadError("no engine core could be started again")
             return
         end_all([before])
@@ -167,6 +190,3 @@ class OwnReplicas(Replicas):
             process.pid,
             time.monotonic() - began_s,
         )
-
-    def _revive(self, core: int, life: int, ready: EngineReady) -> None:
-        """Only this process starts cores, and knows their lives."""

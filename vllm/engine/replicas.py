@@ -19,7 +19,7 @@ import msgspec
 from vllm.engine.addresses import CoreAddress
 from vllm.engine.balance import Balance
 from vllm.engine.front_link import NO_CORE, FrontLink
-from vllm.engine.heartbeat import Pulse
+from vllm.engine.heartbeat import FarPulse, Pulse
 from vllm.errors import EngineDeadError
 from vllm.logger import init_logger
 from vllm.messages.engine import (
@@ -33,7 +33,6 @@ from vllm.messages.engine import (
     FinishReason,
     FromEngine,
     RequestUpdate,
-    Shutdown,
     StepUpdates,
     ToEngine,
 )
@@ -57,6 +56,7 @@ class Replica:
     address: CoreAddress
     pulse: Pulse
     state: State
+    is_far: bool = False  # on another machine, which starts it and tells of its end
     is_silent: bool = False
     last_words: str = ""  # the error that it ends with
 
@@ -74,7 +74,7 @@ class Replicas(ABC):
         self._link = link
         self._balance = balance
         self._first = first
-        self._replicas: list[Replica] = []
+        self._replicas: dict[int, Replica] = {}  # by number
         self._stopped = False
         # Of what sending and receiving both use.
         self._lock = threading.Lock()
@@ -84,7 +84,7 @@ class Replicas(ABC):
 
     @property
     def pulse(self) -> Pulse:
-        return ReplicaPulse([replica.pulse for replica in self._replicas])
+        return ReplicaPulse([replica.pulse for replica in self._replicas.values()])
 
     def name(self, core: int) -> str:
         """For people."""
@@ -103,8 +103,6 @@ class Replicas(ABC):
                         self._link.send(Abort(ids), core)
                 case Call():
                     self._send_call(message)
-                case Shutdown():
-                    self._send_all(message)
 
     def receive(self) -> FromEngine | None:
         while not self._made_here:
@@ -117,7 +115,7 @@ class Replicas(ABC):
                 continue
             if life != self._replicas[core].address.life % 256:
                 if isinstance(message, EngineReady):
-                    self._revive(core, life, message)
+                    self._revive(core, message)
                 continue
             if (taken := self._take(core, message)) is not None:
                 return taken
@@ -146,16 +144,36 @@ class Replicas(ABC):
     def _after_loss(self, core: int, was_up: bool) -> None:
         """A core has ended; its requests have failed. Raises EngineDeadError if none is left."""
 
-    @abstractmethod
-    def _revive(self, core: int, life: int, ready: EngineReady) -> None:
-        """Another life of a core is up than the one that was known."""
+    def _revive(self, core: int, ready: EngineReady) -> None:
+        """A life of a core that was not known is up."""
+        replica = self._replicas[core]
+        if not replica.is_far or ready.life < replica.address.life:
+            return
+        if replica.state is not State.GONE:
+            self._lose(core)
+        self._adopt_far(core, ready)
+        logger.info("%s is up (process %d of another machine)", self.name(core), ready.pid)
+
+    def _adopt_far(self, core: int, ready: EngineReady) -> None:
+        """Use a core of another machine."""
+        before = self._replicas[core].address
+        address = before._replace(life=ready.life, endpoint=ready.endpoint)
+        self._link.connect(address)
+        with self._lock:
+            replica = self._replicas[core]
+            replica.address, replica.pulse = address, FarPulse(address.heartbeat)
+            replica.is_silent = False
+            self._up(core, ready)
 
     def _lose(self, core: int) -> None:
         replica = self._replicas[core]
         was_up = replica.state is State.UP
-        why = self._how_it_ended(core)
-        if replica.last_words:
-            why += f": {replica.last_words}"
+        if replica.is_far:
+            why = replica.last_words or f"{self.name(core)} was started again"
+        else:
+            why = self._how_it_ended(core)
+            if replica.last_words:
+                why += f": {replica.last_words}"
         with self._lock:
             replica.state, replica.last_words = State.GONE, ""
             self._balance.restarted(core)
@@ -166,7 +184,8 @@ class Replicas(ABC):
                 if core in missing:
                     missing.discard(core)
                     self._made_here.append(CallResult(call_id, error=why, core=core))
-        self._after_loss(core, was_up)
+        if not replica.is_far:
+            self._after_loss(core, was_up)
 
     def _fail_requests(self, core: int, request_ids: Iterable[str], why: str) -> None:
         updates = [
@@ -201,11 +220,11 @@ class Replicas(ABC):
         """Cores that may get a request: the best there are."""
         up = [
             core
-            for core, each in enumerate(self._replicas)
-            if each.state is State.UP and not self._has_ended(core)
+            for core, each in self._replicas.items()
+            if each.state is State.UP and (each.is_far or not self._has_ended(core))
         ]
         lively = [core for core in up if not self._is_silent(core)]
-        return lively or up or self._reachable(range(len(self._replicas)))
+        return lively or up or self._reachable(self._replicas)
 
     def _reachable(self, cores: Iterable[int]) -> list[int]:
         return [core for core in cores if self._replicas[core].state is not State.GONE]
@@ -237,16 +256,16 @@ class Replicas(ABC):
 
     def _send_call(self, call: Call) -> None:
         """Raises EngineDeadError if a core is gone: a call is of all of them."""
-        for core, replica in enumerate(self._replicas):
+        for core, replica in self._replicas.items():
             if replica.state is State.GONE:
                 raise EngineDeadError(
                     f"{self.name(core)} has ended and is being started again. Try again later."
                 )
-        self._open_calls[call.call_id] = set(range(len(self._replicas)))
+        self._open_calls[call.call_id] = set(self._replicas)
         self._send_all(call)
 
     def _send_all(self, message: ToEngine) -> None:
-        for core in range(len(self._replicas)):
+        for core in self._replicas:
             self._link.send(message, core)
 
     def _take(self, core: int, message: FromEngine) -> FromEngine | None:
@@ -273,6 +292,8 @@ class Replicas(ABC):
                 logger.info("%s is up (process %d)", self.name(core), message.pid)
             case EngineDead(error):
                 self._replicas[core].last_words = error
+                if self._replicas[core].is_far:
+                    self._lose(core)
         return None
 
 

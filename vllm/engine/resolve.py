@@ -151,7 +151,7 @@ def _check_nodes(config: ParallelConfig) -> None:
         raise ConfigError(
             f"--node-rank {node}: nodes are numbered from 0, and --nnodes is {num_nodes}."
         )
-    if config.headless and not node:
+    if config.headless and not node and config.data_parallel_size == 1:
         raise ConfigError(
             "--headless: node 0 serves, and the others are headless. Leave it out here, or give "
             "--nnodes and --node-rank."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.copies_agent import run_copies
 from vllm.entrypoints.stop_signals import stop_signals
 from vllm.executor import run_node
 from vllm.logger import init_logger
@@ -16,7 +17,11 @@ def run_headless(args: argparse.Namespace) -> None:
     """Until node 0 stops the engine, SIGINT or SIGTERM. Raises ConfigError and EngineDeadError."""
     stop_signals.starting()
     try:
-        run_node(AsyncEngineArgs.from_cli_args(args).create_engine_config())
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+        if config.parallel.data_parallel_size > 1:
+            run_copies(config)
+        else:
+            run_node(config)
     except BaseException:
         # Whatever an interrupted start has become on its way up.
         if not stop_signals.is_start_interrupted:
