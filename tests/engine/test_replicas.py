@@ -67,12 +67,13 @@ def own(llm: AsyncLLM) -> OwnReplicas:
     return llm.client
 
 
-async def endings(llm: AsyncLLM, count: int, **options: Any) -> list[str]:
+async def endings(llm: AsyncLLM, count: int) -> list[str]:
     """How so many requests end; those of a core that ends with its error."""
 
     async def ending(number: int) -> str:
-        params = deltas(max_tokens=options.pop("max_tokens", 100))
-        outputs = [o async for o in llm.generate([5, 6], params, f"r{number}")]
+        # Cores with a script know requests by their ids, whose front ends do not matter there.
+        request_id = f"{id(llm)}-{number}"
+        outputs = [o async for o in llm.generate([5, 6], deltas(max_tokens=100), request_id)]
         choice = outputs[-1].outputs[0]
         if choice.finish_reason == "error":
             return str(choice.stop_reason)

@@ -32,7 +32,7 @@ class AttachedClient:
         ((address, ready),) = attachment.cores
         self.cores: Sequence[EngineReady] = (ready,)
         self._pid = ready.pid
-        self._stopped = False
+        self._stopped = self._is_closed = False
         try:
             self.pulse: Pulse = ProcessPulse(address.heartbeat, self._pid)
         except FileNotFoundError:
@@ -71,6 +71,9 @@ class AttachedClient:
 
     def close(self) -> None:
         self._link.close()
+        if self._is_closed:
+            return
+        self._is_closed = True
         for fd in (self._wake_reader, self._wake_writer, self._core_fd):
             os.close(fd)
 

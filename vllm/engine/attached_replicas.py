@@ -22,6 +22,7 @@ class AttachedReplicas(Replicas):
         balance = make_balance(config, len(attachment.cores))
         super().__init__(link, balance, config.parallel.data_parallel_start_rank)
         self._wake_reader, self._wake_writer = os.pipe()
+        self._is_closed = False
         self._link.watch(self._wake_reader)
         self._pid_files: dict[int, int] = {}  # by core
         self.cores = [living.ready for living in attachment.cores]
@@ -42,6 +43,9 @@ class AttachedReplicas(Replicas):
 
     def close(self) -> None:
         super().close()
+        if self._is_closed:
+            return
+        self._is_closed = True
         for fd in (self._wake_reader, self._wake_writer, *self._pid_files.values()):
             os.close(fd)
 

@@ -159,9 +159,11 @@ class Replicas(ABC):
         before = self._replicas[core].address
         address = before._replace(life=ready.life, endpoint=ready.endpoint)
         self._link.connect(address)
+        pulse = FarPulse(address.heartbeat)
+        pulse.note(0.0)
         with self._lock:
             replica = self._replicas[core]
-            replica.address, replica.pulse = address, FarPulse(address.heartbeat)
+            replica.address, replica.pulse = address, pulse
             replica.is_silent = False
             self._up(core, ready)
 

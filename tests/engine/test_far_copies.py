@@ -1,0 +1,205 @@
+"""Copies on another machine, which is this one: an agent in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.scripted_core import make_slow_core
+from tests.engine.test_async_llm import deltas, tokens_of
+from tests.engine.test_replicas import endings, serving
+from tests.limits import HANG_S, is_running, until, wait_until
+from vllm.config.vllm import VllmConfig
+from vllm.engine.async_llm import AsyncLLM
+from vllm.engine.attached import Attachment
+from vllm.engine.attached_replicas import AttachedReplicas
+from vllm.engine.copies_agent import CopiesAgent
+from vllm.engine.own_replicas import OwnReplicas
+from vllm.engine.replicas import State
+from vllm.errors import ConfigError, EngineDeadError
+from vllm.utils.network_utils import get_open_port
+
+pytestmark = pytest.mark.engine
+
+NUM_COPIES = 3
+
+
+@pytest.fixture
+def copies(config: VllmConfig) -> VllmConfig:
+    """Of the server, which has copy 0; others are to have 1 and 2."""
+    return placed(config, 0, 1, get_open_port())
+
+
+def placed(config: VllmConfig, first: int, count: int, port: int = 0) -> VllmConfig:
+    parallel = dataclasses.replace(
+        config.parallel,
+        data_parallel_size=NUM_COPIES,
+        served_copies=NUM_COPIES,
+        data_parallel_size_local=count,
+        data_parallel_start_rank=first,
+        data_parallel_rank=first,
+        data_parallel_rpc_port=port or config.parallel.data_parallel_rpc_port,
+    )
+    return dataclasses.replace(config, parallel=parallel)
+
+
+@contextmanager
+def agent(config: VllmConfig, errors: Path, **environment: str) -> Iterator[SpawnProcess]:
+    """Runs until the server ends; writes what it raises to a file."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_agent, args=(config, errors, environment)
+    )
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def run_agent(config: VllmConfig, errors: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    try:
+        CopiesAgent(config, make_slow_core).run()
+    except (ConfigError, EngineDeadError) as error:
+        errors.write_text(f"{type(error).__name__}: {error}")
+
+
+def pid_of(llm: AsyncLLM, core: int) -> int:
+    return llm.client.cores[core].pid
+
+
+async def test_copies_of_another_machine_serve_end_and_come_again(
+    copies: VllmConfig, tmp_path: Path
+) -> None:
+    with agent(placed(copies, 1, 2), tmp_path / "first") as first:
+        client = OwnReplicas(copies, make_slow_core, num_others=1)
+        attached = AttachedReplicas(
+            copies, Attachment(client.addresses, 1, tuple(client.living_cores))
+        )
+        with serving(client, copies) as llm, serving(attached, copies) as other:
+            await llm.check_health()
+            for each in (llm, other):
+                assert set(await endings(each, 30)) == {"length"}
+                assert await each.call("echo", 1) == [[1]] * NUM_COPIES
+            await check_a_far_core_that_is_killed(llm, other)
+            await check_a_far_core_that_is_stopped(llm)
+            # The whole machine.
+            pids = [pid_of(llm, core) for core in (1, 2)]
+            tasks = [asyncio.create_task(endings(each, 30)) for each in (llm, other)]
+            await asyncio.sleep(0.3)
+            first.kill()
+            for task in tasks:
+                ends = await task
+                gone = "the machine with copies 1 to 2 (127.0.0.1) is gone: the connection ended"
+                assert set(ends) == {"length", gone}
+            await until(lambda: not any(map(is_running, pids)), "the end of its cores")
+            assert set(await endings(llm, 10)) == {"length"}
+            with agent(placed(copies, 1, 2), tmp_path / "second") as second:
+                for replicas in (client, attached):
+                    await until(lambda of=replicas: are_up(of), "the copies to come again")
+                assert set(await endings(other, 30)) == {"length"}
+                assert await llm.call("num_requests") == [0] * NUM_COPIES
+                pids = [pid_of(llm, core) for core in (1, 2)]
+                other.shutdown()
+                llm.shutdown()
+                second.join(HANG_S)
+                assert second.exitcode == 0 and not (tmp_path / "second").exists()
+                assert not any(map(is_running, pids))
+
+
+def are_up(client: OwnReplicas | AttachedReplicas) -> bool:
+    return all(replica.state is State.UP for replica in client._replicas.values())
+
+
+async def check_a_far_core_that_is_killed(llm: AsyncLLM, other: AsyncLLM) -> None:
+    victim = pid_of(llm, 2)
+    tasks = [asyncio.create_task(endings(each, 30)) for each in (llm, other)]
+    await asyncio.sleep(0.3)
+    os.kill(victim, signal.SIGKILL)
+    for task in tasks:
+        text = f"engine core 2 of 127.0.0.1 (process {victim}) was killed by SIGKILL"
+        ends = await task
+        assert set(ends) == {"length", text}
+    for each in (llm, other):
+        await until(lambda of=each: pid_of(of, 2) != victim, "another life")
+        assert set(await endings(each, 30)) == {"length"}
+
+
+async def check_a_far_core_that_is_stopped(llm: AsyncLLM) -> None:
+    assert isinstance(llm.client, OwnReplicas)
+    stopped, replica = pid_of(llm, 1), llm.client._replicas[1]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        await until(lambda: replica.pulse.silence_s() > 5.5)
+        assert set(await endings(llm, 10)) == {"length"}
+        assert replica.is_silent
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    await until(lambda: replica.pulse.silence_s() < 3.0)
+
+
+def test_copies_that_do_not_come_are_named(
+    copies: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "3")
+    with pytest.raises(ConfigError, match=r"copies 1, 2 of the model have not come to .* 3 s"):
+        OwnReplicas(copies, make_slow_core)
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "changes", "text"),
+    [
+        (0, 1, {}, "the server waits for copies 1 to 2, and has the others itself"),
+        (2, 2, {}, "the server waits for copies 1 to 2"),
+        (1, 1, {"tensor_parallel_size": 2}, "the parallel settings"),
+    ],
+    ids=["a copy of the server", "a copy too many", "other settings"],
+)
+def test_a_machine_that_does_not_fit_is_refused(
+    copies: VllmConfig,
+    tmp_path: Path,
+    first: int,
+    count: int,
+    changes: dict[str, Any],
+    text: str,
+) -> None:
+    other = placed(copies, first, count)
+    other = dataclasses.replace(other, parallel=dataclasses.replace(other.parallel, **changes))
+    errors = tmp_path / "errors"
+    with agent(other, errors) as process:
+        client = OwnReplicas(copies, make_slow_core, wait=False)
+        try:
+            process.join(HANG_S)
+            assert text in errors.read_text()
+            assert errors.read_text().startswith("ConfigError")
+        finally:
+            client.abandon()
+
+
+def test_a_machine_that_cannot_reach_the_server_says_so(copies: VllmConfig, tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    with agent(placed(copies, 1, 2), errors, VLLM_ENGINE_READY_TIMEOUT_S="1") as process:
+        process.join(HANG_S)
+    assert "the server cannot be reached at 127.0.0.1:" in errors.read_text()
+    wait_until(lambda: process.exitcode is not None)
+
+
+async def test_a_request_may_name_a_far_copy(copies: VllmConfig, tmp_path: Path) -> None:
+    with agent(placed(copies, 1, 2), tmp_path / "errors"):
+        client = OwnReplicas(copies, make_slow_core)
+        with serving(client, copies) as llm:
+            stream = await llm.add_request("a", [5], deltas(max_tokens=900), data_parallel_rank=2)
+            await stream.get()
+            assert await llm.call("num_requests") == [0, 0, 1]
+            assert await tokens_of(llm, "b", deltas(max_tokens=3)) == [100, 101, 102]
