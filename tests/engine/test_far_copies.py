@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
@@ -16,17 +18,21 @@ from typing import Any
 import pytest
 
 from tests.engine.scripted_core import make_slow_core
-from tests.engine.test_async_llm import deltas, tokens_of
+from tests.engine.test_async_llm import deltas
 from tests.engine.test_replicas import endings, serving
-from tests.limits import HANG_S, is_running, until, wait_until
+from tests.limits import HANG_S, is_running, until
 from vllm.config.vllm import VllmConfig
+from vllm.engine.addresses import Addresses
 from vllm.engine.async_llm import AsyncLLM
 from vllm.engine.attached import Attachment
 from vllm.engine.attached_replicas import AttachedReplicas
 from vllm.engine.copies_agent import CopiesAgent
+from vllm.engine.far_copies import FarCopies
+from vllm.engine.front_link import FrontLink
 from vllm.engine.own_replicas import OwnReplicas
 from vllm.engine.replicas import State
 from vllm.errors import ConfigError, EngineDeadError
+from vllm.messages.engine import EngineDead
 from vllm.utils.network_utils import get_open_port
 
 pytestmark = pytest.mark.engine
@@ -92,6 +98,7 @@ async def test_copies_of_another_machine_serve_end_and_come_again(
             for each in (llm, other):
                 assert set(await endings(each, 30)) == {"length"}
                 assert await each.call("echo", 1) == [[1]] * NUM_COPIES
+            await check_a_request_may_name_a_far_copy(llm)
             await check_a_far_core_that_is_killed(llm, other)
             await check_a_far_core_that_is_stopped(llm)
             # The whole machine.
@@ -122,6 +129,13 @@ def are_up(client: OwnReplicas | AttachedReplicas) -> bool:
     return all(replica.state is State.UP for replica in client._replicas.values())
 
 
+async def check_a_request_may_name_a_far_copy(llm: AsyncLLM) -> None:
+    stream = await llm.add_request("a", [5], deltas(max_tokens=900), data_parallel_rank=2)
+    await stream.get()
+    assert await llm.call("num_requests") == [0, 0, 1]
+    stream.close()
+
+
 async def check_a_far_core_that_is_killed(llm: AsyncLLM, other: AsyncLLM) -> None:
     victim = pid_of(llm, 2)
     tasks = [asyncio.create_task(endings(each, 30)) for each in (llm, other)]
@@ -149,12 +163,32 @@ async def check_a_far_core_that_is_stopped(llm: AsyncLLM) -> None:
     await until(lambda: replica.pulse.silence_s() < 3.0)
 
 
+# -- meeting --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def waiting_server(config: VllmConfig, folder: Path) -> Iterator[FrontLink]:
+    """The part of a server that waits for copies 1 and 2; front end 0's inbox."""
+    addresses = Addresses.of(str(folder), 1).reached_from("127.0.0.1")
+    link = FrontLink(addresses, 0)
+    far_copies = FarCopies(config, addresses, range(1, NUM_COPIES))
+    try:
+        yield link
+    finally:
+        far_copies.stop()
+        far_copies.stop()
+        link.close()
+
+
 def test_copies_that_do_not_come_are_named(
-    copies: VllmConfig, monkeypatch: pytest.MonkeyPatch
+    copies: VllmConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "3")
-    with pytest.raises(ConfigError, match=r"copies 1, 2 of the model have not come to .* 3 s"):
-        OwnReplicas(copies, make_slow_core)
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "1")
+    with waiting_server(copies, tmp_path) as link:
+        core, message, _ = link.receive()
+    assert core == 1
+    assert isinstance(message, EngineDead) and message.kind == "ConfigError"
+    assert re.search(r"copies 1, 2 of the model have not come to .* within 1 s", message.error)
 
 
 @pytest.mark.parametrize(
@@ -176,30 +210,32 @@ def test_a_machine_that_does_not_fit_is_refused(
 ) -> None:
     other = placed(copies, first, count)
     other = dataclasses.replace(other, parallel=dataclasses.replace(other.parallel, **changes))
-    errors = tmp_path / "errors"
-    with agent(other, errors) as process:
-        client = OwnReplicas(copies, make_slow_core, wait=False)
-        try:
-            process.join(HANG_S)
-            assert text in errors.read_text()
-            assert errors.read_text().startswith("ConfigError")
-        finally:
-            client.abandon()
+    with waiting_server(copies, tmp_path), pytest.raises(ConfigError, match=text):
+        CopiesAgent(other, make_slow_core).run()
 
 
-def test_a_machine_that_cannot_reach_the_server_says_so(copies: VllmConfig, tmp_path: Path) -> None:
-    errors = tmp_path / "errors"
-    with agent(placed(copies, 1, 2), errors, VLLM_ENGINE_READY_TIMEOUT_S="1") as process:
-        process.join(HANG_S)
-    assert "the server cannot be reached at 127.0.0.1:" in errors.read_text()
-    wait_until(lambda: process.exitcode is not None)
+def test_strangers_are_sent_away(copies: VllmConfig, tmp_path: Path) -> None:
+    parallel = copies.parallel
+    address = (parallel.data_parallel_address, parallel.data_parallel_rpc_port)
+    with waiting_server(copies, tmp_path):
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b""):
+            with socket.create_connection(address) as stranger:
+                stranger.sendall(words)
+                stranger.shutdown(socket.SHUT_WR)
+                assert stranger.recv(100) == b""
+        # Those that fit are still welcome.
+        with pytest.raises(ConfigError, match="the server waits for"):
+            CopiesAgent(placed(copies, 0, 1), make_slow_core).run()
 
 
-async def test_a_request_may_name_a_far_copy(copies: VllmConfig, tmp_path: Path) -> None:
-    with agent(placed(copies, 1, 2), tmp_path / "errors"):
-        client = OwnReplicas(copies, make_slow_core)
-        with serving(client, copies) as llm:
-            stream = await llm.add_request("a", [5], deltas(max_tokens=900), data_parallel_rank=2)
-            await stream.get()
-            assert await llm.call("num_requests") == [0, 0, 1]
-            assert await tokens_of(llm, "b", deltas(max_tokens=3)) == [100, 101, 102]
+def test_a_machine_that_cannot_reach_the_server_says_so(
+    copies: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "1")
+    with pytest.raises(ConfigError, match=r"cannot be reached at 127\.0\.0\.1:\d+ .* within 1 s"):
+        CopiesAgent(placed(copies, 1, 2), make_slow_core).run()
+
+
+def test_a_port_that_is_taken_is_named(copies: VllmConfig, tmp_path: Path) -> None:
+    with waiting_server(copies, tmp_path), pytest.raises(ConfigError, match="--data-parallel-rpc"):
+        FarCopies(copies, Addresses.of(str(tmp_path), 1), range(1, NUM_COPIES))

@@ -67,8 +67,8 @@ class FarCopies:
         self._parallel = config.parallel
         self._addresses = addresses
         self._numbers = numbers
-        self._inboxes = Inboxes(addresses.from_core)
         self._listener = _listen(config.parallel)
+        self._inboxes = Inboxes(addresses.from_core)
         self._strangers: dict[int, Link] = {}  # by file
         self._machines: dict[int, Machine] = {}
         self._lives = dict.fromkeys(numbers, 0)  # the next one of each copy
