@@ -10,13 +10,13 @@ from vllm.engine.arg_utils import EngineArgs
 
 
 @pytest.mark.parametrize(
-    ("options", "size", "local", "first"),
+    ("options", "size", "local", "first", "served"),
     [
-        ({}, 1, 1, 0),
-        ({"data_parallel_size": 3}, 3, 3, 0),
-        ({"data_parallel_size": 3, "data_parallel_size_local": 3}, 3, 3, 0),
-        ({"data_parallel_size": 4, "data_parallel_rank": 3}, 4, 1, 3),
-        ({"data_parallel_size": 4, "data_parallel_rank": 0}, 4, 1, 0),
+        ({}, 1, 1, 0, 1),
+        ({"data_parallel_size": 3}, 3, 3, 0, 3),
+        ({"data_parallel_size": 3, "data_parallel_size_local": 3}, 3, 3, 0, 3),
+        ({"data_parallel_size": 4, "data_parallel_rank": 3}, 4, 1, 3, 1),
+        ({"data_parallel_size": 4, "data_parallel_rank": 0}, 4, 1, 0, 1),
         (
             {
                 "data_parallel_size": 4,
@@ -24,6 +24,7 @@ from vllm.engine.arg_utils import EngineArgs
                 "data_parallel_start_rank": 2,
             },
             4,
+            2,
             2,
             2,
         ),
@@ -36,6 +37,7 @@ from vllm.engine.arg_utils import EngineArgs
             4,
             2,
             0,
+            2,
         ),
         (
             {
@@ -47,15 +49,31 @@ from vllm.engine.arg_utils import EngineArgs
             2,
             1,
             1,
+            1,
+        ),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 1}, 4, 1, 0, 4),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 0}, 4, 0, 0, 4),
+        (
+            {
+                "data_parallel_size": 4,
+                "data_parallel_size_local": 2,
+                "data_parallel_start_rank": 2,
+                "headless": True,
+            },
+            4,
+            2,
+            2,
+            4,
         ),
     ],
     ids=str,
 )
 def test_copies_of_a_server(
-    tiny_story: Any, options: dict[str, Any], size: int, local: int, first: int
+    tiny_story: Any, options: dict[str, Any], size: int, local: int, first: int, served: int
 ) -> None:
     parallel = EngineArgs(model=str(tiny_story), **options).create_engine_config().parallel
     assert parallel.data_parallel_size == size
     assert parallel.data_parallel_size_local == local
     assert parallel.data_parallel_start_rank == parallel.data_parallel_rank == first
     assert parallel.local_copy == 0
+    assert parallel.served_copies == served

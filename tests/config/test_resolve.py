@@ -195,8 +195,22 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
         ),
         ({"pipeline_parallel_size": 99}, "--pipeline-parallel-size 99: the model has "),
         (
-            {"data_parallel_size": 2, "data_parallel_size_local": 1},
-            "--data-parallel-size-local 1 --data-parallel-size 2: .*--data-parallel-hybrid-lb",
+            {"data_parallel_size": 2, "data_parallel_size_local": 3},
+            "--data-parallel-size-local 3: --data-parallel-size is 2",
+        ),
+        ({"data_parallel_size_local": 0}, "--data-parallel-size-local 0: .* is 1"),
+        (
+            {"data_parallel_size": 2, "headless": True},
+            "--headless: give --data-parallel-size-local",
+        ),
+        (
+            {
+                "data_parallel_size": 2,
+                "headless": True,
+                "data_parallel_size_local": 1,
+                "data_parallel_hybrid_lb": True,
+            },
+            "--headless: .*Leave --data-parallel-hybrid-lb",
         ),
         (
             {"data_parallel_size": 2, "data_parallel_hybrid_lb": True},

@@ -46,6 +46,7 @@ class CopiesAgent:
         self._make_core = make_core
         self._numbers = range(first, first + parallel.data_parallel_size_local)
         self._at = f"{parallel.data_parallel_address}:{parallel.data_parallel_rpc_port}"
+        self._inboxes: Inboxes | None = None  # once the server has let this machine in
         self._processes: dict[int, CoreProcess] = {}
         self._began_s: dict[int, float] = {}
         self._num_failed = dict.fromkeys(self._numbers, 0)
@@ -161,6 +162,7 @@ class CopiesAgent:
         why = process.how_it_ended()
         logger.error("%s", why)
         end_all([process])
+        assert self._inboxes is not None
         self._inboxes.put(EngineDead(why), number, process.address.life)
         lived_s = time.monotonic() - self._began_s[number]
         self._num_failed[number] = 0 if lived_s > _STEADY_S else self._num_failed[number] + 1
@@ -177,7 +179,7 @@ class CopiesAgent:
         for process in self._processes.values():
             process.process.terminate()
         end_all(list(self._processes.values()))
-        if hasattr(self, "_inboxes"):
+        if self._inboxes is not None:
             self._inboxes.close()
         self._link.finish(0.0)
         self._link.close()
