@@ -87,6 +87,11 @@ class ParallelConfig:
     ray: RayStart = field(default=WITHOUT_RAY, repr=False)
 
     @property
+    def balances_by_cache(self) -> bool:
+        """Whether the choice of a copy needs to know what the copies have cached."""
+        return self.data_parallel_size > 1 and self.data_parallel_balance == "prefix-cache"
+
+    @property
     def is_externally_launched(self) -> bool:
         """Whether every rank is in a process with a scheduler of its own."""
         return self.distributed_executor_backend == "external_launcher"
