@@ -59,12 +59,15 @@ def make_config(**changes: Any) -> Any:
     eos = changes.pop("eos_token_ids", frozenset())
     num_stages = changes.pop("num_stages", 1)
     is_launched = changes.pop("is_externally_launched", False)
+    balances_by_cache = changes.pop("balances_by_cache", False)
     scheduler.update(changes)
     return SimpleNamespace(
         scheduler=SimpleNamespace(**scheduler),
         cache=SimpleNamespace(enable_prefix_caching=enable_prefix_caching),
         parallel=SimpleNamespace(
-            pipeline_parallel_size=num_stages, is_externally_launched=is_launched
+            pipeline_parallel_size=num_stages,
+            is_externally_launched=is_launched,
+            balances_by_cache=balances_by_cache,
         ),
         model=SimpleNamespace(max_model_len=max_model_len, eos_token_ids=eos),
     )

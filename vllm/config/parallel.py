@@ -148,6 +148,11 @@ class ParallelConfig:
         return self.data_parallel_rank - self.data_parallel_start_rank
 
     @property
+    def balances_by_cache(self) -> bool:
+        """Whether the choice of a copy needs to know what the copies have cached."""
+        return self.served_copies > 1 and self.data_parallel_balance == "prefix-cache"
+
+    @property
     def is_externally_launched(self) -> bool:
         """Whether every rank is in a process with a scheduler of its own."""
         return self.distributed_executor_backend == "external_launcher"

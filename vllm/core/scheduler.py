@@ -50,6 +50,7 @@ class Scheduler:
             layout,
             config.cache.enable_prefix_caching,
             step_tokens=settings.max_num_batched_tokens * settings.pipeline_depth,
+            gives_news=config.parallel.balances_by_cache,
         )
         self.lifecycle = Lifecycle(config, self.kv, grammars)
         self._num_stages = config.parallel.pipeline_parallel_size

@@ -19,13 +19,13 @@ class AttachedReplicas(Replicas):
 
     def __init__(self, config: VllmConfig, attachment: Attachment) -> None:
         link = FrontLink(attachment.addresses, attachment.front_end)
-        balance = make_balance(config, len(attachment.cores))
-        super().__init__(link, balance, config.parallel.data_parallel_start_rank)
+        super().__init__(link, config.parallel.data_parallel_start_rank)
         self._wake_reader, self._wake_writer = os.pipe()
         self._is_closed = False
         self._link.watch(self._wake_reader)
         self._pid_files: dict[int, int] = {}  # by core
         self.cores = [living.ready for living in attachment.cores]
+        self._balance = make_balance(config, self.cores)
         for address, ready in attachment.cores:
             is_far = bool(ready.endpoint)
             replica = Replica(address, OwnPulse(), State.GONE, is_far)

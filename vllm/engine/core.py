@@ -120,7 +120,12 @@ class EngineCore:
         stats = self.scheduler.snapshot()
         watch.counted(stats)
         return StepUpdates(
-            committed.updates, stats, time.monotonic(), committed.slots, committed.token_ids
+            committed.updates,
+            stats,
+            time.monotonic(),
+            committed.slots,
+            committed.token_ids,
+            news=self.scheduler.kv.take_news(),
         )
 
     def _wait_compiled(self) -> None:

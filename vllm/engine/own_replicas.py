@@ -69,7 +69,7 @@ class OwnReplicas(Replicas):
             self.addresses = self.addresses.reached_from(host_of(parallel))
         link = FrontLink(self.addresses, 0)
         first = parallel.data_parallel_start_rank
-        super().__init__(link, make_balance(config, num_cores), first)
+        super().__init__(link, first)
         self._failed_starts = dict.fromkeys(range(num_local), 0)
         self._processes: dict[int, CoreProcess] = {}
         self._at_exit = stop_at_exit(self)
@@ -131,6 +131,7 @@ class OwnReplicas(Replicas):
             self.abandon()
             raise
         self.cores = [found[core] for core in sorted(found)]
+        self._balance = make_balance(self._config, self.cores)
 
     def stop(self) -> None:
         if not self._stopped:

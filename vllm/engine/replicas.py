@@ -69,10 +69,11 @@ class Replicas(ABC):
 
     is_remote = True
 
-    def __init__(self, link: FrontLink, balance: Balance, first: int) -> None:
+    _balance: Balance  # once the cores are up
+
+    def __init__(self, link: FrontLink, first: int) -> None:
         self.cores: Sequence[EngineReady] = ()
         self._link = link
-        self._balance = balance
         self._first = first
         self._replicas: dict[int, Replica] = {}  # by number
         self._stopped = False
@@ -178,7 +179,7 @@ class Replicas(ABC):
                 why += f": {replica.last_words}"
         with self._lock:
             replica.state, replica.last_words = State.GONE, ""
-            self._balance.restarted(core)
+            self._balance.reset(core)
             request_ids = [each for each, owner in self._owners.items() if owner == core]
             logger.error("%s; requests that end with it: %d", why, len(request_ids))
             self._fail_requests(core, request_ids, why)
@@ -212,10 +213,9 @@ class Replicas(ABC):
                 f"{'every engine core' if request.core is None else self.name(request.core)} has "
                 "ended and is being started again. Send the request again later."
             )
-        core, num_uncached = self._balance.choose(request, usable)
+        core, num_uncached = self._balance.place(request, usable)
         request = msgspec.structs.replace(request, num_uncached=num_uncached)
         self._owners[request.request_id] = core
-        self._balance.sent(core, request)
         self._link.send(request, core)
 
     def _usable(self) -> list[int]:
@@ -279,7 +279,7 @@ class Replicas(ABC):
                     for update in message.updates:
                         if update.finish_reason is not None:
                             self._owners.pop(update.request_id, None)
-                    self._balance.heard(message)
+                    self._balance.update(message)
                 return message
             case CallResult(call_id):
                 with self._lock:

@@ -9,6 +9,8 @@ from typing import Any, Final, Protocol
 import msgspec
 import numpy as np
 
+from vllm.core.kv_cache.journal import NetNews
+from vllm.engine.intake import Intake
 from vllm.logger import init_logger
 from vllm.messages.engine import (
     Call,
@@ -52,11 +54,18 @@ def make_routes(link: Link) -> Routes:
 class OneFrontEnd:
     def __init__(self, link: Link) -> None:
         self.link = link
+        self.intake = Intake(1)
 
     def take(self, front_end: int, message: ToEngine) -> bool:
+        if isinstance(message, EngineRequest):
+            self.intake.count(front_end)
+            self.intake.begin(message)
         return True
 
     def send(self, step: StepUpdates) -> None:
+        self.intake.settle(step.updates)
+        step.stats.num_pending_tokens = self.intake.num_pending_tokens
+        step.num_taken = self.intake.num_taken[0]
         self.link.send(step, 0)
 
 
@@ -66,6 +75,8 @@ class ManyFrontEnds:
     def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
         self.link = link
         self.clock = clock
+        self.intake = Intake(link.num_front_ends)
+        self.unsent_news = [NetNews() for _ in range(link.num_front_ends)]
         self.owners: dict[str, int] = {}
         self.slot_owners = np.zeros(64, np.int32)  # by slot of the core
         self.told_s = [float("-inf")] * link.num_front_ends
@@ -75,15 +86,21 @@ class ManyFrontEnds:
     def take(self, front_end: int, message: ToEngine) -> bool:
         if not isinstance(message, EngineRequest):
             return True
+        self.intake.count(front_end)
         owner = self.owners.setdefault(message.request_id, front_end)
         if owner == front_end:
+            self.intake.begin(message)
             return True
         # Front ends do not know each other's requests, and two cannot have one name.
         text = f"request id {message.request_id!r} is in use"
-        self.link.send(_failed(message.request_id, text, self.stats), front_end)
+        answer = _failed(message.request_id, text, self.stats)
+        answer.num_taken = self.intake.num_taken[front_end]
+        self.link.send(answer, front_end)
         return False
 
     def send(self, step: StepUpdates) -> None:
+        self.intake.settle(step.updates)
+        step.stats.num_pending_tokens = self.intake.num_pending_tokens
         self.stats = step.stats
         shares: dict[int, list[RequestUpdate]] = {}
         for update in step.updates:
@@ -102,11 +119,22 @@ class ManyFrontEnds:
             is_own = of_slots == front_end
             has_own = share is not None or bool(is_own.any())
             is_due = now_s - self.told_s[front_end] >= STATS_S
+            unsent_news = self.unsent_news[front_end]
+            if step.news is not None:
+                unsent_news.note_all(step.news)
             if not has_own and not is_due and (not is_idle or self.is_told_idle[front_end]):
                 continue
             self.told_s[front_end], self.is_told_idle[front_end] = now_s, is_idle
-            slots, token_ids = step.slots[is_own], step.token_ids[is_own]
-            own = StepUpdates(share or [], step.stats, step.time_s, slots, token_ids)
+            own = StepUpdates(
+                share or [],
+                step.stats,
+                step.time_s,
+                step.slots[is_own],
+                step.token_ids[is_own],
+                step.core,
+                self.intake.num_taken[front_end],
+                unsent_news.take(),
+            )
             self.link.send(own, front_end)
 
     def _own_slot(self, slot: int, owner: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from vllm.core.kv_cache.journal import CacheJournal
+
 BlockId = int
 DUMMY_BLOCK: BlockId = 0
 
@@ -21,13 +23,20 @@ class BlockPool:
     row's, is in neither state and never leaves the pool.
     """
 
-    def __init__(self, num_blocks: int, num_groups: int = 1) -> None:
-        """`num_blocks`: block 0 included; 0 for a model without a KV cache."""
+    def __init__(
+        self, num_blocks: int, num_groups: int = 1, journal: CacheJournal | None = None
+    ) -> None:
+        """`num_blocks`: block 0 included; 0 for a model without a KV cache.
+
+        `journal` takes note of what becomes known of its group, and what ceases to be.
+        """
         assert num_blocks != 1, "a pool of the dummy block alone has none to hand out"
         self.num_blocks = num_blocks
         self._references = [0] * num_blocks
         self._content: list[tuple[int, bytes] | None] = [None] * num_blocks  # group, hash
         self._known: list[dict[bytes, BlockId]] = [{} for _ in range(num_groups)]
+        if journal is not None:
+            self._known[journal.group] = journal
         # Insertion order is eviction order; an OrderedDict gives O(1) removal from the middle.
         self._free: OrderedDict[BlockId, None] = OrderedDict.fromkeys(range(1, num_blocks))
 

@@ -8,10 +8,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from vllm.core.kv_cache.block_pool import DUMMY_BLOCK, BlockId, BlockPool
+from vllm.core.kv_cache.journal import CacheJournal
 from vllm.core.kv_cache.prefix import extend_hashes
-from vllm.core.kv_cache.rules import GroupRule, SlidingRule, rule_of
+from vllm.core.kv_cache.rules import FullRule, GroupRule, SlidingRule, rule_of
 from vllm.core.request import Request
 from vllm.messages.cache import BlockNeeds, KVCacheLayout
+from vllm.messages.engine import CacheNews
 
 # Without groups there are no blocks. Steady requests are still looked at once in so many tokens.
 _NO_CACHE_BLOCK_SIZE: Final = 128
@@ -46,20 +48,24 @@ class KVCacheManager:
         enable_prefix_caching: bool,
         step_tokens: int,
         make_rule: Callable[[BlockNeeds, int], GroupRule] = rule_of,
+        gives_news: bool = False,
     ) -> None:
         """`step_tokens`: positions of one request that may be planned and not yet committed.
 
-        `make_rule` gives the rule of a group from its needs and its number.
+        `make_rule` gives the rule of a group from its needs and its number. `gives_news`: changes
+        of the prefix cache are noted, and `take_news` is called now and then.
         """
         sizes = {group.needs.block_size for group in layout.groups}
         assert len(sizes) <= 1, f"KV groups with blocks of different sizes: {layout}"
         self.block_size = sizes.pop() if sizes else _NO_CACHE_BLOCK_SIZE
         self.step_tokens = step_tokens
-        self.pool = BlockPool(layout.num_blocks, len(layout.groups))
         self.rules = [make_rule(group.needs, i) for i, group in enumerate(layout.groups)]
         self._following = [rule for rule in self.rules if rule.follows_tokens]
         self._sliding = [rule for rule in self.rules if isinstance(rule, SlidingRule)]
         self.enable_prefix_caching = enable_prefix_caching and bool(self._following)
+        has_journal = gives_news and self.enable_prefix_caching
+        self._journal = _journal_of(self._following) if has_journal else None
+        self.pool = BlockPool(layout.num_blocks, len(layout.groups), self._journal)
         # Found by `match`, but filled only by the step that is being planned.
         self._underway: set[BlockId] = set()
 
@@ -67,6 +73,10 @@ class KVCacheManager:
     def blocks_per_new_block(self) -> int:
         """Blocks that `reserve` takes, over all groups, for the first token of a block."""
         return len(self._following)
+
+    def take_news(self) -> CacheNews | None:
+        """How the prefix cache has changed since the last call; None: not at all, or not noted."""
+        return None if self._journal is None else self._journal.take()
 
     def begin_step(self) -> None:
         """A step is planned: all before it come first, and fill what they were to fill."""
@@ -245,3 +255,12 @@ class KVCacheManager:
         found = [self.pool.lookup(h, rule.index) for h in hashes[first:length]]
         assert None not in found
         return [DUMMY_BLOCK] * first + [b for b in found if b is not None]
+
+
+def _journal_of(following: Sequence[GroupRule]) -> CacheJournal:
+    """A journal of one group, whose prefixes stand for those of all.
+
+    A group that looks back at everything has no prefix without its beginning.
+    """
+    full = [rule for rule in following if isinstance(rule, FullRule)]
+    return CacheJournal((full or following)[0].index)
