@@ -41,6 +41,7 @@ def copied(config: VllmConfig, count: int) -> VllmConfig:
         config.parallel,
         data_parallel_size=FIRST + count,
         data_parallel_size_local=count,
+        served_copies=count,
         data_parallel_start_rank=FIRST,
         data_parallel_rank=FIRST,
     )
@@ -188,6 +189,7 @@ class OnceOnly:
         return make_slow_core(config)
 
 
+@pytest.mark.product
 async def test_a_core_that_does_not_start_again_is_given_up_and_the_last_ends_the_engine(
     copies: VllmConfig, tmp_path: Path
 ) -> None:
