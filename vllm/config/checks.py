@@ -13,9 +13,7 @@ from vllm.logger import init_logger
 logger = init_logger(__name__)
 
 # Names of config.json for the number of experts of a layer.
-_NUMBERS_OF_EXPERTS: Final = (
-    *("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
-)
+_NUMBERS_OF_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def cross_check(config: VllmConfig) -> None:
@@ -35,7 +33,7 @@ def _check_stages(config: VllmConfig) -> None:
 
 
 def _check_experts(config: VllmConfig) -> None:
-    parallel, hf_config = config.parallel, config.model.hf_config
+    parallel, facts = config.parallel, config.model.hf_config.to_dict()
     num_copies, placement = parallel.data_parallel_size, parallel.expert_placement_strategy
     if not parallel.enable_expert_parallel:
         if placement != "linear":
@@ -43,7 +41,7 @@ def _check_experts(config: VllmConfig) -> None:
                 "--expert-placement-strategy %s has no effect without --enable-expert-parallel.",
                 placement,
             )
-    elif not any(getattr(hf_config, name, None) for name in _NUMBERS_OF_EXPERTS):
+    elif not any(facts.get(name) for name in _NUMBERS_OF_EXPERTS):
         logger.warning(
             "--enable-expert-parallel has no effect: %s has no experts.", config.model.architecture
         )
