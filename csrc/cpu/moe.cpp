@@ -18,10 +18,14 @@ namespace {
 // Elements a thread should at least have: below, waking it costs more than the work.
 constexpr int64_t kGrain = 16 * 1024;
 
-// Choices (token * top_k + rank) in order of expert, stable, and where each expert's begin.
+// What a choice is whose expert another rank has, and where it stands: nowhere.
+constexpr int64_t kNotHere = -1;
+
+// Choices (token * top_k + rank) of the C that have an expert here, in order of expert, stable, and
+// where each expert's begin.
 struct Order {
-  std::vector<int64_t> choices;  // [T * k]
-  std::vector<int64_t> places;   // [T * k]: where each choice stands
+  std::vector<int64_t> choices;  // [C]
+  std::vector<int64_t> places;   // [T * k]: where each choice stands, or kNotHere
   std::vector<int64_t> begin;    // [E + 1]
 };
 
@@ -29,23 +33,25 @@ Order order_by_expert(const at::Tensor& topk_ids, int64_t num_experts) {
   const at::Tensor ids = topk_ids.to(at::kLong).contiguous();
   const int64_t* expert = ids.const_data_ptr<int64_t>();
   const int64_t count = ids.numel();
-  Order order{std::vector<int64_t>(count), std::vector<int64_t>(count),
-              std::vector<int64_t>(num_experts + 1, 0)};
+  Order order{{}, std::vector<int64_t>(count, kNotHere), std::vector<int64_t>(num_experts + 1, 0)};
   for (int64_t i = 0; i < count; ++i) {
+    if (expert[i] == kNotHere) continue;
     TORCH_CHECK(0 <= expert[i] && expert[i] < num_experts, "topk_ids has ", expert[i],
                 ", there are ", num_experts, " experts");
     ++order.begin[expert[i] + 1];
   }
   for (int64_t e = 0; e < num_experts; ++e) order.begin[e + 1] += order.begin[e];
+  order.choices.resize(order.begin.back());
   std::vector<int64_t> next(order.begin.begin(), order.begin.end() - 1);
   for (int64_t i = 0; i < count; ++i) {
+    if (expert[i] == kNotHere) continue;
     order.places[i] = next[expert[i]]++;
     order.choices[order.places[i]] = i;
   }
   return order;
 }
 
-// Rows of x [T, H] as its choices stand, with packed_depth inputs: [T * k, depth].
+// Rows of x [T, H] as its choices stand, with packed_depth inputs: [C, depth].
 at::Tensor rows_in_order(const at::Tensor& x, const Order& order, int64_t top_k) {
   const at::Tensor dense = rows_to_multiply(x);
   const int64_t count = static_cast<int64_t>(order.choices.size());
@@ -63,8 +69,8 @@ at::Tensor rows_in_order(const at::Tensor& x, const Order& order, int64_t top_k)
   return rows;
 }
 
-// Each token's results [T * k, H] float32, which stand in order of expert, weighted and added in
-// the order of its choices -> [T, H].
+// Each token's results [C, H] float32, which stand in order of expert, weighted and added in the
+// order of its choices -> [T, H].
 at::Tensor combine(const at::Tensor& results, const Order& order, const at::Tensor& topk_weights,
                    at::ScalarType to) {
   const int64_t num_tokens = topk_weights.size(0), top_k = topk_weights.size(1);
@@ -76,8 +82,16 @@ at::Tensor combine(const at::Tensor& results, const Order& order, const at::Tens
   const float* weight = weights.const_data_ptr<float>();
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, top_k * hidden));
   parallel_for(0, num_tokens, grain, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> places(top_k);
+    std::vector<float> shares(top_k);
     for (int64_t t = begin; t < end; ++t) {
-      add_weighted({from, order.places.data() + t * top_k, weight + t * top_k, top_k, hidden,
+      int64_t here = 0;
+      for (int64_t i = t * top_k; i < (t + 1) * top_k; ++i) {
+        if (order.places[i] == kNotHere) continue;
+        places[here] = order.places[i];
+        shares[here++] = weight[i];
+      }
+      add_weighted({from, places.data(), shares.data(), here, hidden,
                     mutable_bytes(out) + t * hidden * out.element_size()});
     }
   });
@@ -109,7 +123,7 @@ at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tens
   const Gate gate = gate_named(act);
   VLLM_CHECK_SIZE(w13, 1, num_panels(intermediate, gate));
   VLLM_CHECK_SIZE(w2, 2, packed_depth(intermediate, dtype));
-  const int64_t count = topk_ids.numel();
+  const int64_t count = order.begin.back();
   const auto groups_of = [&](const at::Tensor& packed) {
     std::vector<WeightedRows> groups;
     for (int64_t e = 0; e < num_experts; ++e) {

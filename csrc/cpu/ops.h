@@ -73,6 +73,7 @@ std::tuple<at::Tensor, at::Tensor> choose_experts(const at::Tensor& logits,
                                                   bool renormalise, int64_t groups,
                                                   int64_t top_groups, double scale);
 // Mixture of experts; w13 and w2 are stacked, of each expert what pack_weight makes, w13 gated.
+// A choice with the id -1 adds nothing.
 at::Tensor packed_moe(const at::Tensor& x, const at::Tensor& w13, const at::Tensor& w2,
                       const at::Tensor& topk_ids, const at::Tensor& topk_weights,
                       int64_t intermediate, const std::string& act);

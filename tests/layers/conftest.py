@@ -20,8 +20,16 @@ class Apart(Alone):
 
 @pytest.fixture
 def make_context():
-    def make(rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32) -> ModelContext:
+    def make(
+        rank: int = 0, size: int = 1, dtype: torch.dtype = torch.float32, placement: str = ""
+    ) -> ModelContext:
+        """`placement` of whole experts; "": ranks share their width."""
+        parallel = {
+            "enable_expert_parallel": placement != "",
+            "expert_placement_strategy": placement,
+        }
         config = SimpleNamespace(
+            parallel=SimpleNamespace(**parallel),
             model=SimpleNamespace(max_model_len=64),
             cache=SimpleNamespace(block_size=16, cache_dtype=dtype),
         )

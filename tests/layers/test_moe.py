@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,9 @@ import torch.nn.functional as F
 
 from tests.layers.conftest import allocated
 from tests.ops.overrides import PLATFORM, isas
+from vllm.errors import LoadError
 from vllm.layers.moe import Experts, MoE, Router
+from vllm.layers.weights import ELSEWHERE
 from vllm.loader.filler import Filler
 from vllm.loader.rules import RuleTable
 from vllm.models.decoder import GATED_NAMES, experts_weights
@@ -116,38 +119,108 @@ class _Named(torch.nn.Module):
         self.x = experts
 
 
-def test_shards_of_experts_sum_to_the_whole(make_context):
-    x, ids = torch.randn(5, HIDDEN), torch.randint(0, EXPERTS, (5, 2))
-    weights = torch.rand(5, 2)
-    whole = {
+def filled(context, whole) -> Experts:
+    experts = allocated(MoE(Routing(EXPERTS, 2), HIDDEN, WIDTH, "silu", context)).experts
+    filler = Filler(_Named(experts), RuleTable(experts_weights("e", "x", GATED_NAMES), ()))
+    for name, tensor in whole.items():
+        filler.add(name, tensor)
+    filler.finish()
+    return experts
+
+
+@pytest.fixture
+def whole():
+    return {
         "e.gate_up_proj": torch.randn(EXPERTS, 2 * WIDTH, HIDDEN),
         "e.down_proj": torch.randn(EXPERTS, HIDDEN, WIDTH),
     }
 
-    def run(rank: int, size: int) -> torch.Tensor:
-        experts = allocated(Experts(EXPERTS, HIDDEN, WIDTH, "silu", make_context(rank, size)))
-        rules = RuleTable(experts_weights("e", "x", GATED_NAMES), ())
-        filler = Filler(_Named(experts), rules)
-        for name, tensor in whole.items():
-            filler.add(name, tensor)
-        filler.finish()
-        return experts(x, weights, ids)
 
-    torch.testing.assert_close(run(0, 2) + run(1, 2), run(0, 1))
+@pytest.mark.parametrize(
+    ("size", "placement"),
+    [(2, ""), *itertools.product((2, 3, 8), ("linear", "round_robin"))],
+)
+def test_shares_of_experts_sum_to_the_whole(make_context, whole, size, placement):
+    x, ids = torch.randn(5, HIDDEN), torch.randint(0, EXPERTS, (5, 2))
+    weights = torch.rand(5, 2)
+    shares = [
+        filled(make_context(rank, size, placement=placement), whole)(x, weights, ids)
+        for rank in range(size)
+    ]
+    expected = filled(make_context(), whole)(x, weights, ids)
+    torch.testing.assert_close(sum(shares), expected)
+
+
+@pytest.mark.parametrize(
+    ("placement", "owned"),
+    [
+        ("linear", [(0, 1, 2), (3, 4, 5), (6, 7)]),
+        ("round_robin", [(0, 3, 6), (1, 4, 7), (2, 5)]),
+    ],
+)
+def test_a_rank_holds_its_own_experts_only(make_context, whole, placement, owned):
+    everything = filled(make_context(), whole)
+    for rank, numbers in enumerate(owned):
+        experts = filled(make_context(rank, 3, placement=placement), whole)
+        assert experts.shard.owned == numbers
+        assert torch.equal(experts.w13, everything.w13[list(numbers)])
+        assert torch.equal(experts.w2, everything.w2[list(numbers)])
+        assert [experts.local_ids[number] for number in numbers] == list(range(len(numbers)))
+        assert (experts.local_ids == -1).sum() == EXPERTS - len(numbers)
+
+
+def test_experts_of_other_ranks_are_exact_zeros(make_context, whole):
+    experts = filled(make_context(1, 3, placement="linear"), whole)
+    ids = torch.tensor([[0, 7], [3, 1], [6, 2]])
+    out = experts(torch.randn(3, HIDDEN), torch.rand(3, 2), ids)
+    assert out[0].tolist() == out[2].tolist() == [0.0] * HIDDEN and out[1].abs().min() > 0
+
+
+def test_one_rank_with_all_experts_looks_nothing_up(make_context):
+    for placement in ("linear", "round_robin"):
+        context = make_context(placement=placement)
+        block = MoE(Routing(EXPERTS, 2), HIDDEN, WIDTH, "silu", context)
+        assert type(block.experts) is Experts
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("e.7.gate_proj.weight", (WIDTH, HIDDEN + 1), "shape"),
+        ("e.0.down_proj.weight", (HIDDEN, WIDTH + 1), "shape"),
+        ("e.8.gate_proj.weight", (WIDTH, HIDDEN), "no place for e.8.gate_proj"),
+    ],
+)
+def test_every_rank_notices_tensors_that_do_not_fit(make_context, whole, name, shape, message):
+    for rank in range(3):
+        experts = allocated(
+            MoE(
+                Routing(EXPERTS, 2),
+                HIDDEN,
+                WIDTH,
+                "silu",
+                make_context(rank, 3, placement="linear"),
+            )
+        ).experts
+        filler = Filler(_Named(experts), RuleTable(experts_weights("e", "x", GATED_NAMES), ()))
+        with pytest.raises(LoadError, match=message):
+            filler.run([*whole.items(), (name, torch.zeros(shape))])
 
 
 @pytest.mark.skipif(not isas(), reason="the kernels were not built")
-@pytest.mark.parametrize("wide", [False, True])
-def test_a_block_can_be_captured_in_a_graph(make_context, wide):
-    context = replace(make_context(dtype=torch.bfloat16), ops=resolve(PLATFORM.ops()))
+@pytest.mark.parametrize(("wide", "size"), [(False, 1), (True, 1), (False, 2)])
+def test_a_block_can_be_captured_in_a_graph(make_context, wide, size):
+    made = make_context(0, size, torch.bfloat16, placement="round_robin")
+    context = replace(made, ops=resolve(PLATFORM.ops()))
     routing = Routing(EXPERTS, 3, "sigmoid", groups=4, top_groups=2, correction=True, wide=wide)
     block = allocated(MoE(routing, HIDDEN, WIDTH, "silu", context))
     for part in (block.router, block.experts):
         for destination in part.destinations():
-            destination.fill(torch.randn(destination.shape))
+            if destination.open is not ELSEWHERE:
+                destination.fill(torch.randn(destination.shape))
         part.finish()
     first, second = torch.randn(2, 5, HIDDEN).bfloat16()
     with torch.inference_mode():
-        graph = torch.classes.vllm.Graph([first], list(block.parameters()))
+        graph = torch.classes.vllm.Graph([first], [*block.parameters(), *block.buffers()])
         assert graph.end(block(first)) == ""
         assert torch.equal(graph.replay([second]), block(second))

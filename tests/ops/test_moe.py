@@ -41,6 +41,24 @@ def test_every_token_gets_the_weighted_sum_of_its_experts(num_tokens, experts, t
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 33])
+def test_choices_that_are_not_here_add_nothing(num_tokens):
+    """As if they had the weight 0; a token with no other choice gets exact zeros."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    x = torch.randn(num_tokens, 12, generator=generator)
+    w13 = torch.randn(4, 40, 12, generator=generator) / 4
+    w2 = torch.randn(4, 12, 20, generator=generator) / 4
+    weights, ids = torch.rand(num_tokens, 4, generator=generator).topk(3)
+    elsewhere = torch.rand(num_tokens, 3, generator=generator) < 0.5
+    elsewhere[0] = True
+    for absent in (elsewhere, torch.ones_like(elsewhere)):
+        expected = REFERENCES["moe"](x, w13, w2, ids, weights.masked_fill(absent, 0.0), "silu")
+        for moe in (REFERENCES["moe"], *PACKED):
+            got = moe(x, w13, w2, ids.masked_fill(absent, -1), weights, "silu")
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(got[absent.all(1)], torch.zeros(int(absent.all(1).sum()), 12))
+
+
 @pytest.mark.parametrize("override", PACKED, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_matches_reference(override, dtype):
@@ -59,14 +77,15 @@ def test_half_precision_matches_reference(override, dtype):
 
 @pytest.mark.parametrize("override", PACKED, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_token_does_not_depend_on_the_other_tokens(override, dtype):
+@pytest.mark.parametrize("absent", [0, 1])  # of the experts, as another rank's
+def test_a_token_does_not_depend_on_the_other_tokens(override, dtype, absent):
     generator = torch.Generator().manual_seed(2)
 
     def rand(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
     x, w13, w2 = rand(40, 33), rand(5, 140, 33), rand(5, 33, 70)
-    ids = torch.rand(40, 5, generator=generator).argsort(-1)[:, :3]
+    ids = torch.rand(40, 5, generator=generator).argsort(-1)[:, :3] - absent
     weights = torch.rand(40, 3, generator=generator)
     together = override(x, w13, w2, ids, weights, "silu")
     assert together.dtype == dtype
@@ -160,6 +179,8 @@ def test_wrong_routing_is_refused(override):
     weights = torch.ones(1, 1)
     with pytest.raises(RuntimeError, match="topk_ids has 2, there are 2 experts"):
         override(x, w13, w2, torch.tensor([[2]]), weights, "silu")
+    with pytest.raises(RuntimeError, match="topk_ids has -2, there are 2 experts"):
+        override(x, w13, w2, torch.tensor([[-2]]), weights, "silu")
     with pytest.raises(RuntimeError, match="act must be"):
         override(x, w13, w2, torch.tensor([[1]]), weights, "relu")
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from vllm import envs
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.stages import divide
 from vllm.errors import ConfigError
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+# Names of config.json for the number of experts of a layer.
+_NUMBERS_OF_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def cross_check(config: VllmConfig) -> None:
     """Raises ConfigError naming the flags to change."""
     _check_stages(config)
+    _check_experts(config)
     _check_steps(config)
     _check_long_prompts(config)
 
@@ -21,6 +30,27 @@ def _check_stages(config: VllmConfig) -> None:
     num_layers = getattr(config.model.hf_config, "num_hidden_layers", 0)
     if num_stages > 1 and num_layers:
         divide(num_layers, num_stages, envs.VLLM_PP_LAYER_PARTITION)
+
+
+def _check_experts(config: VllmConfig) -> None:
+    parallel, facts = config.parallel, config.model.hf_config.to_dict()
+    num_copies, placement = parallel.data_parallel_size, parallel.expert_placement_strategy
+    if not parallel.enable_expert_parallel:
+        if placement != "linear":
+            logger.warning(
+                "--expert-placement-strategy %s has no effect without --enable-expert-parallel.",
+                placement,
+            )
+    elif not any(facts.get(name) for name in _NUMBERS_OF_EXPERTS):
+        logger.warning(
+            "--enable-expert-parallel has no effect: %s has no experts.", config.model.architecture
+        )
+    elif num_copies > 1:
+        raise ConfigError(
+            f"--enable-expert-parallel --data-parallel-size {num_copies}: experts that copies of "
+            "the model share are not available yet in this build. Leave the first out, so that "
+            "each copy has all experts, or the second."
+        )
 
 
 def _check_steps(config: VllmConfig) -> None:

@@ -89,6 +89,19 @@ class ParallelConfig:
         "first, for what it has to compute and what of the prompt it has cached; least-loaded: "
         "the one with the fewest requests.",
     )
+    enable_expert_parallel: bool = option(
+        False,
+        aliases=("-ep",),
+        help="Ranks that share a layer have whole experts each, instead of some of the width of "
+        "every expert.",
+    )
+    expert_placement_strategy: str = option(
+        "linear",
+        choices=("linear", "round_robin"),
+        help="Which experts a rank has with --enable-expert-parallel. linear: neighbours, the "
+        "first ranks one more if they do not divide; round_robin: every expert goes to the next "
+        "rank.",
+    )
     distributed_executor_backend: str = option(
         "",
         choices=("uni", "mp", "ray", "external_launcher"),

@@ -15,6 +15,7 @@ from vllm.distributed.groups import SINGLE, Group
 from vllm.distributed.stages import Stage, stage_of
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
+from vllm.layers.expert_shard import ExpertShard
 from vllm.layers.shapes import ShardInfo
 from vllm.logger import init_logger
 from vllm.ops.registry import Ops
@@ -43,6 +44,18 @@ class ModelContext:
     def shard(self) -> ShardInfo:
         """This rank's place among those that share every layer."""
         return ShardInfo(self.tp.rank, self.tp.size)
+
+    @property
+    def divides_experts(self) -> bool:
+        """Whether a rank has whole experts, and not some of the width of all."""
+        return self.config.parallel.enable_expert_parallel
+
+    def expert_shard(self, num_experts: int) -> ExpertShard:
+        """What this rank has of the experts of a layer. Raises UnevenShares."""
+        if not self.divides_experts:
+            return ExpertShard.of_width(num_experts, self.shard)
+        placement = self.config.parallel.expert_placement_strategy
+        return ExpertShard.of_whole_experts(num_experts, self.shard, placement)
 
     def stage(self, num_layers: int) -> Stage:
         """The layers of this rank's stage, of `num_layers` in all. Raises ConfigError."""

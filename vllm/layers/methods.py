@@ -24,7 +24,7 @@ class ExpertWeights(Protocol):
     Piece by piece, an expert is gate and up [width, hidden] of w13, and down [hidden, width] of w2.
     """
 
-    num_experts: int
+    num_experts: int  # of this rank
     hidden: int
     width: int  # of this rank
     dtype: torch.dtype
@@ -57,7 +57,10 @@ class ExpertsMethod(ABC):
 
     @abstractmethod
     def apply(self, layer: ExpertWeights, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        """x [T, H], weights and ids [T, k] -> [T, H]."""
+        """x [T, H], weights and local ids [T, k] -> [T, H].
+
+        A choice with the id -1 adds nothing: another rank has the expert.
+        """
 
 
 @dataclass(frozen=True, slots=True)

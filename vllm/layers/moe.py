@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
+from vllm.layers.expert_shard import NOT_HERE, ExpertShard
 from vllm.layers.methods import ExpertsMethod
 from vllm.layers.shapes import Piece, Share
 from vllm.layers.weighted import Weighted
@@ -38,7 +39,7 @@ class Router(Weighted):
 
 
 class Experts(Loadable):
-    """Gated MLPs, one per expert; a rank has some of the intermediate width of each.
+    """Gated MLPs, one per expert; a rank has those that its `shard` says, or some width of each.
 
     Outputs are the rank's share of a sum.
     """
@@ -51,23 +52,24 @@ class Experts(Loadable):
     w2_scales: Tensor
 
     def __init__(
-        self, num_experts: int, hidden: int, intermediate: int, act: str, context: ModelContext
+        self, shard: ExpertShard, hidden: int, intermediate: int, act: str, context: ModelContext
     ) -> None:
         super().__init__()
+        self.shard = shard
         self.hidden, self.intermediate, self.dtype = hidden, intermediate, context.dtype
-        self.start, self.width = context.shard.span(intermediate, what="columns of an expert")
-        self.num_experts = num_experts
+        self.start, self.width = shard.width.span(intermediate, what="columns of an expert")
+        self.num_experts = len(shard.owned)
         self.act = gated_name(act)
 
     def pieces(self) -> Iterator[Piece]:
-        """Gate, up and down of every expert."""
+        """Gate, up and down of every expert of the layer."""
         wide, tall = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
-        width, of_wide = self.width, Share(0, self.start, self.width)
-        of_tall = Share(1, self.start, self.width)
-        for expert in range(self.num_experts):
-            yield Piece(wide, 0, width, "gate", expert, "w13.", of_wide)
-            yield Piece(wide, width, width, "up", expert, "w13.", of_wide)
-            yield Piece(tall, 0, self.hidden, "", expert, "w2.", of_tall)
+        of_wide, of_tall = Share(0, self.start, self.width), Share(1, self.start, self.width)
+        for expert, local in enumerate(self.shard.local_ids):
+            width, hidden = (0, 0) if local == NOT_HERE else (self.width, self.hidden)
+            yield Piece(wide, 0, width, "gate", expert, "w13.", of_wide, local)
+            yield Piece(wide, width, width, "up", expert, "w13.", of_wide, local)
+            yield Piece(tall, 0, hidden, "", expert, "w2.", of_tall, local)
 
     def allocate(self, device: torch.device) -> None:
         super().allocate(device)
@@ -80,7 +82,23 @@ class Experts(Loadable):
         self.method.finish(self)
 
     def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """x [T, H], weights and ids [T, k] of experts of the layer -> [T, H]."""
         return self.method.apply(self, x, weights, ids)
+
+
+class DividedExperts(Experts):
+    """Experts of which other ranks have some: their choices add nothing here."""
+
+    local_ids: Tensor  # [experts of the layer] int64, as ExpertShard has them
+
+    def allocate(self, device: torch.device) -> None:
+        super().allocate(device)
+        ids = torch.tensor(self.shard.local_ids, dtype=torch.int64, device=device)
+        self.register_buffer("local_ids", ids, persistent=False)
+
+    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        local = self.local_ids.index_select(0, ids.flatten()).view_as(ids)
+        return self.method.apply(self, x, weights, local)
 
 
 class MoE(nn.Module):
@@ -98,7 +116,9 @@ class MoE(nn.Module):
         """Every token passes `shared` as well, whose outputs must be partial sums."""
         super().__init__()
         self.router = Router(routing, hidden, context)
-        self.experts = Experts(routing.num_experts, hidden, intermediate, act, context)
+        experts = context.expert_shard(routing.num_experts)
+        kind = Experts if experts.has_all else DividedExperts
+        self.experts = kind(experts, hidden, intermediate, act, context)
         self.shared = shared
         self.complete = context.tp.sum_of
 
@@ -106,7 +126,7 @@ class MoE(nn.Module):
         return self.complete(self._share, x)
 
     def _share(self, x: Tensor) -> Tensor:
-        """What the experts' columns of this rank give; partial sums."""
+        """What this rank has of the experts gives; partial sums."""
         weights, ids = self.router(x)
         out: Tensor = self.experts(x, weights, ids)
         if self.shared is not None:

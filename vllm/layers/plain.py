@@ -89,7 +89,7 @@ class PlainExperts(ExpertsMethod):
     def target(self, layer: ExpertWeights, piece: Piece) -> Target:
         """What takes `piece`, which has its local shape and any plain dtype."""
         stored = layer.w2 if piece.prefix == "w2." else layer.w13
-        return stored.data[piece.expert][piece.first : piece.first + piece.count]
+        return stored.data[piece.local_expert][piece.first : piece.first + piece.count]
 
     def destinations(self, layer: ExpertWeights) -> Iterator[Destination]:
         for piece in layer.pieces():

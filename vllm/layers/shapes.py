@@ -102,16 +102,17 @@ class Piece:
     """One matrix of the checkpoint within a stored weight.
 
     `shape` is [outputs, inputs] in the checkpoint. A rank keeps a `share` of it, as the outputs
-    [first, first + count) of what it stores.
+    [first, first + count) of what it stores; none if `count` is 0.
     """
 
     shape: tuple[int, int]
     first: int
     count: int
     part: str = ""
-    expert: int = -1
+    expert: int = -1  # in the layer
     prefix: str = ""  # of the names of the parameters: "w13."
     share: Share = EVERYTHING
+    local_expert: int = -1  # in what the rank stores
 
     @property
     def num_inputs(self) -> int:

@@ -36,7 +36,7 @@ from vllm.layers.weights import Destination, Loadable, Rule
 from vllm.models.decoder import GATED_NAMES, experts_weights
 from vllm.models.interfaces import Model
 from vllm.models.registry import ModelRegistry
-from vllm.models.transformers_ranks import share_modules
+from vllm.models.transformers_ranks import has_experts, share_modules
 from vllm.models.transformers_stages import CutModel, Uncuttable
 
 _NUMBERS = itertools.count()  # of the models built in this process
@@ -149,6 +149,12 @@ class TransformersModel(Model, Loadable):
         of."""
         if self.context.tp.size == 1:
             return {}
+        if self.context.divides_experts and has_experts(self.hf_config):
+            raise self._refusal(
+                "ranks share its experts by their width, and --enable-expert-parallel asks for "
+                f"whole ones. Ranks can have whole ones of {_native_names()}",
+                "Leave --enable-expert-parallel out.",
+            )
         try:
             shares = share_modules(self.shell, self.prefix, self.hf_config, self.context.tp)
         except KeyError as error:

@@ -23,6 +23,7 @@ _ROWS: Final = {"rowwise", "rowwise_split_input"}
 _SUMMED: Final = "moe_tp_experts"  # each rank has computed a part of what the module gives
 # Of parameters with one matrix per expert, the dimension that is shared.
 _EXPERTS: Final = {"packed_colwise": 1, "rowwise": 2}
+_OF_EXPERTS: Final = {_SUMMED, "packed_colwise"}  # styles that nothing else has
 _HEADS: Final = {"attention heads": "num_attention_heads", "KV heads": "num_key_value_heads"}
 
 
@@ -59,6 +60,11 @@ class SharedLinear(nn.Module):
             x = x.narrow(-1, self.share.start, self.share.length)
         y = self.tp.sum(F.linear(x, self.weight))
         return y if self.bias is None else y + self.bias
+
+
+def has_experts(hf: Any) -> bool:
+    """Whether the plan of `hf` is one of a model with experts."""
+    return not _OF_EXPERTS.isdisjoint((hf.base_model_tp_plan or {}).values())
 
 
 def share_modules(shell: nn.Module, prefix: str, hf: Any, tp: Collectives) -> dict[str, Share]:

@@ -79,17 +79,17 @@ def moe(
 
     x [T, H], w13 [E, 2 * I, H] (gate rows, then up rows), w2 [E, H, I], topk_ids and topk_weights
     [T, k] -> [T, H] in x's dtype. `act` names a gated activation: silu, gelu or gelu_tanh.
-    Each expert runs once, over exactly its tokens.
+    Each expert runs once, over exactly its tokens. A choice with the id -1 adds nothing.
     """
     top_k = topk_ids.shape[1]
     flat = topk_ids.flatten()
     order = torch.argsort(flat, stable=True)
     token = order // top_k
     scale = topk_weights.flatten()[order].unsqueeze(1)
-    counts = torch.bincount(flat, minlength=w13.shape[0]).tolist()
+    nowhere, *counts = torch.bincount(flat + 1, minlength=w13.shape[0] + 1).tolist()
     gated = GATED_ACTIVATIONS[act]
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    begin = 0
+    begin = nowhere
     for expert, count in enumerate(counts):
         if count == 0:
             continue

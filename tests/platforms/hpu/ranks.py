@@ -35,6 +35,7 @@ def tokens(arch: str, how: str) -> None:
     options = json.loads(how)
     size = options.get("tensor_parallel_size", 1)
     shape = {} if size <= 4 else {"num_attention_heads": 8, "num_key_value_heads": 4}
+    shape |= options.pop("shape", {})
     if layers := options.pop("num_hidden_layers", None):
         shape["num_hidden_layers"] = layers
     with tempfile.TemporaryDirectory() as folder:
@@ -58,8 +59,19 @@ def everything(engine: str, ranks: str, *flags: str) -> None:
 
 def traffic(num_requests: str, ranks: str) -> None:
     """Chat as it comes, after which all ranks must have launched the same. `ranks`: JSON."""
+    with_model(MODEL, num_requests, ranks)
+
+
+def traffic_of(arch: str, num_requests: str, ranks: str) -> None:
+    """The same, of a random model."""
+    with tempfile.TemporaryDirectory() as folder:
+        with_model(random_checkpoint.make(arch, Path(folder), seed=3), num_requests, ranks)
+
+
+def with_model(path: Path, num_requests: str, ranks: str) -> None:
     vllm.worker.worker.Worker = watching.Recorded  # type: ignore[misc]
     llm = engine(
+        model=path,
         max_model_len=MAX_MODEL_LEN,
         max_num_batched_tokens=64,
         num_gpu_blocks_override=24,
@@ -133,6 +145,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "tokens": tokens,
     "everything": everything,
     "traffic": traffic,
+    "traffic_of": traffic_of,
     "unequal": unequal,
 }
 

@@ -162,9 +162,9 @@ def worker_of(llm: LLM) -> Any:
     return executor._inline._worker
 
 
-def engine(**options: Any) -> LLM:
+def engine(model: Path = MODEL, **options: Any) -> LLM:
     return LLM(
-        str(MODEL),
+        str(model),
         device="hpu",
         dtype="float32",
         block_size=16,

@@ -102,8 +102,8 @@ class ExpertsDequantizedAtUse(ExpertsMethod):
                 else (layer.w13, layer.w13_scales)
             )
             rows = slice(piece.first, piece.first + piece.count)
-            stored.data[piece.expert][rows].copy_(part.values)
-            scales.data[piece.expert][rows].copy_(part.scales)
+            stored.data[piece.local_expert][rows].copy_(part.values)
+            scales.data[piece.local_expert][rows].copy_(part.scales)
 
     def apply(self, layer: ExpertWeights, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         w13 = QuantizedPiece(layer.w13, layer.w13_scales).dequantized(x.dtype)

@@ -120,9 +120,9 @@ class PackedExperts(ExpertsMethod):
     def _target(self, layer: ExpertWeights, piece: Piece) -> PackedRows:
         shape = (piece.count, piece.num_inputs)
         if piece.prefix == "w2.":
-            return PackedRows(layer.w2.data[piece.expert], _WHOLE, 0, shape)
+            return PackedRows(layer.w2.data[piece.local_expert], _WHOLE, 0, shape)
         half = _GATE if piece.part == "gate" else _UP
-        return PackedRows(layer.w13.data[piece.expert], half, 0, shape)
+        return PackedRows(layer.w13.data[piece.local_expert], half, 0, shape)
 
     def apply(self, layer: ExpertWeights, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         out: Tensor = torch.ops.vllm.packed_moe.default(

@@ -120,10 +120,12 @@ def test_norms_match_reference(shape, dtype):
 @pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("num_tokens", [1, 33])
-def test_experts_match_reference(num_tokens, dtype, act):
+@pytest.mark.parametrize("part_absent", [0.0, 0.4])
+def test_experts_match_reference(part_absent, num_tokens, dtype, act):
     x = torch.randn(num_tokens, 12).to(dtype)
     w13, w2 = (torch.randn(8, 40, 12) / 4).to(dtype), (torch.randn(8, 12, 20) / 4).to(dtype)
     weights, ids = torch.rand(num_tokens, 8).topk(2)
+    ids = ids.masked_fill(torch.rand(num_tokens, 2) < part_absent, -1)
     check("moe", x, w13, w2, ids, weights, act, dtype=dtype)
 
 

@@ -119,6 +119,29 @@ def test_experts_match_reference(num_tokens, num_experts, top_k, dtype, act):
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("act", GATED_ACTIVATIONS)
+@pytest.mark.parametrize(("num_tokens", "num_experts"), [(3, 40), (33, 8)])
+def test_choices_that_are_not_here_add_nothing(num_tokens, num_experts, act):
+    x, w13, w2, ids, weights = experts(num_tokens, num_experts, 3, torch.float32)
+    absent = torch.rand(num_tokens, 3, generator=torch.Generator().manual_seed(2)) < 0.5
+    absent[0] = True
+    ids = ids.masked_fill(absent, -1)
+    expected = REFERENCES["moe"](x, w13, w2, ids, weights, act)
+    for moe in (OPS["moe"], dense_moe):
+        got = moe(x, w13, w2, ids, weights, act)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        assert got[0].tolist() == [0.0] * 12
+
+
+def test_the_kernel_gets_choices_that_are_not_here_above_its_experts():
+    calls = Calls()
+    x, w13, w2, ids, weights = experts(5, 10, 2, torch.float32)
+    ids[2] = -1
+    FusedMoE(kernels(calls).mixture_of_experts)(x, w13, w2, ids, weights, "silu")
+    table = calls.experts[0]["expert_routing_table"]
+    assert table[2].tolist() == [10, 10] and table.min() >= 0
+
+
 def run_experts(settings: MoESettings, num_tokens: int = 5) -> tuple[Calls, int]:
     """Calls of the kernel, and how often the graph was ended."""
     calls, ends = Calls(), []

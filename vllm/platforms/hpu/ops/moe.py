@@ -72,6 +72,8 @@ class FusedMoE:
             options = {"chunk_size": chunk, "total_experts": num_experts}
         # Other dtypes do not compile.
         ids, weights = topk_ids.long(), topk_weights.to(x.dtype)
+        # The kernel leaves out what is above its experts; of negative ids nothing is documented.
+        ids = ids.masked_fill(ids < 0, num_experts)
         out: Tensor | None = None
         for first in range(0, num_experts, per_call):
             last = min(first + per_call, num_experts)
@@ -123,11 +125,12 @@ def _chosen_experts(
 ) -> Tensor:
     """For few tokens: [T, H] float32."""
     num_tokens, top_k = ids.shape
-    flat = ids.flatten()
+    flat = ids.flatten().clamp(min=0)
     tokens = x.unsqueeze(1).expand(-1, top_k, -1).reshape(flat.shape[0], -1, 1)  # [T * k, H, 1]
     hidden = gated((w13.index_select(0, flat) @ tokens).squeeze(-1))
     out = (w2.index_select(0, flat) @ hidden.unsqueeze(-1)).view(num_tokens, top_k, -1)
-    return (out.float() * weights.unsqueeze(-1)).sum(1)
+    weighted = out.float() * weights.unsqueeze(-1)
+    return weighted.masked_fill((ids < 0).unsqueeze(-1), 0.0).sum(1)
 
 
 def _all_experts(
@@ -139,7 +142,8 @@ def _all_experts(
     gated: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """For many tokens, most experts are chosen by one of them: [T, H] float32."""
-    shares = weights.new_zeros(x.shape[0], w13.shape[0]).scatter_add_(1, ids, weights)  # [T, E]
+    shares = weights.new_zeros(x.shape[0], 1 + w13.shape[0])  # the first of what is not here
+    shares = shares.scatter_add_(1, ids + 1, weights)[:, 1:]  # [T, E]
     out = weights.new_zeros(x.shape)
     experts = zip(
         w13.split(_DENSE_EXPERTS),
