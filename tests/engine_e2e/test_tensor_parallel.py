@@ -62,7 +62,7 @@ def outputs_of(llm: LLM) -> list[list[int]]:
         # Twice: graphs are captured of what comes again, and prefixes are cached.
         for _ in range(2):
             found += llm.generate(prompts, make(), use_tqdm=False)
-    llm.llm_engine.client.core.check_integrity()
+    llm.llm_engine.call("check_integrity")
     return [list(one.outputs[0].token_ids) for one in found]
 
 
