@@ -3,7 +3,8 @@
 python -m tests.engine_e2e.node WHAT OPTIONS
 
 prints a JSON line. WHAT: `tokens` of a few requests on node 0, `busy` until something ends node 0,
-or `agent` for another node. OPTIONS: those of the engine, in JSON.
+`survive` the loss of a copy of the model on another machine, or `agent` for another node. OPTIONS:
+those of the engine, in JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import vllm.worker.worker
 from tests.engine_e2e.faulty_worker import FaultyWorker
 from tests.engine_e2e.test_nodes import generate_on
 from tests.engine_e2e.test_tensor_parallel import outputs_of
-from vllm import LLM, AsyncEngineArgs
+from vllm import LLM, AsyncEngineArgs, SamplingParams
 from vllm.executor import run_node
 
 
@@ -34,11 +35,25 @@ def main(what: str, options: dict[str, Any]) -> None:
     print(json.dumps({**said, "at_s": time.monotonic()}), flush=True)
 
 
+def survive(llm: LLM) -> list[list[int]]:
+    """Tell of the first request that fails, and make others afterwards."""
+    params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
+    prompts = [{"prompt_token_ids": [5, 6, number]} for number in range(4)]
+    print(json.dumps({"is_running": True}), flush=True)
+    while True:
+        ends = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
+        if failed := [end for end in ends if end.finish_reason == "error"]:
+            print(json.dumps({"lost": failed[0].stop_reason, "at_s": time.monotonic()}), flush=True)
+            return [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
 def generate(what: str, options: dict[str, Any]) -> list[list[int]]:
     llm = LLM(**options)
     try:
         if what == "busy":
             generate_on(llm)
+        if what == "survive":
+            return survive(llm)
         return outputs_of(llm)
     finally:
         llm.llm_engine.shutdown()

@@ -163,6 +163,39 @@ def test_tokens_of_emulated_hpus_are_those_of_one_rank(
     assert code == 0 and "(rank 1)" in log
 
 
+def start_copies(nodes: Nodes, what: str) -> None:
+    """A copy of the model on each machine, behind a program on the first."""
+    shared = {"nnodes": 1, "node_rank": 0, "data_parallel_size": 2, "data_parallel_size_local": 1}
+    shared["data_parallel_address"] = nodes.machines[0].address  # type: ignore[assignment]
+    nodes.start_headless(**shared, data_parallel_start_rank=1)
+    nodes.start_node(0, what, **shared)
+
+
+def test_copies_on_two_machines_write_what_one_rank_writes(
+    nodes: Nodes, expected: list[list[int]]
+) -> None:
+    start_copies(nodes, "tokens")
+    assert nodes.said(0).get("tokens") == expected
+    code, _, log = nodes.end(1)
+    assert code == 0 and "The server has ended" in log
+
+
+def test_a_program_survives_the_loss_of_the_machine_with_a_copy(nodes: Nodes) -> None:
+    start_copies(nodes, "survive")
+    printed = nodes.processes[0].stdout
+    assert printed is not None
+    assert "is_running" in printed.readline()
+    cut_s = time.monotonic()
+    nodes.machines[1].cut()
+    lost = json.loads(printed.readline())
+    gone = r"the machine with copies 1 to 1 \(10\.77\.0\.2\) (is gone|gave no sign of life)"
+    assert re.search(gone, lost["lost"])
+    assert lost["at_s"] - cut_s < NOTICED_S
+    assert [len(tokens) for tokens in nodes.said(0)["tokens"]] == [60] * 4
+    code, _, log = nodes.end(1)
+    assert code == 1 and "the server at 10.77.0.1:29550 is lost" in log
+
+
 # -- faults ---------------------------------------------------------------------------------------
 
 
