@@ -1,0 +1,307 @@
+"""examples/deploy/ray_serve.py on a real Ray: replicas come, go and die while requests run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine_e2e.ray_cluster import ROOT, VARIABLES, RayCluster
+from tests.engine_e2e.test_rank_faults import MARK, marked
+from tests.limits import HANG_S, wait_until
+from vllm import LLM, SamplingParams
+from vllm.utils.network_utils import get_open_port
+
+pytest.importorskip("ray.serve", reason="ray[serve] is not installed", exc_type=ImportError)
+pytestmark = [pytest.mark.engine, pytest.mark.product]
+
+MODEL = "examples/models/tiny-story"
+NUM_TOKENS = 24
+# Two open requests per replica, of two to three replicas, which come and go without much delay.
+FLAGS = (
+    "--min-replicas=2 --max-replicas=3 --target-ongoing-requests=2 --upscale-delay-s=1 "
+    "--downscale-delay-s=2 --max-model-len=512 --max-num-seqs=8 --device=cpu "
+    "--enable-prompt-tokens-details --kv-cache-memory-bytes=64M"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    replica: str
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running example. `mark` is in the environment of its engines' processes."""
+
+    port: int
+    mark: str
+
+    def connection(self) -> HTTPConnection:
+        return HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
+
+    def open(
+        self, connection: HTTPConnection, path: str, body: dict[str, Any] | None, session: str = ""
+    ) -> Any:
+        headers = {"content-type": "application/json"} | (
+            {"x-session-id": session} if session else {}
+        )
+        text = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, text, headers)
+        return connection.getresponse()
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, session: str = "") -> Answer:
+        connection = self.connection()
+        try:
+            response = self.open(connection, path, body, session)
+            text = response.read()
+            is_json = "json" in response.headers.get("content-type", "")
+            value = json.loads(text) if is_json else text.decode()
+            return Answer(response.status, response.headers.get("x-replica", ""), value)
+        finally:
+            connection.close()
+
+    def complete(self, session: str = "", **more: Any) -> Answer:
+        body = {"prompt": "Once upon a time", "max_tokens": NUM_TOKENS, "temperature": 0, **more}
+        return self.ask("/v1/completions", body, session)
+
+    def sessions(self, count: int) -> dict[str, str]:
+        """A session for each of so many replicas. Returns when these are there."""
+        found: dict[str, str] = {}
+
+        def have_come() -> bool:
+            session = uuid.uuid4().hex
+            answer = self.ask("/v1/models", session=session)
+            assert answer.status == 200, answer
+            found.setdefault(answer.replica, session)
+            return len(found) >= count
+
+        wait_until(have_come, f"{count} replicas")
+        return found
+
+
+def stop(process: subprocess.Popen[bytes], mark: str) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=HANG_S)
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not marked(mark), "the end of all engines")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    cluster = RayCluster()
+    mark = uuid.uuid4().hex
+    try:
+        cluster.add(**{"num-cpus": 8})
+        port = get_open_port()
+        variables = {
+            **VARIABLES,
+            MARK: mark,
+            "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY": MARK,
+            "RAY_ADDRESS": cluster.address,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+        address = ["--http-host=127.0.0.1", f"--http-port={port}"]
+        process = subprocess.Popen(
+            [sys.executable, "examples/deploy/ray_serve.py", MODEL, *address, *FLAGS],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+        )
+        try:
+            found = Service(port, mark)
+
+            def is_up() -> bool:
+                assert process.poll() is None, "the example ended"
+                try:
+                    return found.ask("/health").status == 200
+                except OSError:
+                    return False
+
+            wait_until(is_up, "the server")
+            found.sessions(2)
+            yield found
+        finally:
+            stop(process, mark)
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """What one engine without Ray writes."""
+    llm = LLM(str(ROOT / MODEL), max_model_len=512, device="cpu")
+    try:
+        params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
+        return str(llm.generate(["Once upon a time"], params)[0].outputs[0].text)
+    finally:
+        llm.llm_engine.shutdown()
+
+
+def test_every_replica_writes_what_one_engine_does(service: Service, text: str) -> None:
+    """Whole and as a stream."""
+    for replica, session in service.sessions(2).items():
+        whole = service.complete(session)
+        stream = service.complete(session, stream=True)
+
+        assert (whole.status, stream.status) == (200, 200)
+        assert {whole.replica, stream.replica} == {replica}
+        assert whole.body["choices"][0]["text"] == text
+        events = [line[6:] for line in stream.body.split("\n\n") if line]
+        assert events.pop() == "[DONE]"
+        assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == text
+
+
+def test_all_endpoints_are_there(service: Service) -> None:
+    assert service.ask("/version").status == 200
+    assert "vllm:num_requests_running" in service.ask("/metrics").body
+    assert service.ask("/tokenize", {"prompt": "Once"}).body["count"] > 0
+    assert service.ask("/nothing").status == 404
+    assert service.complete(max_tokens=-1).body["error"]["type"] == "BadRequestError"
+    assert "<html" in service.ask("/").body
+
+
+def test_conversations_keep_their_replica_and_its_cache(service: Service) -> None:
+    """Nobody says which conversation a request belongs to."""
+    replicas = set()
+    for number in range(24):
+        messages = [{"role": "user", "content": f"What is {number} + 7? " + "Tell me. " * 8}]
+        turns = []
+        for _ in range(3):
+            answer = service.ask(
+                "/v1/chat/completions", {"messages": messages, "max_tokens": 8, "temperature": 0}
+            )
+            assert answer.status == 200, answer
+            turns.append(answer)
+            messages.append(answer.body["choices"][0]["message"])
+            messages.append({"role": "user", "content": "And then?"})
+        assert len({turn.replica for turn in turns}) == 1
+        cached = [turn.body["usage"]["prompt_tokens_details"]["cached_tokens"] for turn in turns]
+        assert cached[1] > 16 and cached[2] >= cached[1]
+        replicas.add(turns[0].replica)
+    assert len(replicas) == 2
+
+
+def running(service: Service, session: str) -> int:
+    """Sequences that the engine of the session's replica computes."""
+    lines = service.ask("/metrics", session=session).body.splitlines()
+    (line,) = (line for line in lines if line.startswith("vllm:num_requests_running"))
+    return int(float(line.split()[-1]))
+
+
+def test_a_client_that_goes_away_ends_its_request(service: Service) -> None:
+    session = next(iter(service.sessions(2).values()))
+    body = {"prompt": "One day", "n": 400, "max_tokens": 480, "ignore_eos": True, "stream": True}
+    connection = service.connection()
+    response = service.open(connection, "/v1/completions", body, session)
+    assert response.readline()
+    assert running(service, session) > 0
+
+    response.close()
+    connection.close()
+
+    began_s = time.monotonic()
+    wait_until(lambda: running(service, session) == 0, "the end of its request")
+    assert time.monotonic() - began_s < HANG_S
+
+
+class Load:
+    """Threads that ask one request after the other; what became of each."""
+
+    def __init__(self, service: Service, sessions: list[str], **more: Any) -> None:
+        self.answers: list[Answer] = []
+        self.errors: list[BaseException] = []
+        self._is_over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(service, session, more))
+            for session in sessions
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, service: Service, session: str, more: dict[str, Any]) -> None:
+        number = 0
+        while not self._is_over.is_set():
+            number += 1
+            try:
+                streams = {"stream": number % 2 == 0}
+                self.answers.append(service.complete(session, **streams, **more))
+            except Exception as error:
+                self.errors.append(error)
+
+    def replicas(self, since: int = 0) -> set[str]:
+        return {answer.replica for answer in self.answers[since:]}
+
+    def end(self) -> None:
+        """Raises what any of them met."""
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(timeout=HANG_S)
+        assert self.errors == []
+        bad = [answer for answer in self.answers if answer.status != 200]
+        assert bad == []
+        for answer in self.answers:
+            if isinstance(answer.body, str):
+                assert answer.body.endswith("data: [DONE]\n\n"), "a stream was cut"
+
+
+def test_replicas_come_and_go_while_requests_run(service: Service) -> None:
+    """No request fails, those of the replica that goes included."""
+    load = Load(service, [f"user {number}" for number in range(9)], max_tokens=200)
+    try:
+        sessions = service.sessions(3)
+        wait_until(lambda: load.replicas() >= set(sessions), "work for the third replica")
+    finally:
+        load.end()
+
+    # One long request at a time on each: two replicas are enough, and whichever goes is busy.
+    long = Load(
+        service, list(sessions.values()), n=48, temperature=1, max_tokens=400, ignore_eos=True
+    )
+    try:
+        wait_until(lambda: long.replicas() == set(sessions), "answers of all three")
+
+        def has_gone() -> bool:
+            return len(long.replicas(since=-6)) == 2 and len(long.answers) > 6
+
+        wait_until(has_gone, "the end of a replica")
+    finally:
+        long.end()
+
+
+def test_a_replica_whose_engine_died_is_replaced(service: Service) -> None:
+    before = service.sessions(2)
+    cores = [pid for pid in marked(service.mark) if b"spawn_main" in words_of(pid)]
+    assert cores
+
+    os.kill(cores[0], signal.SIGKILL)
+
+    def is_replaced() -> bool:
+        return len(set(service.sessions(2)) - set(before)) == 1
+
+    wait_until(is_replaced, "another replica")
+    assert {service.complete(session).status for session in service.sessions(2).values()} == {200}
+
+
+def words_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
