@@ -105,43 +105,60 @@ def stop(process: subprocess.Popen[bytes], mark: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
+def cluster() -> Iterator[RayCluster]:
     cluster = RayCluster()
-    mark = uuid.uuid4().hex
     try:
-        cluster.add(**{"num-cpus": 8})
-        port = get_open_port()
-        variables = {
-            **VARIABLES,
-            MARK: mark,
-            "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY": MARK,
-            "RAY_ADDRESS": cluster.address,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-        }
-        address = ["--http-host=127.0.0.1", f"--http-port={port}"]
-        process = subprocess.Popen(
-            [sys.executable, "examples/deploy/ray_serve.py", MODEL, *address, *FLAGS],
-            cwd=ROOT,
-            env={**os.environ, **variables},
-        )
-        try:
-            found = Service(port, mark)
-
-            def is_up() -> bool:
-                assert process.poll() is None, "the example ended"
-                try:
-                    return found.ask("/health").status == 200
-                except OSError:
-                    return False
-
-            wait_until(is_up, "the server")
-            found.sessions(2)
-            yield found
-        finally:
-            stop(process, mark)
+        # As pods import the example: by its name, from a directory on the path.
+        path = os.pathsep.join((str(ROOT), str(ROOT / "examples" / "deploy")))
+        cluster.add({"PYTHONPATH": path}, **{"num-cpus": 8})
+        yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def mark() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def environment(cluster: RayCluster, mark: str) -> dict[str, str]:
+    """Of a program that deploys."""
+    variables = {
+        **VARIABLES,
+        MARK: mark,
+        "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY": MARK,
+        "RAY_ADDRESS": cluster.address,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    return {**os.environ, **variables}
+
+
+@pytest.fixture(scope="module")
+def service(environment: dict[str, str], mark: str) -> Iterator[Service]:
+    port = get_open_port()
+    address = ["--http-host=127.0.0.1", f"--http-port={port}"]
+    process = subprocess.Popen(
+        [sys.executable, "examples/deploy/ray_serve.py", MODEL, *address, *FLAGS],
+        cwd=ROOT,
+        env=environment,
+    )
+    try:
+        found = Service(port, mark)
+
+        def is_up() -> bool:
+            assert process.poll() is None, "the example ended"
+            try:
+                return found.ask("/health").status == 200
+            except OSError:
+                return False
+
+        wait_until(is_up, "the server")
+        found.sessions(2)
+        yield found
+    finally:
+        stop(process, mark)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +188,7 @@ def test_every_replica_writes_what_one_engine_does(service: Service, text: str) 
 
 def test_all_endpoints_are_there(service: Service) -> None:
     assert service.ask("/version").status == 200
+    assert service.ask("/-/healthz").body == "success", "of Serve's proxy: a probe of rayservice"
     assert "vllm:num_requests_running" in service.ask("/metrics").body
     assert service.ask("/tokenize", {"prompt": "Once"}).body["count"] > 0
     assert service.ask("/nothing").status == 404
@@ -305,3 +323,29 @@ def words_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_an_application_of_serve_with_a_path_of_its_own(
+    service: Service, environment: dict[str, str], text: str
+) -> None:
+    """As RayService deploys it: an import path, and arguments of a file. Leaves the other alone."""
+    serve = [sys.executable, "-m", "ray.serve.scripts"]
+    arguments = [f"model={MODEL}", "device=cpu", "max-model-len=512", "kv_cache_memory_bytes=64M"]
+    where = ["--app-dir=examples/deploy", "--name=second", "--route-prefix=/second"]
+    process = subprocess.Popen(
+        [*serve, "run", *where, "ray_serve:application", *arguments], cwd=ROOT, env=environment
+    )
+    try:
+        body = {"prompt": "Once upon a time", "max_tokens": NUM_TOKENS, "temperature": 0}
+
+        def answer() -> Answer:
+            assert process.poll() is None, "`serve run` ended"
+            return service.ask("/second/v1/completions", body)
+
+        wait_until(lambda: service.ask("/second/health").status == 200, "the second application")
+        found = answer()
+        assert found.body["choices"][0]["text"] == text
+        assert found.replica not in service.sessions(2)
+    finally:
+        process.kill()
+        process.wait()
