@@ -53,14 +53,14 @@ HEALTH_PERIOD_S: Final = 5.0
 HEALTH_LIMIT_S: Final = 15.0
 # What Serve itself does, or what needs an address that a replica does not have.
 NOT_HERE: Final = {
-    "--host": "--http-host says where Serve listens",
-    "--port": "--http-port says where Serve listens",
-    "--uds": "Serve listens on an address and port",
-    "--ssl-keyfile": "Serve has TLS options of its own",
-    "--ssl-certfile": "Serve has TLS options of its own",
-    "--api-server-count": "--fronts are the processes that answer HTTP",
-    "--nnodes": "use --distributed-executor-backend ray",
-    "--headless": "use --distributed-executor-backend ray",
+    "host": "--http-host says where Serve listens",
+    "port": "--http-port says where Serve listens",
+    "uds": "Serve listens on an address and port",
+    "ssl_keyfile": "Serve has TLS options of its own",
+    "ssl_certfile": "Serve has TLS options of its own",
+    "api_server_count": "--fronts are the processes that answer HTTP",
+    "nnodes": "use --distributed-executor-backend ray",
+    "headless": "use --distributed-executor-backend ray",
 }
 
 
@@ -227,12 +227,13 @@ async def answer(app: ASGIApp, request: Forwarded) -> AsyncIterator[Head | bytes
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     """Flags of `vllm serve`, of which a replica has no use for a few. Raises ConfigError."""
-    words = ["serve", *words]
-    args = build_parser("serve", words).parse_args(words)
+    parser = build_parser("serve", words)
+    args, plain = (parser.parse_args(["serve", *given]) for given in (words, ()))
     if args.model_tag is not None:
         args.model = args.model_tag
-    for flag, instead in NOT_HERE.items():
-        if any(word.partition("=")[0].replace("_", "-") == flag for word in words):
+    for name, instead in NOT_HERE.items():
+        if vars(args).get(name) != vars(plain).get(name):
+            flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is not for an engine behind Ray Serve: {instead}.")
     return args
 
@@ -241,13 +242,14 @@ class Replica:
     """An engine and its application. Serve calls its methods on one event loop."""
 
     async def __init__(self, words: list[str]) -> None:
-        args = parsed(words)
-        self.name = serve.get_replica_context().replica_id.unique_id.encode()
         self.stack = AsyncExitStack()
+        self.name = serve.get_replica_context().replica_id.unique_id.encode()
+        args = parsed(words)
         self.app, self.engine = await self.stack.enter_async_context(
             engine_application(args, server_options(args))
         )
-        self.watcher = asyncio.create_task(self._end_with_engine())
+        watcher = asyncio.create_task(self._end_with_engine())
+        self.stack.callback(watcher.cancel)
 
     async def _end_with_engine(self) -> None:
         """Serve replaces a process that has ended sooner than one that it finds unhealthy."""
@@ -269,7 +271,6 @@ class Replica:
 
     async def __del__(self) -> None:
         """Serve awaits it once, when the open requests have ended."""
-        self.watcher.cancel()
         await self.stack.aclose()
 
 

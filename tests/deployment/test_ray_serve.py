@@ -8,100 +8,28 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.deployment.serving import MODEL, NUM_TOKENS, Answer, Service, deployed
 from tests.engine_e2e.ray_cluster import ROOT, VARIABLES, RayCluster
 from tests.engine_e2e.test_rank_faults import MARK, marked
 from tests.limits import HANG_S, wait_until
 from vllm import LLM, SamplingParams
-from vllm.utils.network_utils import get_open_port
 
 pytest.importorskip("ray.serve", reason="ray[serve] is not installed", exc_type=ImportError)
 pytestmark = [pytest.mark.engine, pytest.mark.product]
 
-MODEL = "examples/models/tiny-story"
-NUM_TOKENS = 24
 # Two open requests per replica, of two to three replicas, which come and go without much delay.
 FLAGS = (
     "--min-replicas=2 --max-replicas=3 --target-ongoing-requests=2 --upscale-delay-s=1 "
     "--downscale-delay-s=2 --max-model-len=512 --max-num-seqs=8 --device=cpu "
     "--enable-prompt-tokens-details --kv-cache-memory-bytes=64M"
 ).split()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    status: int
-    replica: str
-    body: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A running example. `mark` is in the environment of its engines' processes."""
-
-    port: int
-    mark: str
-
-    def connection(self) -> HTTPConnection:
-        return HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
-
-    def open(
-        self, connection: HTTPConnection, path: str, body: dict[str, Any] | None, session: str = ""
-    ) -> Any:
-        headers = {"content-type": "application/json"} | (
-            {"x-session-id": session} if session else {}
-        )
-        text = None if body is None else json.dumps(body)
-        connection.request("GET" if body is None else "POST", path, text, headers)
-        return connection.getresponse()
-
-    def ask(self, path: str, body: dict[str, Any] | None = None, session: str = "") -> Answer:
-        connection = self.connection()
-        try:
-            response = self.open(connection, path, body, session)
-            text = response.read()
-            is_json = "json" in response.headers.get("content-type", "")
-            value = json.loads(text) if is_json else text.decode()
-            return Answer(response.status, response.headers.get("x-replica", ""), value)
-        finally:
-            connection.close()
-
-    def complete(self, session: str = "", **more: Any) -> Answer:
-        body = {"prompt": "Once upon a time", "max_tokens": NUM_TOKENS, "temperature": 0, **more}
-        return self.ask("/v1/completions", body, session)
-
-    def sessions(self, count: int) -> dict[str, str]:
-        """A session for each of so many replicas. Returns when these are there."""
-        found: dict[str, str] = {}
-
-        def have_come() -> bool:
-            session = uuid.uuid4().hex
-            answer = self.ask("/v1/models", session=session)
-            assert answer.status == 200, answer
-            found.setdefault(answer.replica, session)
-            return len(found) >= count
-
-        wait_until(have_come, f"{count} replicas")
-        return found
-
-
-def stop(process: subprocess.Popen[bytes], mark: str) -> None:
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=HANG_S)
-    finally:
-        process.kill()
-        process.wait()
-    wait_until(lambda: not marked(mark), "the end of all engines")
 
 
 @pytest.fixture(scope="module")
@@ -117,16 +45,11 @@ def cluster() -> Iterator[RayCluster]:
 
 
 @pytest.fixture(scope="module")
-def mark() -> str:
-    return uuid.uuid4().hex
-
-
-@pytest.fixture(scope="module")
-def environment(cluster: RayCluster, mark: str) -> dict[str, str]:
+def environment(cluster: RayCluster) -> dict[str, str]:
     """Of a program that deploys."""
     variables = {
         **VARIABLES,
-        MARK: mark,
+        MARK: uuid.uuid4().hex,
         "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY": MARK,
         "RAY_ADDRESS": cluster.address,
         "PYTHONPATH": str(ROOT),
@@ -136,29 +59,9 @@ def environment(cluster: RayCluster, mark: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def service(environment: dict[str, str], mark: str) -> Iterator[Service]:
-    port = get_open_port()
-    address = ["--http-host=127.0.0.1", f"--http-port={port}"]
-    process = subprocess.Popen(
-        [sys.executable, "examples/deploy/ray_serve.py", MODEL, *address, *FLAGS],
-        cwd=ROOT,
-        env=environment,
-    )
-    try:
-        found = Service(port, mark)
-
-        def is_up() -> bool:
-            assert process.poll() is None, "the example ended"
-            try:
-                return found.ask("/health").status == 200
-            except OSError:
-                return False
-
-        wait_until(is_up, "the server")
-        found.sessions(2)
+def service(environment: dict[str, str]) -> Iterator[Service]:
+    with deployed(FLAGS, environment, 2) as found:
         yield found
-    finally:
-        stop(process, mark)
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +120,12 @@ def test_conversations_keep_their_replica_and_its_cache(service: Service) -> Non
     assert len(replicas) == 2
 
 
-def running(service: Service, session: str) -> int:
-    """Sequences that the engine of the session's replica computes."""
+def figure(service: Service, session: str, name: str) -> int:
+    """A metric of the session's replica; `name` is how its lines begin, of which there is one."""
     lines = service.ask("/metrics", session=session).body.splitlines()
-    (line,) = (line for line in lines if line.startswith("vllm:num_requests_running"))
-    return int(float(line.split()[-1]))
+    values = [float(line.split()[-1]) for line in lines if line.startswith(name)]
+    assert len(values) <= 1
+    return int(sum(values))
 
 
 def test_a_client_that_goes_away_ends_its_request(service: Service) -> None:
@@ -230,14 +134,21 @@ def test_a_client_that_goes_away_ends_its_request(service: Service) -> None:
     connection = service.connection()
     response = service.open(connection, "/v1/completions", body, session)
     assert response.readline()
-    assert running(service, session) > 0
+    assert figure(service, session, "vllm:num_requests_running{") > 0
 
     response.close()
     connection.close()
 
-    began_s = time.monotonic()
-    wait_until(lambda: running(service, session) == 0, "the end of its request")
-    assert time.monotonic() - began_s < HANG_S
+    def has_ended() -> bool:
+        return figure(service, session, "vllm:num_requests_running{") == 0
+
+    wait_until(has_ended, "the end of its request")
+    lines = service.ask("/metrics", session=session).body.splitlines()
+    ends = [line for line in lines if line.startswith("vllm:request_success_total{")]
+    counts = {
+        line.split('finished_reason="')[1].split('"')[0]: float(line.split()[-1]) for line in ends
+    }
+    assert counts["length"] + counts["stop"] < body["n"], "it was not computed to its end"
 
 
 class Load:

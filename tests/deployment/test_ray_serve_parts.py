@@ -282,11 +282,10 @@ def test_a_mapping_is_a_command_line() -> None:
     assert (args.model, args.max_model_len, args.enable_prefix_caching) == ("m", 4096, False)
 
 
-@pytest.mark.parametrize("flag", list(ray_serve.NOT_HERE))
+@pytest.mark.parametrize("flag", [f"--{name.replace('_', '-')}" for name in ray_serve.NOT_HERE])
 def test_flags_of_another_server_are_refused(flag: str) -> None:
-    words = ["m", flag] if flag == "--headless" else ["m", f"{flag}=2"]
     with pytest.raises(ConfigError, match=f"{flag} is not for an engine behind Ray Serve"):
-        ray_serve.parsed(words)
+        ray_serve.parsed(["m", flag, *["2"][flag == "--headless" :]])
 
 
 @pytest.mark.parametrize(
