@@ -96,8 +96,8 @@ ifeq ($(DEVICE),cpu)
 endif
 	@touch $@
 
-$(DONE)/dev: $(DONE)/requirements requirements-dev.txt requirements-ray.txt constraints-dev.txt
-	@echo "==> Tests, linters and clients (about 500 MB)"
+$(DONE)/dev: $(DONE)/requirements requirements-dev.txt requirements-ray.txt requirements-ray-serve.txt constraints-dev.txt
+	@echo "==> Tests, linters and clients (about 700 MB)"
 	@$(PIP) --quiet -r requirements-dev.txt
 	@touch $@
 

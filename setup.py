@@ -107,7 +107,10 @@ def main() -> None:
         packages=find_packages(include=["vllm", "vllm.*"]),
         package_data={"vllm": ["py.typed", "**/*.html", "**/*.css", "**/*.js", "**/*.svg"]},
         install_requires=requirements(f"requirements-{device}.txt"),
-        extras_require={"ray": requirements("requirements-ray.txt")},
+        extras_require={
+            "ray": requirements("requirements-ray.txt"),
+            "ray-serve": requirements("requirements-ray-serve.txt"),
+        },
         cmdclass=commands,
         **options,
     )

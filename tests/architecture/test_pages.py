@@ -21,7 +21,8 @@ BENCHMARKS = ("latency", "throughput", "serve", "startup")
 FOREIGN = frozenset(
     "--no-build-isolation --no-deps --target --ulimit --num-prompt "
     "--build-arg --cap-add --ipc --network --rm --runtime --up "
-    "--head --address --nproc-per-node --node-ip-address --resources".split()
+    "--head --address --nproc-per-node --node-ip-address --resources "
+    "--replicas --from-file --app-dir --min-replicas --max-replicas".split()
 )
 
 
