@@ -19,7 +19,7 @@ import pytest
 
 from tests.engine.scripted_core import make_slow_core
 from tests.engine.test_async_llm import deltas
-from tests.engine.test_replicas import endings, serving
+from tests.engine.test_replicas import LONG, endings, serving
 from tests.limits import HANG_S, is_running, until
 from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import Addresses
@@ -103,8 +103,8 @@ async def test_copies_of_another_machine_serve_end_and_come_again(
             await check_a_far_core_that_is_stopped(llm)
             # The whole machine.
             pids = [pid_of(llm, core) for core in (1, 2)]
-            tasks = [asyncio.create_task(endings(each, 30)) for each in (llm, other)]
-            await asyncio.sleep(0.3)
+            tasks = [asyncio.create_task(endings(each, 30, LONG)) for each in (llm, other)]
+            await until(lambda: all(len(each._owners) == 30 for each in (client, attached)))
             first.kill()
             for task in tasks:
                 ends = await task
@@ -138,8 +138,8 @@ async def check_a_request_may_name_a_far_copy(llm: AsyncLLM) -> None:
 
 async def check_a_far_core_that_is_killed(llm: AsyncLLM, other: AsyncLLM) -> None:
     victim = pid_of(llm, 2)
-    tasks = [asyncio.create_task(endings(each, 30)) for each in (llm, other)]
-    await asyncio.sleep(0.3)
+    tasks = [asyncio.create_task(endings(each, 30, LONG)) for each in (llm, other)]
+    await until(lambda: all(len(each.client._owners) == 30 for each in (llm, other)))  # type: ignore[attr-defined]
     os.kill(victim, signal.SIGKILL)
     for task in tasks:
         text = f"engine core 2 of 127.0.0.1 (process {victim}) was killed by SIGKILL"

@@ -28,6 +28,7 @@ from vllm.errors import BadRequest, ConfigError, EngineDeadError
 pytestmark = pytest.mark.engine
 
 NUM_CORES = 2
+LONG = 300  # tokens: seconds
 FIRST = 4  # the number that users see of the first
 
 
@@ -68,18 +69,19 @@ def own(llm: AsyncLLM) -> OwnReplicas:
     return llm.client
 
 
-async def endings(llm: AsyncLLM, count: int) -> list[str]:
+async def endings(llm: AsyncLLM, count: int, max_tokens: int = 10) -> list[str]:
     """How so many requests end; those of a core that ends with its error."""
 
     async def ending(number: int) -> str:
         # Cores with a script know requests by their ids, whose front ends do not matter there.
         request_id = f"{id(llm)}-{number}"
-        outputs = [o async for o in llm.generate([5, 6], deltas(max_tokens=100), request_id)]
+        params = deltas(max_tokens=max_tokens)
+        outputs = [o async for o in llm.generate([5, 6], params, request_id)]
         choice = outputs[-1].outputs[0]
         if choice.finish_reason == "error":
             return str(choice.stop_reason)
         tokens = [token for output in outputs for token in output.outputs[0].token_ids]
-        assert tokens == list(range(100, 200))
+        assert tokens == list(range(100, 100 + max_tokens))
         return str(choice.finish_reason)
 
     return await asyncio.gather(*(ending(number) for number in range(count)))
@@ -125,8 +127,8 @@ async def test_a_core_that_is_killed_ends_its_own_requests_and_is_started_again(
     for _ in range(2):
         victim = client.pids[1]
         others = client.pids[0]
-        task = asyncio.create_task(endings(llm, 40))
-        await asyncio.sleep(0.3)
+        task = asyncio.create_task(endings(llm, 40, LONG))
+        await until(lambda: len(client._owners) == 40)
         # A call waits for every core.
         call = asyncio.create_task(llm.call("echo", 1))
         os.kill(victim, signal.SIGKILL)
@@ -147,8 +149,8 @@ async def test_a_core_that_is_killed_ends_its_own_requests_and_is_started_again(
 
 
 async def test_a_core_that_fails_ends_with_what_it_says(llm: AsyncLLM) -> None:
-    task = asyncio.create_task(endings(llm, 10))
-    await asyncio.sleep(0.2)
+    task = asyncio.create_task(endings(llm, 10, LONG))
+    await until(lambda: len(own(llm)._owners) == 10)
     with pytest.raises(Exception, match="ended with exit code 1: RuntimeError: crash was called"):
         await llm.call("crash")
     assert all("RuntimeError: crash was called" in end for end in await task)
@@ -214,9 +216,9 @@ async def test_another_front_end_notices_ends_and_new_lives(copies: VllmConfig) 
     with serving(client, copies) as first, serving(attached, copies) as second:
         await first.check_health()
         for _ in range(2):
-            task = asyncio.create_task(endings(second, 40))
+            task = asyncio.create_task(endings(second, 40, LONG))
             own_task = asyncio.create_task(tokens_of(first, "own", deltas(max_tokens=100)))
-            await asyncio.sleep(0.3)
+            await until(lambda: len(attached._owners) == 40)
             victim = client.pids[1]
             os.kill(victim, signal.SIGKILL)
             ends = await task

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
 # What messages of a core begin with: its number, and the lowest byte of its life.
@@ -20,12 +21,15 @@ class Addresses(NamedTuple):
 
     @classmethod
     def of(cls, directory: str, num_front_ends: int) -> Addresses:
-        """Those of an engine whose files are in `directory`."""
+        """Addresses of an engine whose files are in `directory`."""
         inboxes = (f"ipc://{directory}/from-core-{index}" for index in range(num_front_ends))
         return cls(directory, tuple(inboxes))
 
     def reached_from(self, host: str) -> Addresses:
-        """The same, with ports of this machine, whose address is `host`, for cores of others."""
+        """With ports of this machine, whose address is `host`, for cores of other machines.
+
+        Raises OSError if this machine has no such address.
+        """
         ports = free_ports(host, len(self.from_core))
         return self._replace(from_far=tuple(f"tcp://{in_url(host)}:{port}" for port in ports))
 
@@ -51,6 +55,17 @@ class CoreAddress(NamedTuple):
     def heartbeat(self) -> str:
         """The file of its signs of life."""
         return f"{self.directory}/heartbeat-{self.number}-{self.life}"
+
+    @property
+    def up(self) -> str:
+        """A file that is there once the core is up."""
+        return f"{self.heartbeat}-up"
+
+    def remove_files(self) -> None:
+        """Of a life that is over."""
+        for path in (self.heartbeat, self.up, self.to_core.removeprefix("ipc://")):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
     def next_life(self) -> CoreAddress:
         return self._replace(life=self.life + 1)

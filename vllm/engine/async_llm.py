@@ -445,6 +445,10 @@ class AsyncLLM:
                 self._hand_over(message)
         except EngineDeadError as error:
             self._hand_over(error)
+        except Exception as error:
+            # Nobody else would notice that nothing is received any more.
+            logger.exception("Messages of the engine could not be received")
+            self._hand_over(EngineDeadError(f"nothing can be received: {error!r}"))
 
     def _hand_over(self, message: FromEngine | EngineDeadError) -> None:
         self._arrived.append(message)

@@ -37,7 +37,6 @@ class AttachedClient:
             self.pulse: Pulse = ProcessPulse(address.heartbeat, self._pid)
         except FileNotFoundError:
             raise EngineDeadError(self._how_it_ended()) from None
-        self._wake_reader, self._wake_writer = os.pipe()
         self._link = FrontLink(attachment.addresses, attachment.front_end)
         self._link.connect(address)
         try:
@@ -46,7 +45,6 @@ class AttachedClient:
             self._link.close()
             raise EngineDeadError(self._how_it_ended()) from None
         self._link.watch(self._core_fd)
-        self._link.watch(self._wake_reader)
 
     def send(self, message: ToEngine) -> None:
         self._link.send(message)
@@ -67,15 +65,14 @@ class AttachedClient:
         """Leave the core: it goes on for the others."""
         if not self._stopped:
             self._stopped = True
-            os.write(self._wake_writer, b"\0")
+            self._link.wake()
 
     def close(self) -> None:
         self._link.close()
         if self._is_closed:
             return
         self._is_closed = True
-        for fd in (self._wake_reader, self._wake_writer, self._core_fd):
-            os.close(fd)
+        os.close(self._core_fd)
 
     def _how_it_ended(self) -> str:
         return f"the engine core (process {self._pid}) is gone"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from vllm.config.vllm import VllmConfig
-from vllm.engine.addresses import CoreAddress
 from vllm.engine.attached import Attachment
 from vllm.engine.balance import make_balance
 from vllm.engine.front_link import FrontLink, is_readable
@@ -20,43 +19,41 @@ class AttachedReplicas(Replicas):
     def __init__(self, config: VllmConfig, attachment: Attachment) -> None:
         link = FrontLink(attachment.addresses, attachment.front_end)
         super().__init__(link, config.parallel.data_parallel_start_rank)
-        self._wake_reader, self._wake_writer = os.pipe()
         self._is_closed = False
-        self._link.watch(self._wake_reader)
         self._pid_files: dict[int, int] = {}  # by core
         self.cores = [living.ready for living in attachment.cores]
         self._balance = make_balance(config, self.cores)
         for address, ready in attachment.cores:
             is_far = bool(ready.endpoint)
-            replica = Replica(address, OwnPulse(), State.GONE, is_far)
-            self._replicas[address.number] = replica
+            # What it has been till now does not matter: it is adopted, or waited for.
+            known = address._replace(life=ready.life)
+            self._replicas[address.number] = Replica(known, OwnPulse(), State.GONE, is_far)
             if is_far:
                 self._adopt_far(address.number, ready)
             else:
-                self._adopt(address, ready)
+                self._adopt(address.number, ready)
 
     def stop(self) -> None:
         """Leave the cores: they go on for the others."""
         if not self._stopped:
             self._stopped = True
-            os.write(self._wake_writer, b"\0")
+            self._link.wake()
 
     def close(self) -> None:
         super().close()
         if self._is_closed:
             return
         self._is_closed = True
-        for fd in (self._wake_reader, self._wake_writer, *self._pid_files.values()):
+        for fd in self._pid_files.values():
             os.close(fd)
 
-    def _adopt(self, address: CoreAddress, ready: EngineReady) -> None:
-        """Use a life of a core from now on, unless it has ended already."""
-        core = address.number
+    def _adopt(self, core: int, ready: EngineReady) -> bool:
+        address = self._replicas[core].address._replace(life=ready.life)
         try:
             pulse = ProcessPulse(address.heartbeat, ready.pid)
             pid_file = os.pidfd_open(ready.pid)
         except OSError:
-            return
+            return False
         self._link.connect(address)
         self._link.watch(pid_file, core)
         before = self._pid_files.get(core)
@@ -67,6 +64,7 @@ class AttachedReplicas(Replicas):
             replica = self._replicas[core]
             replica.address, replica.pulse, replica.is_silent = address, pulse, False
             self._up(core, ready)
+        return True
 
     def _how_it_ended(self, core: int) -> str:
         return f"{self.name(core)} (process {self.cores[core].pid}) is gone"
@@ -76,14 +74,3 @@ class AttachedReplicas(Replicas):
 
     def _after_loss(self, core: int, was_up: bool) -> None:
         """The process that has started the core starts it again."""
-
-    def _revive(self, core: int, ready: EngineReady) -> None:
-        replica = self._replicas[core]
-        if replica.is_far:
-            super()._revive(core, ready)
-            return
-        if ready.life < replica.address.life:
-            return
-        if replica.state is not State.GONE:
-            self._lose(core)
-        self._adopt(replica.address._replace(life=ready.life), ready)

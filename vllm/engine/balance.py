@@ -105,7 +105,9 @@ class CoreLoad:
         self._tokens_on_way -= sent.num_uncached
 
 
-class _Prompt(NamedTuple):
+class Prompt(NamedTuple):
+    """What the choice of a core depends on."""
+
     num_tokens: int
     names: Sequence[BlockName] = ()  # of the blocks that it fills
     num_reusable: int = 0  # of these: at least one token of a prompt is computed
@@ -121,12 +123,20 @@ class Balance(ABC):
         self._lock = threading.Lock()
         self._waiting: dict[str, _Sent] = {}
 
-    def place(self, request: EngineRequest, usable: Collection[int]) -> Choice:
+    def read(self, request: EngineRequest) -> Prompt:
+        """What `place` needs of a request. It takes longest, and waits for nothing."""
+        return Prompt(len(request.prompt_token_ids))
+
+    def place(
+        self, request: EngineRequest, usable: Collection[int], prompt: Prompt | None = None
+    ) -> Choice:
         """Choose a core for a request, which is sent to it next. `withdraw` it if it is not.
 
         `usable` are the cores that may be chosen, at least one. `request.core` comes before them.
+        `prompt`: of `read`, where it was called before.
         """
-        prompt = self._prompt(request)
+        if prompt is None:
+            prompt = self.read(request)
         with self._lock:
             if request.core is not None:
                 core = self.cores[request.core]
@@ -178,15 +188,12 @@ class Balance(ABC):
                 request_id: sent for request_id, sent in self._waiting.items() if sent.core != core
             }
 
-    def _prompt(self, request: EngineRequest) -> _Prompt:
-        return _Prompt(len(request.prompt_token_ids))
-
-    def _num_uncached(self, core: CoreLoad, prompt: _Prompt) -> int:
+    def _num_uncached(self, core: CoreLoad, prompt: Prompt) -> int:
         num_found = core.cache.num_found(prompt.names, prompt.num_reusable)
         return prompt.num_tokens - num_found * self.block_size
 
     @abstractmethod
-    def _order(self, core: CoreLoad, prompt: _Prompt) -> tuple[int, ...]:
+    def _order(self, core: CoreLoad, prompt: Prompt) -> tuple[int, ...]:
         """The core whose order is lowest gets the request."""
 
 
@@ -202,32 +209,38 @@ class FirstDone(Balance):
         super().__init__(num_blocks, block_size)
         self._open_tokens = open_tokens
 
-    def _order(self, core: CoreLoad, prompt: _Prompt) -> tuple[int, ...]:
+    def _order(self, core: CoreLoad, prompt: Prompt) -> tuple[int, ...]:
         num_open = core.num_open
         num_tokens = core.num_pending_tokens + self._num_uncached(core, prompt)
         return num_tokens + num_open * self._open_tokens, num_open, core.num_placed, core.index
 
 
 class CacheBalance(FirstDone):
-    """The same, where a core computes what it has not cached, and will not have by then.
+    """FirstDone, where a core computes what it has not cached, and will not have by then.
 
     So a request goes where its prefix is, unless that core is behind by more than the prefix saves.
     """
 
-    def _prompt(self, request: EngineRequest) -> _Prompt:
-        # Before the lock is taken: it takes longest.
-        token_ids = request.prompt_token_ids
-        names = block_names(prompt_hashes(token_ids, self.block_size, request.cache_salt))
+    _last: tuple[list[int], str | None, list[BlockName]] | None = None
+
+    def read(self, request: EngineRequest) -> Prompt:
+        token_ids, salt = request.prompt_token_ids, request.cache_salt
+        # Several sequences of one prompt come one after the other.
+        if self._last is not None and self._last[0] is token_ids and self._last[1] == salt:
+            names = self._last[2]
+        else:
+            names = block_names(prompt_hashes(token_ids, self.block_size, salt))
+            self._last = token_ids, salt, names
         # A prompt whose every position has an output is computed as a whole.
         is_reusable = request.params.prompt_logprobs is None
         num_reusable = (len(token_ids) - 1) // self.block_size if is_reusable else 0
-        return _Prompt(len(token_ids), names, num_reusable)
+        return Prompt(len(token_ids), names, num_reusable)
 
 
 class LeastLoaded(Balance):
     """The core with the fewest requests, of which one that waits counts as WAITING_ROWS."""
 
-    def _order(self, core: CoreLoad, prompt: _Prompt) -> tuple[int, ...]:
+    def _order(self, core: CoreLoad, prompt: Prompt) -> tuple[int, ...]:
         num_rows = WAITING_ROWS * core.num_waiting + core.stats.num_running
         return num_rows, core.num_placed, core.index
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import time
@@ -31,9 +32,7 @@ _TICK_S: Final = 0.5
 _CONNECT_S: Final = 10.0
 _LAST_WORDS_S: Final = 5.0
 _SILENT_S: Final = 20.0  # of the server, which asks every second
-# A core that does not live this long counts as one that does not start.
-_STEADY_S: Final = 60.0
-_MOST_STARTS: Final = 3
+_MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
 
 
 class CopiesAgent:
@@ -48,7 +47,6 @@ class CopiesAgent:
         self._at = f"{parallel.data_parallel_address}:{parallel.data_parallel_rpc_port}"
         self._inboxes: Inboxes | None = None  # once the server has let this machine in
         self._processes: dict[int, CoreProcess] = {}
-        self._began_s: dict[int, float] = {}
         self._num_failed = dict.fromkeys(self._numbers, 0)
 
     def run(self) -> None:
@@ -119,7 +117,6 @@ class CopiesAgent:
 
     def _start(self, address: CoreAddress) -> None:
         number = address.number
-        self._began_s[number] = time.monotonic()
         self._processes[number] = CoreProcess(
             self._make_core,
             self._config,
@@ -164,8 +161,9 @@ class CopiesAgent:
         end_all([process])
         assert self._inboxes is not None
         self._inboxes.put(EngineDead(why), number, process.address.life)
-        lived_s = time.monotonic() - self._began_s[number]
-        self._num_failed[number] = 0 if lived_s > _STEADY_S else self._num_failed[number] + 1
+        was_up = os.path.exists(process.address.up)
+        self._num_failed[number] = 0 if was_up else self._num_failed[number] + 1
+        process.address.remove_files()
         if self._num_failed[number] < _MOST_STARTS:
             self._start(process.address.next_life())
             self._answer()
@@ -187,5 +185,5 @@ class CopiesAgent:
 
 
 def run_copies(config: VllmConfig) -> None:
-    """As CopiesAgent.run."""
+    """Run the copies of this machine, as CopiesAgent.run does."""
     CopiesAgent(config).run()

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
@@ -18,6 +19,7 @@ import zmq
 from vllm.config.vllm import VllmConfig
 from vllm.engine import scratch
 from vllm.engine.addresses import TAG, Addresses, CoreAddress
+from vllm.engine.front_link import KEEP_ALIVE
 from vllm.engine.heartbeat import start_heart
 from vllm.engine.routes import make_routes, refusal_of
 from vllm.errors import ConfigError, LoadError, NotAvailable
@@ -97,6 +99,7 @@ def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
     routes = make_routes(link)
     try:
         link.broadcast(link.introduced(core.ready))
+        link.note_up()
         while True:
             if not core.has_work:
                 link.wait(on_idle=core.check_health)
@@ -150,6 +153,8 @@ class CoreLink:
         self._outboxes = [self._context.socket(zmq.PUSH) for _ in addresses.from_core]
         for outbox, address in zip(self._outboxes, addresses.from_core, strict=True):
             outbox.ipv6 = True
+            for option, value in KEEP_ALIVE.items():
+                outbox.setsockopt(option, value)
             outbox.set_hwm(0)  # a busy front end must not stop the core
             outbox.connect(address)
 
@@ -163,6 +168,10 @@ class CoreLink:
         return msgspec.structs.replace(
             ready, pid=os.getpid(), life=self._own.life, endpoint=endpoint
         )
+
+    def note_up(self) -> None:
+        """Leave a file that tells the process which has started the core."""
+        Path(self._own.up).touch()
 
     def send(self, message: FromEngine, front_end: int) -> None:
         if isinstance(message, StepUpdates):

@@ -47,7 +47,7 @@ def host_of(parallel: ParallelConfig) -> str:
 
 @dataclass(slots=True)
 class Machine:
-    """One that has copies."""
+    """A machine that has copies."""
 
     link: Link
     numbers: range
@@ -65,9 +65,9 @@ class FarCopies:
         check_own_ip(str(env.VLLM_HOST_IP))
         self._settings = introduction(config)
         self._parallel = config.parallel
-        self._addresses = addresses
         self._numbers = numbers
         self._listener = _listen(config.parallel)
+        self.addresses = _reached(addresses, config.parallel)
         self._inboxes = Inboxes(addresses.from_core)
         self._strangers: dict[int, Link] = {}  # by file
         self._machines: dict[int, Machine] = {}
@@ -155,7 +155,7 @@ class FarCopies:
         try:
             self._check(hello, numbers, name)
             lives = tuple(self._lives[number] for number in numbers)
-            welcome = CopiesWelcome(self._addresses.from_far, lives)
+            welcome = CopiesWelcome(self.addresses.from_far, lives)
             link.limit_unacknowledged()
             link.put(Kind.WELCOME, msgspec.msgpack.encode(welcome), on_wait=_give_up)
         except ConfigError as error:
@@ -174,7 +174,7 @@ class FarCopies:
     def _check(self, hello: CopiesHello, numbers: range, name: str) -> None:
         """Raises ConfigError."""
         compare_with_first(self._settings, hello.settings, "the machine with copy", hello.first)
-        if not hello.count or numbers[0] not in self._numbers or numbers[-1] not in self._numbers:
+        if hello.count < 1 or numbers[0] not in self._numbers or numbers[-1] not in self._numbers:
             raise ConfigError(
                 f"--data-parallel-start-rank {hello.first} --data-parallel-size-local "
                 f"{hello.count}: the server waits for copies {self._numbers.start} to "
@@ -211,12 +211,20 @@ class FarCopies:
                 self._pulses[sign.number, sign.life].note(sign.silence_s)
 
     def _note_life(self, machine: Machine, number: int, life: int) -> None:
+        before = machine.lives.get(number, life)
         machine.lives[number] = life
         self._lives[number] = max(self._lives[number], life + 1)
-        if (number, life) not in self._pulses:
-            path = CoreAddress(self._addresses.directory, number, life).heartbeat
-            self._pulses.pop((number, life - 1), None)
-            self._pulses[number, life] = FarPulse(path)
+        if (number, life) in self._pulses:
+            return
+        if before != life:  # what its machine has said of it may be lost
+            self._inboxes.put(
+                EngineDead(f"{machine.name} has started the core again"), number, before
+            )
+        for known in [key for key in self._pulses if key[0] == number]:
+            del self._pulses[known]
+            CoreAddress(self.addresses.directory, *known).remove_files()
+        path = CoreAddress(self.addresses.directory, number, life).heartbeat
+        self._pulses[number, life] = FarPulse(path)
 
     def _beat(self, now_s: float) -> None:
         if self._missing and now_s > self._missing_until_s:
@@ -250,6 +258,17 @@ class FarCopies:
         logger.error("%s", why)
         for number, life in machine.lives.items():
             self._inboxes.put(EngineDead(why), number, life)
+
+
+def _reached(addresses: Addresses, parallel: ParallelConfig) -> Addresses:
+    host = host_of(parallel)
+    try:
+        return addresses.reached_from(host)
+    except OSError as error:
+        raise ConfigError(
+            f"{host} (VLLM_HOST_IP, or else --data-parallel-address) is no address of this "
+            f"machine, which has the server: {error.strerror or error}."
+        ) from None
 
 
 def _listen(parallel: ParallelConfig) -> socket.socket:

@@ -70,7 +70,11 @@ class FrontEnd:
         """Attach what --disable-log-stats leaves out."""
         observability = self.config.observability
         if not observability.disable_log_stats:
-            log = IntervalLog(observability.log_stats_interval_s, len(self.client.cores))
+            log = IntervalLog(
+                observability.log_stats_interval_s,
+                len(self.client.cores),
+                self.config.parallel.data_parallel_start_rank,
+            )
             self.stat_loggers.append(log)
 
     def log_line(self) -> None:
@@ -153,8 +157,8 @@ class FrontEnd:
                 f"{functions.LEAVE}=1, with which functions travel as pickles."
             )
         call = Call(next(self._call_ids), method, arguments)
-        self._answers[call.call_id] = {}
         self.client.send(call)
+        self._answers[call.call_id] = {}
         return call.call_id
 
     def answered(self, result: CallResult) -> list[CallResult] | None:
@@ -172,8 +176,8 @@ class FrontEnd:
 class IntervalLog:
     """Logs statistics at intervals, for programs that have no loop of their own to do it."""
 
-    def __init__(self, interval_s: float, num_engines: int = 1) -> None:
-        self.stats = LoggingStats(interval_s, num_engines=num_engines)
+    def __init__(self, interval_s: float, num_engines: int = 1, first_engine: int = 0) -> None:
+        self.stats = LoggingStats(interval_s, num_engines=num_engines, first_engine=first_engine)
 
     def record(self, engine: EngineStats, iteration: IterationStats, core: int = 0) -> None:
         stats = self.stats

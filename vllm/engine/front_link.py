@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+import struct
 import threading
 import time
 from typing import Final, NamedTuple
@@ -11,12 +13,22 @@ import msgspec
 import zmq
 
 from vllm.engine.addresses import TAG, Addresses, CoreAddress
+from vllm.logger import init_logger
 from vllm.messages.codec import decoder, encoder
 from vllm.messages.engine import FromEngine, ToEngine
 
-LAST_WORDS_S: Final = 0.2  # for messages that a core sent just before it ended
-MOST_WORDS_S: Final = 1.0  # the same, while other cores go on to send
-NO_CORE: Final = -1  # a watched file that is no core's
+logger = init_logger(__name__)
+
+LAST_MESSAGES_S: Final = 0.2  # for messages that a core sent just before it ended
+MOST_MESSAGES_S: Final = 1.0  # the same, while other cores go on to send
+NO_CORE: Final = -1  # of an arrival that `wake` has caused
+# Of a connection to another machine on which nothing comes back: it is made anew.
+KEEP_ALIVE: Final = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 3,  # s
+    zmq.TCP_KEEPALIVE_INTVL: 1,  # s
+    zmq.TCP_KEEPALIVE_CNT: 4,
+}
 
 
 class Arrival(NamedTuple):
@@ -41,6 +53,8 @@ class FrontLink:
             self._inbox.bind(addresses.from_far[index])
         self._poller = zmq.Poller()
         self._poller.register(self._inbox, zmq.POLLIN)
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._poller.register(self._wake_reader, zmq.POLLIN)
         self._watched: dict[int, int] = {}  # core by file
         self._ended_s: dict[int, float] = {}  # by file: when it was seen to be readable
 
@@ -54,10 +68,10 @@ class FrontLink:
             if before is not None:
                 before.close(linger=0)
 
-    def watch(self, fd: int, core: int = NO_CORE) -> None:
+    def watch(self, fd: int, core: int = 0) -> None:
         """Let `receive` tell, once, that `fd` is readable. A core has one file at a time."""
         for other, of in list(self._watched.items()):
-            if of == core != NO_CORE:
+            if of == core:
                 del self._watched[other]
                 if self._ended_s.pop(other, None) is None:
                     self._poller.unregister(other)
@@ -81,16 +95,25 @@ class FrontLink:
                     # The core may be gone with its last words still on the way.
                     self._ended_s[fd] = time.monotonic()
                     self._poller.unregister(fd)
-                if self._inbox in ready:
-                    return self._message()
+                if self._wake_reader in ready:
+                    os.read(self._wake_reader, 1)
+                    return Arrival(NO_CORE, None)
+                if self._inbox in ready and (arrival := self._message()) is not None:
+                    return arrival
                 continue
             fd, since_s = min(self._ended_s.items(), key=lambda item: item[1])
             passed_s = time.monotonic() - since_s
-            wait_ms = max(0, round((LAST_WORDS_S - passed_s) * 1000))
-            if passed_s < MOST_WORDS_S and self._inbox.poll(wait_ms):
-                return self._message()
+            wait_ms = max(0, round((LAST_MESSAGES_S - passed_s) * 1000))
+            if passed_s < MOST_MESSAGES_S and self._inbox.poll(wait_ms):
+                if (arrival := self._message()) is not None:
+                    return arrival
+                continue
             del self._ended_s[fd]
             return Arrival(self._watched.pop(fd), None)
+
+    def wake(self) -> None:
+        """Let `receive` return; may be called by any thread."""
+        os.write(self._wake_writer, b"\0")
 
     def close(self) -> None:
         """May be called again."""
@@ -100,15 +123,24 @@ class FrontLink:
         if not self._inbox.closed:
             self._inbox.close(linger=0)
             self._context.term()
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
 
-    def _message(self) -> Arrival:
+    def _message(self) -> Arrival | None:
+        """None for what cannot be read, which must not end everyone's requests."""
         data = self._inbox.recv()
-        core, life = TAG.unpack_from(data)
-        return Arrival(core, self._decoder.decode(memoryview(data)[TAG.size :]), life)
+        try:
+            core, life = TAG.unpack_from(data)
+            return Arrival(core, self._decoder.decode(memoryview(data)[TAG.size :]), life)
+        except (struct.error, msgspec.MsgspecError):
+            logger.exception("A message of %d bytes does not decode", len(data))
+            return None
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.ipv6 = True
+        for option, value in KEEP_ALIVE.items():
+            socket.setsockopt(option, value)
         socket.set_hwm(0)  # a slow core must not block those who send to it
         socket.linger = 0
         return socket

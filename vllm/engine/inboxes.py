@@ -1,4 +1,4 @@
-"""What is said to all front ends on behalf of a core that cannot say it."""
+"""Messages to all front ends about a core that has ended."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import zmq
 
 from vllm.engine.addresses import TAG
+from vllm.engine.front_link import KEEP_ALIVE
 from vllm.messages.codec import encoder
 from vllm.messages.engine import FromEngine
 
-_LAST_WORDS_MS = 1000
+_LINGER_MS = 1000
 
 
 class Inboxes:
@@ -24,11 +25,13 @@ class Inboxes:
         self._sockets = [self._context.socket(zmq.PUSH) for _ in addresses]
         for socket, address in zip(self._sockets, addresses, strict=True):
             socket.ipv6 = True
+            for option, value in KEEP_ALIVE.items():
+                socket.setsockopt(option, value)
             socket.set_hwm(0)
             socket.connect(address)
 
     def put(self, message: FromEngine, core: int, life: int) -> None:
-        """As if this life of a core had said it."""
+        """Send it to all front ends in the name of this life of a core."""
         data = TAG.pack(core, life % 256) + self._encode(message)
         with self._sending:
             for socket in self._sockets:
@@ -38,5 +41,5 @@ class Inboxes:
     def close(self) -> None:
         with self._sending:
             for socket in self._sockets:
-                socket.close(linger=_LAST_WORDS_MS)
+                socket.close(linger=_LINGER_MS)
         self._context.term()

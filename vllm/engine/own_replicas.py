@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import os
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 from vllm.config.vllm import VllmConfig
@@ -21,7 +20,7 @@ from vllm.engine.core_handle import (
     start_error,
 )
 from vllm.engine.core_process import CoreMaker, make_engine_core
-from vllm.engine.far_copies import FarCopies, host_of
+from vllm.engine.far_copies import FarCopies
 from vllm.engine.front_link import FrontLink, is_readable
 from vllm.engine.heartbeat import OwnPulse
 from vllm.engine.replicas import Replica, Replicas, State
@@ -35,6 +34,7 @@ from vllm.utils.spawning import refuse_while_imported
 logger = init_logger(__name__)
 
 MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
+PAUSE_S: Final = 1.0  # after the system has refused a process
 
 
 class OwnReplicas(Replicas):
@@ -63,29 +63,36 @@ class OwnReplicas(Replicas):
         self._scratch = Scratch()
         self.directory = self._scratch.path
         self._far_copies: FarCopies | None = None
-        self.addresses = Addresses.of(self.directory, 1 + num_others)
+        self._starting = threading.Lock()  # a stop must know of every process
         num_local, num_cores = parallel.data_parallel_size_local, parallel.served_copies
+        self.addresses = Addresses.of(self.directory, 1 + num_others)
         if num_local < num_cores:
-            self.addresses = self.addresses.reached_from(host_of(parallel))
-        link = FrontLink(self.addresses, 0)
-        first = parallel.data_parallel_start_rank
-        super().__init__(link, first)
+            try:
+                self._far_copies = FarCopies(config, self.addresses, range(num_local, num_cores))
+            except BaseException:
+                self._scratch.remove()
+                raise
+            self.addresses = self._far_copies.addresses
+        super().__init__(FrontLink(self.addresses, 0), parallel.data_parallel_start_rank)
         self._failed_starts = dict.fromkeys(range(num_local), 0)
         self._processes: dict[int, CoreProcess] = {}
         self._at_exit = stop_at_exit(self)
-        for number in range(num_cores):
-            address = CoreAddress(self.directory, number)
-            if number < num_local:
-                process = self._processes[number] = self._start(address)
-                replica = Replica(address, process.pulse, State.STARTING)
-            else:
-                replica = Replica(address._replace(life=-1), OwnPulse(), State.GONE, is_far=True)
-            self._replicas[number] = replica
-        if num_local < num_cores:
-            numbers = range(num_local, num_cores)
-            self._far_copies = FarCopies(config, self.addresses, numbers)
+        try:
+            for number in range(num_cores):
+                self._replicas[number] = self._replica(number, is_far=number >= num_local)
+        except BaseException:
+            self.abandon()
+            raise
         if wait:
             self.wait_until_ready()
+
+    def _replica(self, number: int, is_far: bool) -> Replica:
+        """A core that is started here, or waited for."""
+        address = CoreAddress(self.directory, number)
+        if is_far:
+            return Replica(address._replace(life=-1), OwnPulse(), State.GONE, is_far)
+        process = self._processes[number] = self._start(address)
+        return Replica(address, process.pulse, State.STARTING)
 
     def __del__(self) -> None:
         self.stop()
@@ -150,11 +157,13 @@ class OwnReplicas(Replicas):
         return process
 
     def _end(self, patience_s: float) -> None:
-        was_running, self._stopped = not self._stopped, True
+        with self._starting:
+            was_running, self._stopped = not self._stopped, True
         atexit.unregister(self._at_exit)
         if was_running:
             for core in self._processes:
                 self._link.send(Shutdown(), core)
+            self._link.wake()
         if self._far_copies is not None:
             self._far_copies.stop()
         self._scratch.remove()
@@ -169,25 +178,36 @@ class OwnReplicas(Replicas):
     def _after_loss(self, core: int, was_up: bool) -> None:
         self._failed_starts[core] = 0 if was_up else self._failed_starts[core] + 1
         before = self._processes[core]
-        if self._failed_starts[core] == MOST_STARTS:
-            logger.error("%s is given up after %d starts", self.name(core), MOST_STARTS)
-            gone = [core for core, count in self._failed_starts.items() if count >= MOST_STARTS]
-            if len(gone) == len(self._replicas):
-                raise EngineDeadError("no engine core could be started again")
-            return
         end_all([before])
-        for path in (before.address.heartbeat, before.address.to_core.removeprefix("ipc://")):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        began_s = time.monotonic()
-        process = self._processes[core] = self._start(before.address.next_life())
+        before.address.remove_files()
+        while self._failed_starts[core] < MOST_STARTS:
+            try:
+                self._start_again(core, before.address.next_life())
+                return
+            except OSError as error:
+                self._failed_starts[core] += 1
+                logger.error("%s cannot be started again: %s", self.name(core), error)
+                time.sleep(PAUSE_S)
+        self._replicas[core].is_given_up = True
+        logger.error("%s is given up after %d starts", self.name(core), MOST_STARTS)
+        if all(replica.is_given_up for replica in self._replicas.values()):
+            raise EngineDeadError("no engine core could be started again")
+
+    def _start_again(self, core: int, address: CoreAddress) -> None:
+        with self._starting:
+            if self._stopped:
+                return
+            process = self._processes[core] = self._start(address)
         with self._lock:
             replica = self._replicas[core]
             replica.address, replica.pulse = process.address, process.pulse
             replica.state, replica.is_silent = State.STARTING, False
-        logger.info(
-            "%s is started again (process %d, %.1f s)",
-            self.name(core),
-            process.pid,
-            time.monotonic() - began_s,
-        )
+        logger.info("%s is started again (process %d)", self.name(core), process.pid)
+
+    def _adopt(self, core: int, ready: EngineReady) -> bool:
+        """The core that this process has started is up."""
+        if ready.life != self._replicas[core].address.life:
+            return False
+        with self._lock:
+            self._up(core, ready)
+        return True

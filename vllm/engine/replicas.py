@@ -17,9 +17,9 @@ from typing import Final
 import msgspec
 
 from vllm.engine.addresses import CoreAddress
-from vllm.engine.balance import Balance
+from vllm.engine.balance import Balance, Prompt
 from vllm.engine.front_link import NO_CORE, FrontLink
-from vllm.engine.heartbeat import FarPulse, Pulse
+from vllm.engine.heartbeat import LIMIT_S, FarPulse, Pulse
 from vllm.errors import EngineDeadError
 from vllm.logger import init_logger
 from vllm.messages.engine import (
@@ -58,7 +58,9 @@ class Replica:
     state: State
     is_far: bool = False  # on another machine, which starts it and tells of its end
     is_silent: bool = False
-    last_words: str = ""  # the error that it ends with
+    is_given_up: bool = False
+    error: str = ""  # that it has said it ends with
+    lost_life: int = -1  # the last one that has ended
 
 
 class Replicas(ABC):
@@ -77,15 +79,16 @@ class Replicas(ABC):
         self._first = first
         self._replicas: dict[int, Replica] = {}  # by number
         self._stopped = False
-        # Of what sending and receiving both use.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of all below, which sending and receiving use
         self._owners: dict[str, int] = {}  # core by request
         self._open_calls: dict[int, set[int]] = {}  # cores that have not answered, by call
-        self._made_here: deque[FromEngine] = deque()  # what a core that is gone cannot say
+        self._made_here: deque[FromEngine] = deque()  # answers for cores that have ended
 
     @property
     def pulse(self) -> Pulse:
-        return ReplicaPulse([replica.pulse for replica in self._replicas.values()])
+        replicas = self._replicas.values()
+        up = [replica.pulse for replica in replicas if replica.state is State.UP]
+        return ReplicaPulse([replica.pulse for replica in replicas], up)
 
     def name(self, core: int) -> str:
         """For people."""
@@ -95,10 +98,13 @@ class Replicas(ABC):
 
     def send(self, message: ToEngine) -> None:
         """Raises EngineDeadError if no core can take a request."""
+        # It takes longest, and needs no lock.
+        prompt = self._balance.read(message) if isinstance(message, EngineRequest) else None
         with self._lock:
             match message:
                 case EngineRequest():
-                    self._send_request(message)
+                    assert prompt is not None
+                    self._send_request(message, prompt)
                 case Abort(request_ids):
                     for core, ids in self._by_owner(request_ids).items():
                         self._link.send(Abort(ids), core)
@@ -114,9 +120,14 @@ class Replicas(ABC):
                 if core != NO_CORE:
                     self._lose(core)
                 continue
-            if life != self._replicas[core].address.life % 256:
-                if isinstance(message, EngineReady):
-                    self._revive(core, message)
+            replica = self._replicas.get(core)
+            if replica is None:
+                continue
+            if isinstance(message, EngineReady):
+                self._hear_ready(core, message)
+                continue
+            # What a life says that has ended here would count again.
+            if replica.state is State.GONE or life != replica.address.life % 256:
                 continue
             if (taken := self._take(core, message)) is not None:
                 return taken
@@ -145,15 +156,24 @@ class Replicas(ABC):
     def _after_loss(self, core: int, was_up: bool) -> None:
         """A core has ended; its requests have failed. Raises EngineDeadError if none is left."""
 
-    def _revive(self, core: int, ready: EngineReady) -> None:
-        """A life of a core that was not known is up."""
+    @abstractmethod
+    def _adopt(self, core: int, ready: EngineReady) -> bool:
+        """Use a life of a core of this machine from now on; False if it has ended already."""
+
+    def _hear_ready(self, core: int, ready: EngineReady) -> None:
+        """A life of a core is up."""
         replica = self._replicas[core]
-        if not replica.is_far or ready.life < replica.address.life:
+        is_known = replica.state is State.UP and ready.life == replica.address.life
+        if is_known or ready.life <= replica.lost_life:
             return
-        if replica.state is not State.GONE:
+        if replica.state is State.UP:
             self._lose(core)
-        self._adopt_far(core, ready)
-        logger.info("%s is up (process %d of another machine)", self.name(core), ready.pid)
+        if replica.is_far:
+            self._adopt_far(core, ready)
+        elif not self._adopt(core, ready):
+            return
+        where = " of another machine" if replica.is_far else ""
+        logger.info("%s is up (process %d%s)", self.name(core), ready.pid, where)
 
     def _adopt_far(self, core: int, ready: EngineReady) -> None:
         """Use a core of another machine."""
@@ -172,21 +192,21 @@ class Replicas(ABC):
         replica = self._replicas[core]
         was_up = replica.state is State.UP
         if replica.is_far:
-            why = replica.last_words or f"{self.name(core)} was started again"
+            why = replica.error or f"{self.name(core)} was started again"
         else:
             why = self._how_it_ended(core)
-            if replica.last_words:
-                why += f": {replica.last_words}"
+            if replica.error:
+                why += f": {replica.error}"
         with self._lock:
-            replica.state, replica.last_words = State.GONE, ""
+            replica.state, replica.error = State.GONE, ""
+            replica.lost_life = replica.address.life
             self._balance.reset(core)
             request_ids = [each for each, owner in self._owners.items() if owner == core]
             logger.error("%s; requests that end with it: %d", why, len(request_ids))
             self._fail_requests(core, request_ids, why)
-            for call_id, missing in self._open_calls.items():
-                if core in missing:
-                    missing.discard(core)
-                    self._made_here.append(CallResult(call_id, error=why, core=core))
+            for call_id in [each for each, missing in self._open_calls.items() if core in missing]:
+                self._note_answer(call_id, core)
+                self._made_here.append(CallResult(call_id, error=why, core=core))
         if not replica.is_far:
             self._after_loss(core, was_up)
 
@@ -206,17 +226,27 @@ class Replicas(ABC):
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def _send_request(self, request: EngineRequest) -> None:
+    def _send_request(self, request: EngineRequest, prompt: Prompt) -> None:
         usable = self._usable() if request.core is None else self._reachable([request.core])
         if not usable:
-            raise EngineDeadError(
-                f"{'every engine core' if request.core is None else self.name(request.core)} has "
-                "ended and is being started again. Send the request again later."
-            )
-        core, num_uncached = self._balance.place(request, usable)
+            raise EngineDeadError(self._why_gone(request.core))
+        core, num_uncached = self._balance.place(request, usable, prompt)
         request = msgspec.structs.replace(request, num_uncached=num_uncached)
         self._owners[request.request_id] = core
-        self._link.send(request, core)
+        try:
+            self._link.send(request, core)
+        except BaseException:
+            del self._owners[request.request_id]
+            self._balance.withdraw(request.request_id)
+            raise
+
+    def _why_gone(self, core: int | None) -> str:
+        """For people: why a core, or all of them, take nothing."""
+        if core is None:
+            return "Every engine core has ended and is being started again. Try again later."
+        if self._replicas[core].is_given_up:
+            return f"{self.name(core)} has ended, and does not start again. Restart the server."
+        return f"{self.name(core)} has ended and is being started again. Try again later."
 
     def _usable(self) -> list[int]:
         """Cores that may get a request: the best there are."""
@@ -260,9 +290,7 @@ class Replicas(ABC):
         """Raises EngineDeadError if a core is gone: a call is of all of them."""
         for core, replica in self._replicas.items():
             if replica.state is State.GONE:
-                raise EngineDeadError(
-                    f"{self.name(core)} has ended and is being started again. Try again later."
-                )
+                raise EngineDeadError(self._why_gone(core))
         self._open_calls[call.call_id] = set(self._replicas)
         self._send_all(call)
 
@@ -275,6 +303,8 @@ class Replicas(ABC):
         match message:
             case StepUpdates():
                 message.core = core
+                if self._replicas[core].is_far:
+                    message.time_s = time.monotonic()  # its own is of another machine's clock
                 with self._lock:
                     for update in message.updates:
                         if update.finish_reason is not None:
@@ -283,34 +313,38 @@ class Replicas(ABC):
                 return message
             case CallResult(call_id):
                 with self._lock:
-                    missing = self._open_calls.get(call_id, set())
-                    missing.discard(core)
-                    if not missing:
-                        self._open_calls.pop(call_id, None)
+                    self._note_answer(call_id, core)
                 return msgspec.structs.replace(message, core=core)
-            case EngineReady():
-                with self._lock:
-                    self._up(core, message)
-                logger.info("%s is up (process %d)", self.name(core), message.pid)
             case EngineDead(error):
-                self._replicas[core].last_words = error
+                self._replicas[core].error = error
                 if self._replicas[core].is_far:
                     self._lose(core)
         return None
 
+    def _note_answer(self, call_id: int, core: int) -> None:
+        missing = self._open_calls.get(call_id, set())
+        missing.discard(core)
+        if not missing:
+            self._open_calls.pop(call_id, None)
+
 
 class ReplicaPulse:
-    """Of several cores: they hang when all do."""
+    """Signs of life of several cores, which hang when all that are up do."""
 
-    def __init__(self, pulses: Sequence[Pulse]) -> None:
+    def __init__(self, pulses: Sequence[Pulse], up: Sequence[Pulse]) -> None:
+        """`pulses` of all cores, by number; `up`: of those that are up."""
         self._pulses = pulses
+        self._up = up
 
     def silence_s(self) -> float:
-        """Of the liveliest core."""
+        """Since the last sign of life of any core."""
         return min(self.silences_s())
 
     def silences_s(self) -> list[float]:
         return [pulse.silence_s() for pulse in self._pulses]
 
     async def has_stopped(self) -> bool:
-        return all([await pulse.has_stopped() for pulse in self._pulses])
+        # A closer look at one that is silent takes seconds.
+        if not self._up or min(pulse.silence_s() for pulse in self._up) <= LIMIT_S:
+            return False
+        return all([await pulse.has_stopped() for pulse in self._up])

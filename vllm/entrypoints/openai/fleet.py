@@ -196,6 +196,10 @@ class Fleet:
         except EngineDeadError as error:
             # Its API servers find out by themselves, answer what is open and end.
             self.engine_error = error
+        except Exception as error:
+            logger.exception("Messages of the engine could not be received")
+            self.engine_error = EngineDeadError(f"nothing can be received: {error!r}")
+            self.end()
 
 
 def member_main(

@@ -333,7 +333,7 @@ def acquire(place: Place) -> None:
     try:
         bridge.open_device(0)
     except (RuntimeError, ValueError) as error:
-        if place.local_size == 1 and not is_chosen and _acquire_another(place):
+        if 1 in (place.world_size, place.local_size) and not is_chosen and _acquire_another(place):
             return
         raise ConfigError(
             f"--device hpu: module {place.device} cannot be acquired: {error}. "
