@@ -14,7 +14,14 @@ from vllm.core.kv_cache.prefix import prompt_hashes
 from vllm.engine.cache_view import BlockName, CacheView, block_names
 from vllm.messages.engine import EngineReady, EngineRequest, EngineStats, StepUpdates
 
-OPEN_TOKENS: Final = 100
+# What a token that has to be computed weighs, against a pending one. It delays this request and
+# those that come later, and takes the room of a token that is cached. In benchmarks/balance.py the
+# factor of 2 halves the time to the first token of questions about documents; 4 does no better.
+COMPUTED_WEIGHT: Final = 2
+# A request that has not ended makes all steps of its core longer, by about as much as a token of a
+# prompt each, for some hundred steps. benchmarks/balance.py: with 0, requests that begin with one
+# long text crowd on the core that has it cached; with 1000 conversations leave their caches.
+OPEN_TOKENS: Final = 400
 WAITING_ROWS: Final = 4
 
 
@@ -191,9 +198,10 @@ class Balance(ABC):
 
 
 class FirstDone(Balance):
-    """The core that is done first with the prompts that it has and with this one.
+    """The core that has the fewest tokens to compute before the request draws its first token.
 
-    A request that has not ended counts as `open_tokens` tokens of a prompt besides.
+    Tokens of the request itself have COMPUTED_WEIGHT. A request that has not ended counts as
+    `open_tokens` tokens of a prompt besides.
     """
 
     def __init__(
@@ -204,8 +212,12 @@ class FirstDone(Balance):
 
     def _order(self, core: CoreLoad, prompt: _Prompt) -> tuple[int, ...]:
         num_open = core.num_open
-        num_tokens = core.num_pending_tokens + self._num_uncached(core, prompt)
-        return num_tokens + num_open * self._open_tokens, num_open, core.num_placed, core.index
+        num_tokens = (
+            core.num_pending_tokens
+            + num_open * self._open_tokens
+            + self._num_uncached(core, prompt) * COMPUTED_WEIGHT
+        )
+        return num_tokens, num_open, core.num_placed, core.index
 
 
 class CacheBalance(FirstDone):
@@ -236,7 +248,7 @@ def make_balance(config: VllmConfig, cores: Sequence[EngineReady]) -> Balance:
     """The rule of --data-parallel-balance for cores that are up."""
     num_blocks = [core.num_blocks for core in cores]
     block_size = cores[0].block_size
-    if not config.parallel.balances_by_cache:
+    if config.parallel.data_parallel_balance == "least-loaded":
         return LeastLoaded(num_blocks, block_size)
     if config.cache.enable_prefix_caching and all(num_blocks):
         return CacheBalance(num_blocks, block_size)
