@@ -19,8 +19,8 @@ from vllm.messages.engine import EngineReady, EngineRequest, EngineStats, StepUp
 # factor of 2 halves the time to the first token of questions about documents; 4 does no better.
 COMPUTED_WEIGHT: Final = 2
 # A request that has not ended makes all steps of its core longer, by about as much as a token of a
-# prompt each, for some hundred steps. benchmarks/balance.py: with 0, requests that begin with one
-# long text crowd on the core that has it cached; with 1000 conversations leave their caches.
+# prompt each, for some hundred steps. In benchmarks/balance.py with 0, requests that begin with one
+# long text crowd on the core that has it cached; with 2000, conversations leave their caches.
 OPEN_TOKENS: Final = 400
 WAITING_ROWS: Final = 4
 
