@@ -43,6 +43,7 @@ WORKER = Path(__file__).with_name("pairs_worker.py")
 LARGE, SMALL = "qwen3-0.6b", "tiny"
 LIMIT_S = 600.0
 ROUNDS = 4  # pairs of processes
+LIMITS = ("--max-model-len", "1024", "--max-num-seqs", "256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +130,18 @@ def worker(tree: Path, model: Path) -> Iterator[Worker]:
 
 
 @contextmanager
-def server(tree: Path, model: Path) -> Iterator[str]:
-    """The address of a server of the tree."""
+def server(tree: Path, model: Path, limits: Sequence[str] = LIMITS) -> Iterator[str]:
+    """The address of a server of the tree. `limits` are more arguments."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "m"]
-    limits = ["--max-model-len", "1024", "--max-num-seqs", "256", "--disable-log-stats"]
     process = subprocess.Popen(
-        [*command, *options, *limits], env=environment(tree), cwd=tree, stdout=subprocess.DEVNULL
+        [*command, *options, *limits, "--disable-log-stats"],
+        env=environment(tree),
+        cwd=tree,
+        stdout=subprocess.DEVNULL,
     )
     try:
         url = f"http://127.0.0.1:{port}"

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 STATUS = b"HTTP/1.1 200"
 EVENT = b"data: {"
@@ -79,8 +80,11 @@ class _Reader(asyncio.Protocol):
             self.transport.close()
 
 
-def request_of(prompt: Sequence[int], max_tokens: int, model: str) -> bytes:
-    """A completion of token ids, greedy and of exactly `max_tokens`, as a stream."""
+def request_of(prompt: Sequence[int], max_tokens: int, model: str, **fields: Any) -> bytes:
+    """A completion of token ids, greedy and of exactly `max_tokens`, as a stream.
+
+    `fields` are added to the body.
+    """
     body = json.dumps(
         {
             "model": model,
@@ -90,6 +94,7 @@ def request_of(prompt: Sequence[int], max_tokens: int, model: str) -> bytes:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **fields,
         }
     ).encode()
     head = (
@@ -99,18 +104,21 @@ def request_of(prompt: Sequence[int], max_tokens: int, model: str) -> bytes:
     return head.encode() + body
 
 
+async def stream(port: int, request: bytes) -> Stream:
+    """Send a request, and read its stream to the end."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Stream] = loop.create_future()
+    await loop.create_connection(lambda: _Reader(request, ended), "127.0.0.1", port)
+    return await ended
+
+
 async def load(port: int, requests: Sequence[bytes], concurrency: int) -> list[Stream]:
     """Send all requests, `concurrency` at a time. The streams come in no certain order."""
-    loop = asyncio.get_running_loop()
     pending = iter(requests)
     streams: list[Stream] = []
 
     async def one_after_another() -> None:
-        for request in pending:
-            ended: asyncio.Future[Stream] = loop.create_future()
-            reader = _Reader(request, ended)
-            await loop.create_connection(lambda r=reader: r, "127.0.0.1", port)  # type: ignore[misc]
-            streams.append(await ended)
+        streams.extend([await stream(port, request) for request in pending])
 
     await asyncio.gather(*(one_after_another() for _ in range(concurrency)))
     return streams

@@ -32,6 +32,8 @@ from vllm.messages.engine import (
     EngineReady,
     EngineRequest,
     EngineStats,
+    FinishReason,
+    RequestUpdate,
     StepUpdates,
 )
 from vllm.sampling_params import SamplingParams
@@ -192,19 +194,20 @@ def test_a_burst_stays_with_a_prefix_that_is_cached_until_the_wait_is_longer() -
     prefix = prompt_of(40)
     _, first = cluster.ask(prefix)
     cluster.run()
-    choices = [cluster.ask([*prefix, *prompt_of(8, seed=i)])[1] for i in range(7)]
-    # Elsewhere each would cost 48 tokens. Here it costs 8, after 8 for each of those before.
+    choices = [cluster.ask([*prefix, *prompt_of(8, seed=i)])[1] for i in range(13)]
+    # Elsewhere each would compute 48 tokens, which weigh 96. Here it computes 8, which weigh 16,
+    # after 8 of each before: the eleventh waits as long there as it would here.
     homes = [choice.core for choice in choices]
-    assert homes == [first.core] * 5 + [1 - first.core] * 1 + [first.core]
-    assert [choice.num_uncached for choice in choices] == [8] * 5 + [48] + [8]
+    assert homes == [first.core] * 10 + [1 - first.core] * 3
+    assert [choice.num_uncached for choice in choices] == [8] * 10 + [48, 8, 8]
 
 
-def test_a_burst_with_a_new_prefix_goes_to_all_cores_and_once_to_each() -> None:
+def test_a_burst_with_a_new_prefix_computes_it_on_a_second_core_when_the_first_is_behind() -> None:
     cluster = Cluster()
     prefix = prompt_of(40)
-    choices = [cluster.ask([*prefix, *prompt_of(8, seed=i)])[1] for i in range(6)]
-    assert [choice.num_uncached for choice in choices] == [48, 48, 8, 8, 8, 8]
-    assert sorted(choice.core for choice in choices) == [0, 0, 0, 1, 1, 1]
+    choices = [cluster.ask([*prefix, *prompt_of(8, seed=i)])[1] for i in range(8)]
+    assert [choice.num_uncached for choice in choices] == [48, 8, 8, 8, 8, 48, 8, 8]
+    assert [choice.core for choice in choices] == [0] * 5 + [1] * 3
     cluster.run()
     cluster.check_idle()
 
@@ -219,7 +222,7 @@ def test_a_short_shared_prefix_does_not_keep_requests_together() -> None:
 
 
 def test_open_requests_outweigh_a_short_prefix_and_not_a_long_one() -> None:
-    cluster = Cluster(open_tokens=10)
+    cluster = Cluster(open_tokens=20)
     short, long = prompt_of(8), prompt_of(60, seed=1)
     (_, home), _ = cluster.ask(short, core=0), cluster.ask(long, core=0)
     cluster.run()
@@ -319,6 +322,19 @@ def test_two_front_ends_know_of_each_others_prefixes_and_loads() -> None:
     cluster.check_idle()
 
 
+def check_counts(cluster: Cluster) -> None:
+    """Assert that statistics take the place of a request that waits for its first token."""
+    core = cluster.fronts[0].cores[0]
+    cluster.ask(prompt_of(100), core=0)
+    assert (core.num_open, core.num_pending_tokens) == (1, 100)
+    cluster.now_s += 1.0
+    cluster.step(0)  # computes 64 tokens
+    assert (core.num_open, core.num_pending_tokens) == (1, 100)
+    assert core.stats.num_running == 1
+    cluster.run()
+    cluster.check_idle()
+
+
 def test_a_request_that_could_not_be_sent_leaves_nothing() -> None:
     cluster = Cluster()
     front = cluster.fronts[0]
@@ -327,14 +343,7 @@ def test_a_request_that_could_not_be_sent_leaves_nothing() -> None:
         front.place(EngineRequest("lost", prompt_of(20), params, 0.0, core=0), BOTH)
         front.withdraw("lost")
     front.withdraw("unknown")
-    cluster.ask([1, 2, 3], core=0)
-    assert front.cores[0].num_pending_tokens == 3
-    cluster.run()
-    cluster.check_idle()
-    cluster.ask([4, 5, 6], core=0)  # sent and not taken: counts are still right
-    assert front.cores[0].num_open == 1
-    cluster.run()
-    cluster.check_idle()
+    check_counts(cluster)
 
 
 def test_a_request_that_the_core_cannot_read_does_not_count_for_ever() -> None:
@@ -348,11 +357,17 @@ def test_a_request_that_the_core_cannot_read_does_not_count_for_ever() -> None:
         assert isinstance(answer, StepUpdates)
         front.update(answer)
     cluster.check_idle()
-    cluster.ask([1, 2, 3], core=0)
-    cluster.step(0)
-    assert front.cores[0].num_open == 1
-    cluster.run()
-    cluster.check_idle()
+    check_counts(cluster)
+
+
+def test_an_end_of_a_request_at_another_core_is_not_that_of_its_namesake() -> None:
+    balance = FirstDone([NUM_BLOCKS] * 2, BLOCK, open_tokens=0)
+    assert place(balance, "a") == 0
+    balance.withdraw("a")
+    assert [place(balance, name) for name in "ba"] == [0, 1]
+    end = RequestUpdate("a", [], finish_reason=FinishReason.ABORT)
+    balance.update(StepUpdates([end], EngineStats(), 0.0, core=0, num_taken=1))
+    assert balance._waiting.keys() == {"a", "b"}
 
 
 # -- the rule of counts, and of prompts alone -----------------------------------------------------
