@@ -144,6 +144,20 @@ def make_slow_core(config: VllmConfig) -> ScriptedCore:
     return ScriptedCore(config, step_s=0.01)
 
 
+class ShiftedCore(ScriptedCore):
+    """Has the clock of another machine, which was started later."""
+
+    def step(self) -> StepUpdates | None:
+        updates = super().step()
+        if updates is not None:
+            updates.time_s -= 1e6
+        return updates
+
+
+def make_shifted_core(config: VllmConfig) -> ScriptedCore:
+    return ShiftedCore(config, step_s=0.01)
+
+
 def make_broken_core(config: VllmConfig) -> ScriptedCore:
     raise ConfigError("--gpu-memory-utilization 0.1: too little. Raise it.")
 

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.scripted_core import make_slow_core
+from tests.engine.scripted_core import make_shifted_core, make_slow_core
 from tests.engine.test_async_llm import deltas
 from tests.engine.test_replicas import LONG, endings, serving
 from tests.limits import HANG_S, is_running, until
@@ -33,6 +34,7 @@ from vllm.engine.own_replicas import OwnReplicas
 from vllm.engine.replicas import State
 from vllm.errors import ConfigError, EngineDeadError
 from vllm.messages.engine import EngineDead
+from vllm.sampling_params import SamplingParams
 from vllm.utils.network_utils import get_open_port
 
 pytestmark = pytest.mark.engine
@@ -76,7 +78,7 @@ def agent(config: VllmConfig, errors: Path, **environment: str) -> Iterator[Spaw
 def run_agent(config: VllmConfig, errors: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     try:
-        CopiesAgent(config, make_slow_core).run()
+        CopiesAgent(config, make_shifted_core).run()
     except (ConfigError, EngineDeadError) as error:
         errors.write_text(f"{type(error).__name__}: {error}")
 
@@ -104,7 +106,7 @@ async def test_copies_of_another_machine_serve_end_and_come_again(
             # The whole machine.
             pids = [pid_of(llm, core) for core in (1, 2)]
             tasks = [asyncio.create_task(endings(each, 30, LONG)) for each in (llm, other)]
-            await until(lambda: all(len(each._owners) == 30 for each in (client, attached)))
+            await until(lambda: all(len(each._owners) >= 30 for each in (client, attached)))
             first.kill()
             for task in tasks:
                 ends = await task
@@ -134,12 +136,17 @@ async def check_a_request_may_name_a_far_copy(llm: AsyncLLM) -> None:
     await stream.get()
     assert await llm.call("num_requests") == [0, 0, 1]
     stream.close()
+    params = SamplingParams(max_tokens=3)
+    outputs = llm.generate([5], params, "timed", data_parallel_rank=2)
+    times = [output.metrics async for output in outputs][-1]
+    assert times is not None and times.first_token_time is not None
+    assert 0 <= times.first_token_time - times.arrival_time < HANG_S, "of this machine's clock"
 
 
 async def check_a_far_core_that_is_killed(llm: AsyncLLM, other: AsyncLLM) -> None:
     victim = pid_of(llm, 2)
     tasks = [asyncio.create_task(endings(each, 30, LONG)) for each in (llm, other)]
-    await until(lambda: all(len(each.client._owners) == 30 for each in (llm, other)))  # type: ignore[attr-defined]
+    await until(lambda: all(len(each.client._owners) >= 30 for each in (llm, other)))  # type: ignore[attr-defined]
     os.kill(victim, signal.SIGKILL)
     for task in tasks:
         text = f"engine core 2 of 127.0.0.1 (process {victim}) was killed by SIGKILL"
@@ -234,6 +241,35 @@ def test_a_machine_that_cannot_reach_the_server_says_so(
     monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "1")
     with pytest.raises(ConfigError, match=r"cannot be reached at 127\.0\.0\.1:\d+ .* within 1 s"):
         CopiesAgent(placed(copies, 1, 2), make_slow_core).run()
+
+
+def test_a_server_without_copies_of_its_own_stops(copies: VllmConfig, tmp_path: Path) -> None:
+    """Though no process of this machine tells it of an end."""
+    no_local = placed(copies, 0, 0, copies.parallel.data_parallel_rpc_port)
+    of_agent = placed(copies, 0, NUM_COPIES, copies.parallel.data_parallel_rpc_port)
+    with agent(of_agent, tmp_path / "errors") as process:
+        client = OwnReplicas(no_local, make_slow_core)
+        received: list[object] = []
+        receiver = threading.Thread(target=lambda: received.append(client.receive()))
+        receiver.start()
+        client.stop()
+        receiver.join(HANG_S)
+        assert received == [None]
+        client.close()
+        process.join(HANG_S)
+        assert process.exitcode == 0
+
+
+def test_an_address_of_another_machine_is_refused(
+    copies: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parallel = dataclasses.replace(copies.parallel, data_parallel_address="203.0.113.1")
+    config = dataclasses.replace(copies, parallel=parallel)
+    with pytest.raises(ConfigError, match=r"--data-parallel-address 203\.0\.113\.1 .*cannot"):
+        OwnReplicas(config, make_slow_core)
+    monkeypatch.setenv("VLLM_HOST_IP", "203.0.113.1")
+    with pytest.raises(ConfigError, match=r"VLLM_HOST_IP=203\.0\.113\.1"):
+        OwnReplicas(copies, make_slow_core)
 
 
 def test_a_port_that_is_taken_is_named(copies: VllmConfig, tmp_path: Path) -> None:

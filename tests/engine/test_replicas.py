@@ -128,7 +128,7 @@ async def test_a_core_that_is_killed_ends_its_own_requests_and_is_started_again(
         victim = client.pids[1]
         others = client.pids[0]
         task = asyncio.create_task(endings(llm, 40, LONG))
-        await until(lambda: len(client._owners) == 40)
+        await until(lambda: len(client._owners) >= 40)
         # A call waits for every core.
         call = asyncio.create_task(llm.call("echo", 1))
         os.kill(victim, signal.SIGKILL)
@@ -150,7 +150,7 @@ async def test_a_core_that_is_killed_ends_its_own_requests_and_is_started_again(
 
 async def test_a_core_that_fails_ends_with_what_it_says(llm: AsyncLLM) -> None:
     task = asyncio.create_task(endings(llm, 10, LONG))
-    await until(lambda: len(own(llm)._owners) == 10)
+    await until(lambda: len(own(llm)._owners) >= 10)
     with pytest.raises(Exception, match="ended with exit code 1: RuntimeError: crash was called"):
         await llm.call("crash")
     assert all("RuntimeError: crash was called" in end for end in await task)
@@ -218,7 +218,7 @@ async def test_another_front_end_notices_ends_and_new_lives(copies: VllmConfig) 
         for _ in range(2):
             task = asyncio.create_task(endings(second, 40, LONG))
             own_task = asyncio.create_task(tokens_of(first, "own", deltas(max_tokens=100)))
-            await until(lambda: len(attached._owners) == 40)
+            await until(lambda: len(attached._owners) >= 40)
             victim = client.pids[1]
             os.kill(victim, signal.SIGKILL)
             ends = await task
