@@ -45,7 +45,7 @@ def decide_copies(fields: dict[str, Any]) -> None:
 
 
 def _check_range(size: int, local: int | None, start: int, flag: str) -> None:
-    """Of the copies of a machine that does not have them all."""
+    """Check the copies of a machine that does not have them all. Raises ConfigError."""
     if not local:
         raise ConfigError(f"{flag}: give {_LOCAL}, the copies of this machine, too.")
     if start + local > size:

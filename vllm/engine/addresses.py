@@ -62,7 +62,7 @@ class CoreAddress(NamedTuple):
         return f"{self.heartbeat}-up"
 
     def remove_files(self) -> None:
-        """Of a life that is over."""
+        """Remove the files of a life that is over."""
         for path in (self.heartbeat, self.up, self.to_core.removeprefix("ipc://")):
             with suppress(FileNotFoundError):
                 os.unlink(path)

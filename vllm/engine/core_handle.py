@@ -59,7 +59,7 @@ class CoreProcess:
         return self._process
 
     def how_it_ended(self) -> str:
-        """Of a core whose sentinel is readable. Raises ConfigError if it could not begin."""
+        """For people; once the sentinel is readable. Raises ConfigError if it could not begin."""
         self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
         code = self._process.exitcode
         if code == IMPORTED_EXIT:

@@ -41,7 +41,7 @@ _HELLO_BYTES: Final = 1 << 20
 
 
 def host_of(parallel: ParallelConfig) -> str:
-    """The address of this machine, which has the server, as others reach it."""
+    """Address of the machine with the server, as others reach it."""
     return str(Environment().VLLM_HOST_IP) or parallel.data_parallel_address
 
 

@@ -45,7 +45,7 @@ class Pulse(Protocol):
         ...
 
     def silences_s(self) -> list[float]:
-        """The same, by core."""
+        """Seconds since the last sign of life of each core, by number."""
         ...
 
     async def has_stopped(self) -> bool:
@@ -106,7 +106,7 @@ class ProcessPulse:
 
 
 class FarPulse:
-    """Of a core on another machine, as a process of this one hears of it and notes."""
+    """Signs of life of a core on another machine, which a process of this one hears and notes."""
 
     def __init__(self, path: str, limit_s: float = LIMIT_S) -> None:
         with suppress(FileExistsError):

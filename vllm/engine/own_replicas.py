@@ -99,7 +99,7 @@ class OwnReplicas(Replicas):
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes on this machine, by core."""
+        """Processes of this machine, by core."""
         return [process.pid for process in self._processes.values()]
 
     @property

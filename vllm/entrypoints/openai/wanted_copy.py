@@ -14,7 +14,7 @@ _current: ContextVar[int | None] = ContextVar("wanted_copy", default=None)
 
 
 def wanted_copy() -> int | None:
-    """That of the current request: tasks that it starts see it too."""
+    """The copy that the current request asks for; tasks that it starts see it too."""
     return _current.get()
 
 
