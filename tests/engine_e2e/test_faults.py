@@ -29,7 +29,7 @@ async def test_a_rank_that_dies_while_idle_is_noticed_without_a_request(tiny_sto
     )
     try:
         await engine.check_health()
-        os.kill(rank_of(engine.client._process.pid), signal.SIGKILL)
+        os.kill(rank_of(engine.client.pid), signal.SIGKILL)
         await until(lambda: not engine.is_running, "the engine's end")
         with pytest.raises(EngineDeadError, match="rank 0"):
             await engine.check_health()
