@@ -184,7 +184,7 @@ async def test_the_death_of_a_rank_ends_the_engine_with_its_name(
     )
     try:
         await engine.check_health()
-        pids = ranks_of(engine.client._process.pid)
+        pids = ranks_of(engine.client.pid)
         assert len(pids) == 2
         if is_busy:
             params = SamplingParams(max_tokens=900, ignore_eos=True)
