@@ -176,13 +176,7 @@ class ProcessClient:
         self._link = FrontLink(self.addresses, 0)
         self._link.connect(address)
         self._at_exit = stop_at_exit(self)
-        self._core = CoreProcess(
-            make_core or make_engine_core,
-            config,
-            self.addresses,
-            address,
-            config.parallel.data_parallel_rank,
-        )
+        self._core = CoreProcess(make_core or make_engine_core, config, self.addresses, address)
         self._stopped = False
         self.pulse: Pulse = self._core.pulse
         self.cores: Sequence[EngineReady] = ()  # once it is up

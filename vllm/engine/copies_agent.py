@@ -12,7 +12,7 @@ import msgspec
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import Addresses, CoreAddress
-from vllm.engine.core_handle import CoreProcess, end_all
+from vllm.engine.core_handle import CoreProcess, core_config, end_all
 from vllm.engine.core_process import CoreMaker, make_engine_core
 from vllm.engine.inboxes import Inboxes
 from vllm.engine.scratch import Scratch
@@ -119,10 +119,9 @@ class CopiesAgent:
         number = address.number
         self._processes[number] = CoreProcess(
             self._make_core,
-            self._config,
+            core_config(self._config, number),
             self._addresses,
             address,
-            number,
             f"engine core {number} of {self._host}",
         )
 

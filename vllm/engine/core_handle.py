@@ -34,14 +34,12 @@ class CoreProcess:
         config: VllmConfig,
         addresses: Addresses,
         address: CoreAddress,
-        rank: int = 0,
         name: str = "the engine core",
     ) -> None:
-        """`rank`: which copy of the model the core has."""
         self.address = address
         self._name = name
         make_file(address.heartbeat)
-        self._process = _start(make_core, core_config(config, rank), addresses, address)
+        self._process = _start(make_core, config, addresses, address)
         self.pulse = ProcessPulse(address.heartbeat, self.pid)
 
     @property

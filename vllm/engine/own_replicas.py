@@ -16,6 +16,7 @@ from vllm.engine.core_handle import (
     PATIENCE_S,
     START_PATIENCE_S,
     CoreProcess,
+    core_config,
     end_all,
     start_error,
 )
@@ -150,9 +151,10 @@ class OwnReplicas(Replicas):
         self.close()
 
     def _start(self, address: CoreAddress) -> CoreProcess:
-        rank, name = self._first + address.number, self.name(address.number)
+        config = core_config(self._config, self._first + address.number)
+        name = self.name(address.number)
         self._link.connect(address)
-        process = CoreProcess(self._make_core, self._config, self.addresses, address, rank, name)
+        process = CoreProcess(self._make_core, config, self.addresses, address, name)
         self._link.watch(process.sentinel, address.number)
         return process
 

@@ -48,6 +48,7 @@ class FakeEngine:
     may_go: asyncio.Event = field(default_factory=asyncio.Event)  # clear: no token comes
     raises: Exception | None = None
     trace_headers: Mapping[str, str] | None = None  # of the last request
+    wanted_copy: int | None = None  # likewise
     late_prompt_logprobs: bool = False  # with the second token
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
@@ -99,9 +100,11 @@ class FakeEngine:
         *,
         trace_headers: Mapping[str, str] | None = None,
         priority: int = 0,
+        data_parallel_rank: int | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         assert request_id not in self.running
         self.seen.append((prompt, sampling_params, priority))
+        self.wanted_copy = data_parallel_rank
         self.trace_headers = trace_headers
         if self.raises is not None:
             raise self.raises
