@@ -56,7 +56,7 @@ def log(server: RealServer) -> str:
     return server.log.read_text()
 
 
-@pytest.mark.parametrize("num_servers", [1, 2])
+@pytest.mark.parametrize("num_servers", [pytest.param(1, marks=pytest.mark.product), 2])
 def test_copies_answer_are_named_and_fail_alone(tmp_path: Path, num_servers: int) -> None:
     flags = ["--data-parallel-size", "2", "--api-server-count", str(num_servers)]
     with serving(*flags, log=tmp_path / "log.txt") as server:
