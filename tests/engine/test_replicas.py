@@ -18,7 +18,7 @@ from tests.engine.scripted_core import ScriptedCore, make_broken_core, make_slow
 from tests.engine.test_async_llm import deltas, tokens_of
 from tests.limits import is_running, until, wait_until
 from vllm.config.vllm import VllmConfig
-from vllm.engine import own_replicas, replicas
+from vllm.engine import core_handle, replicas
 from vllm.engine.async_llm import AsyncLLM
 from vllm.engine.attached import Attachment
 from vllm.engine.attached_replicas import AttachedReplicas
@@ -199,7 +199,7 @@ async def test_a_core_that_does_not_start_again_is_given_up_and_the_last_ends_th
     with serving(client, copies) as llm:
         assert set(await endings(llm, 4)) == {"length"}
         os.kill(client.pids[0], signal.SIGKILL)
-        given_up = own_replicas.MOST_STARTS
+        given_up = core_handle.MOST_STARTS
         await until(lambda: client._failed_starts[0] == given_up)
         assert set(await endings(llm, 4)) == {"length"}
         with pytest.raises(EngineDeadError, match="engine core 4 has ended"):

@@ -12,7 +12,7 @@ import msgspec
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import Addresses, CoreAddress
-from vllm.engine.core_handle import CoreProcess, core_config, end_all
+from vllm.engine.core_handle import MOST_STARTS, CoreProcess, core_config, end_all
 from vllm.engine.core_process import CoreMaker, make_engine_core
 from vllm.engine.inboxes import Inboxes
 from vllm.engine.scratch import Scratch
@@ -30,9 +30,7 @@ logger = init_logger(__name__)
 
 _TICK_S: Final = 0.5
 _CONNECT_S: Final = 10.0
-_LAST_WORDS_S: Final = 5.0
 _SILENT_S: Final = 20.0  # of the server, which asks every second
-_MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
 
 
 class CopiesAgent:
@@ -163,11 +161,11 @@ class CopiesAgent:
         was_up = os.path.exists(process.address.up)
         self._num_failed[number] = 0 if was_up else self._num_failed[number] + 1
         process.address.remove_files()
-        if self._num_failed[number] < _MOST_STARTS:
+        if self._num_failed[number] < MOST_STARTS:
             self._start(process.address.next_life())
             self._answer()
             return
-        logger.error("engine core %d is given up after %d starts", number, _MOST_STARTS)
+        logger.error("engine core %d is given up after %d starts", number, MOST_STARTS)
         if not self._processes:
             raise EngineDeadError(f"no engine core of this machine starts: {why}")
 

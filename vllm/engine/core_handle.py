@@ -22,11 +22,12 @@ from vllm.utils.spawning import IMPORTED, IMPORTED_EXIT, undisturbed
 
 PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, and then killed
 START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
+MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
 
 
 class CoreProcess:
-    """Starts a core at `address`. Whoever makes it calls `end`."""
+    """Starts a core at `address`; `end_all` ends it."""
 
     def __init__(
         self,

@@ -153,7 +153,7 @@ class FarCopies:
         address = hello.own_ip or link.peer_address
         name = f"the machine with copies {numbers.start} to {numbers.stop - 1} ({address})"
         try:
-            self._check(hello, numbers, name)
+            self._check(hello, numbers)
             lives = tuple(self._lives[number] for number in numbers)
             welcome = CopiesWelcome(self.addresses.from_far, lives)
             link.limit_unacknowledged()
@@ -171,7 +171,7 @@ class FarCopies:
             for number, life in machine.lives.items():
                 self._note_life(machine, number, life)
 
-    def _check(self, hello: CopiesHello, numbers: range, name: str) -> None:
+    def _check(self, hello: CopiesHello, numbers: range) -> None:
         """Raises ConfigError."""
         compare_with_first(self._settings, hello.settings, "the machine with copy", hello.first)
         if hello.count < 1 or numbers[0] not in self._numbers or numbers[-1] not in self._numbers:
@@ -201,10 +201,6 @@ class FarCopies:
             self._lose(fd, f"{machine.name} is gone: {error}")
             return
         machine.heard_s = time.monotonic()
-        for frame in frames:
-            if frame.kind is Kind.FAULT:
-                self._lose(fd, f"{machine.name} has ended: {frame.payload.decode()}")
-                return
         for sign in signs:
             if sign.number in machine.numbers:
                 self._note_life(machine, sign.number, sign.life)

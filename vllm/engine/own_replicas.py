@@ -13,6 +13,7 @@ from vllm.engine.addresses import Addresses, CoreAddress
 from vllm.engine.balance import make_balance
 from vllm.engine.client import LivingCore, stop_at_exit
 from vllm.engine.core_handle import (
+    MOST_STARTS,
     PATIENCE_S,
     START_PATIENCE_S,
     CoreProcess,
@@ -34,7 +35,6 @@ from vllm.utils.spawning import refuse_while_imported
 
 logger = init_logger(__name__)
 
-MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
 PAUSE_S: Final = 1.0  # after the system has refused a process
 
 
