@@ -46,6 +46,7 @@ class CopiesAgent:
         self._inboxes: Inboxes | None = None  # once the server has let this machine in
         self._processes: dict[int, CoreProcess] = {}
         self._num_failed = dict.fromkeys(self._numbers, 0)
+        self._last_ends = dict.fromkeys(self._numbers, "")
 
     def run(self) -> None:
         """Until the server ends.
@@ -146,14 +147,16 @@ class CopiesAgent:
 
     def _answer(self) -> None:
         signs = [
-            CopySign(number, process.address.life, process.pulse.silence_s())
+            CopySign(
+                number, process.address.life, process.pulse.silence_s(), self._last_ends[number]
+            )
             for number, process in self._processes.items()
         ]
         self._link.put(Kind.STATES, msgspec.msgpack.encode(signs))
 
     def _lose(self, number: int) -> None:
         process = self._processes.pop(number)
-        why = process.how_it_ended()
+        why = self._last_ends[number] = process.how_it_ended()
         logger.error("%s", why)
         end_all([process])
         assert self._inboxes is not None

@@ -203,19 +203,17 @@ class FarCopies:
         machine.heard_s = time.monotonic()
         for sign in signs:
             if sign.number in machine.numbers:
-                self._note_life(machine, sign.number, sign.life)
+                self._note_life(machine, sign.number, sign.life, sign.last_end)
                 self._pulses[sign.number, sign.life].note(sign.silence_s)
 
-    def _note_life(self, machine: Machine, number: int, life: int) -> None:
+    def _note_life(self, machine: Machine, number: int, life: int, last_end: str = "") -> None:
         before = machine.lives.get(number, life)
         machine.lives[number] = life
         self._lives[number] = max(self._lives[number], life + 1)
         if (number, life) in self._pulses:
             return
-        if before != life:  # what its machine has said of it may be lost
-            self._inboxes.put(
-                EngineDead(f"{machine.name} has started the core again"), number, before
-            )
+        if before != life:  # what its machine has said of it may be lost, or be slower
+            self._inboxes.put(EngineDead(last_end), number, before)
         for known in [key for key in self._pulses if key[0] == number]:
             del self._pulses[known]
             CoreAddress(self.addresses.directory, *known).remove_files()

@@ -27,6 +27,7 @@ class CopySign(msgspec.Struct, frozen=True):
     number: int
     life: int
     silence_s: float  # since the last one
+    last_end: str = ""  # for people: how the life before ended
 
 
 CopySigns = tuple[CopySign, ...]
