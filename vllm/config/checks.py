@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from vllm import envs
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.stages import divide
@@ -11,9 +9,6 @@ from vllm.errors import ConfigError
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)
-
-# Names of config.json for the number of experts of a layer.
-_NUMBERS_OF_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def cross_check(config: VllmConfig) -> None:
@@ -33,23 +28,24 @@ def _check_stages(config: VllmConfig) -> None:
 
 
 def _check_experts(config: VllmConfig) -> None:
-    parallel, facts = config.parallel, config.model.hf_config.to_dict()
-    num_copies, placement = parallel.data_parallel_size, parallel.expert_placement_strategy
+    parallel = config.parallel
+    placement = parallel.expert_placement_strategy
     if not parallel.enable_expert_parallel:
         if placement != "linear":
             logger.warning(
                 "--expert-placement-strategy %s has no effect without --enable-expert-parallel.",
                 placement,
             )
-    elif not any(facts.get(name) for name in _NUMBERS_OF_EXPERTS):
+    elif not config.model.has_experts:
         logger.warning(
             "--enable-expert-parallel has no effect: %s has no experts.", config.model.architecture
         )
-    elif num_copies > 1:
+    if config.spreads_experts and parallel.data_parallel_size_local < parallel.data_parallel_size:
         raise ConfigError(
-            f"--enable-expert-parallel --data-parallel-size {num_copies}: experts that copies of "
-            "the model share are not available yet in this build. Leave the first out, so that "
-            "each copy has all experts, or the second."
+            f"--enable-expert-parallel --data-parallel-size {parallel.data_parallel_size} "
+            f"--data-parallel-size-local {parallel.data_parallel_size_local}: copies on several "
+            "machines, or behind several servers, that share experts are not available yet in this "
+            "build. Leave the first out, so that each copy has all experts, or the last."
         )
 
 

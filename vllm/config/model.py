@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm.config.kinds import INT, OBJECT, OBJECT_OR_FUNCTION, TEXT_OR_OBJECT, TEXTS
 from vllm.config.option import option
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from vllm.transformers_utils.config import Config
+
+# Names of config.json for the number of experts of a layer.
+_NUMBERS_OF_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 
 DTYPE_NAMES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 
@@ -140,3 +143,9 @@ class ModelConfig:
     vocab_size: int
     eos_token_ids: frozenset[int]
     default_sampling_params: Mapping[str, Any]  # in the names of SamplingParams
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether layers are mixtures of experts."""
+        facts = self.hf_config.to_dict()
+        return any(facts.get(name) for name in _NUMBERS_OF_EXPERTS)

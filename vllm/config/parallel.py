@@ -152,6 +152,9 @@ class ParallelConfig:
     )
 
     served_copies: int = 1  # by the server that has this one, on all machines
+    # Of copies that share experts, for one life of all of them; see vllm.distributed.place.
+    copies_meeting: str = field(default="", repr=False)
+    copies_memory: tuple[str, ...] = field(default=(), repr=False)  # by stage
     # Arguments may have secrets, and are of one machine.
     ray: RayStart = field(default=WITHOUT_RAY, repr=False)
 

@@ -29,6 +29,13 @@ class VllmConfig:
     structured_outputs: StructuredOutputsConfig
     observability: ObservabilityConfig
 
+    @property
+    def spreads_experts(self) -> bool:
+        """Whether copies of the model share its experts, so that they run every launch together."""
+        parallel = self.parallel
+        copies = parallel.data_parallel_size
+        return copies > 1 and parallel.enable_expert_parallel and self.model.has_experts
+
     # By vLLM's names.
 
     @property

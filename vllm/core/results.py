@@ -63,7 +63,8 @@ class Results:
                 slots, token_ids = slots[taken], token_ids[taken]
         if inflight.rows:
             self._commit_rows(inflight, drawn, result, updates)
-        self._count_step(inflight, result)
+        if inflight.rows or len(inflight.steady.slots):
+            self._count_step(inflight, result)
         return Committed(updates, slots, token_ids)
 
     def _commit_events(

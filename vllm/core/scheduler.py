@@ -21,6 +21,7 @@ from vllm.core.prompts import PromptChunks
 from vllm.core.results import Committed, Results
 from vllm.core.running import RunningRows
 from vllm.core.stage_chunks import StageChunks
+from vllm.core.steady import NO_STEADY_ROWS
 from vllm.core.step import InflightStep, Pass, RowLimit, Step
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.engine import EngineRequest, EngineStats, RequestUpdate
@@ -100,6 +101,14 @@ class Scheduler:
         released_slots = self.lifecycle.take_released_slots()
         plan = step.build(self.num_steps, released_slots, self.grammars.mask_words)
         self.inflight.append(InflightStep(self.num_steps, step.steady, step.rows, time.monotonic()))
+        return plan
+
+    def idle_plan(self) -> StepPlan:
+        """A step without rows, for when others need this one's ranks."""
+        self.num_steps += 1
+        released_slots = self.lifecycle.take_released_slots()
+        plan = Step(0, 0, 0).build(self.num_steps, released_slots, self.grammars.mask_words)
+        self.inflight.append(InflightStep(self.num_steps, NO_STEADY_ROWS, [], time.monotonic()))
         return plan
 
     def _most_decodes(self) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from vllm.messages.step import NO_TOKEN
+from vllm.messages.step import NO_TOKEN, Int32Array
 
 
 class Collectives(ABC):
@@ -27,6 +28,15 @@ class Collectives(ABC):
     @abstractmethod
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's `x`, of one shape, in order of rank along the last dimension."""
+
+    def gather_rows(self, x: Tensor) -> Tensor:
+        """Every rank's rows, in order of rank.   [R, ...] -> [size * R, ...]"""
+        return self.gather(x.reshape(1, x.numel())).view(self.size * len(x), *x.shape[1:])
+
+    def show(self, values: Int32Array) -> Int32Array:
+        """Every rank's `values`, exchanged on the host.   [N] -> [size, N]"""
+        shown = self.gather(torch.from_numpy(values).view(1, -1))
+        return cast(Int32Array, shown.view(self.size, -1).numpy())
 
     @abstractmethod
     def scatter_sum(self, x: Tensor) -> Tensor:

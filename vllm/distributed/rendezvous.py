@@ -26,14 +26,14 @@ def store_of(place: Place, limit: timedelta) -> dist.Store:
     That is a path to an empty file, or host:port at which rank 0 listens. Raises RuntimeError.
     """
     if place.rendezvous.startswith("/"):
-        return dist.FileStore(place.rendezvous, place.world_size)
+        return dist.FileStore(place.rendezvous, place.everyone.size)
     host, _, port = place.rendezvous.rpartition(":")
     # Rank 0 listens once, however many groups it is in.
     return dist.TCPStore(
         host,
         int(port),
-        place.world_size,
-        is_master=place.rank == 0,
+        place.everyone.size,
+        is_master=place.everyone.rank == 0,
         timeout=limit,
         wait_for_workers=False,
         multi_tenant=True,
@@ -41,8 +41,13 @@ def store_of(place: Place, limit: timedelta) -> dist.Store:
 
 
 def meeting(place: Place, limit: timedelta, name: str) -> dist.Store:
-    """Where the ranks that give this `name` meet, among all that meet at `place.rendezvous`."""
-    return dist.PrefixStore(name, store_of(place, limit))
+    """Where the ranks of a copy that give this `name` meet, among all at `place.rendezvous`."""
+    return dist.PrefixStore(f"copy {place.dp.rank}, {name}", store_of(place, limit))
+
+
+def meeting_of_copies(place: Place, limit: timedelta, name: str) -> dist.Store:
+    """The same, of the ranks of all copies that give this `name`."""
+    return dist.PrefixStore(f"all copies, {name}", store_of(place, limit))
 
 
 def connected(

@@ -8,6 +8,8 @@ import struct
 from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
+# What messages to a core begin with, if they are not of a front end.
+SIBLING: Final = 255
 # What messages of a core begin with: its number, and the lowest byte of its life.
 TAG: Final = struct.Struct("=HB")
 
@@ -43,6 +45,7 @@ class CoreAddress(NamedTuple):
     life: int = 0  # how often it has been started before
     host: str = ""  # of the core's machine, for front ends on others; "": there are none
     endpoint: str = ""  # where a core of another machine is reached
+    siblings: tuple[str, ...] = ()  # where cores are reached that share experts with this one
 
     @property
     def to_core(self) -> str:
@@ -69,6 +72,11 @@ class CoreAddress(NamedTuple):
 
     def next_life(self) -> CoreAddress:
         return self._replace(life=self.life + 1)
+
+    def among(self, num_cores: int) -> CoreAddress:
+        """As one of so many cores of this machine that share experts, all in the same life."""
+        others = [self._replace(number=n) for n in range(num_cores) if n != self.number]
+        return self._replace(siblings=tuple(other.to_core for other in others))
 
 
 def in_url(host: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from vllm.config.vllm import VllmConfig
@@ -12,6 +13,7 @@ from vllm.core.results import Committed
 from vllm.core.scheduler import Scheduler
 from vllm.engine.core_watch import make_watch
 from vllm.engine.tokenizer import model_tokenizer
+from vllm.engine.wave import NoWaves, Waves
 from vllm.errors import BadRequest
 from vllm.executor import make_executor
 from vllm.executor.base import StepHandle
@@ -20,6 +22,7 @@ from vllm.logger import init_logger
 from vllm.messages.cache import KVCacheLayout
 from vllm.messages.engine import (
     Abort,
+    BeginWave,
     Call,
     CallResult,
     EngineReady,
@@ -72,6 +75,7 @@ class EngineCore:
         self.scheduler = Scheduler(config, layout, self._grammar_compiler())
         self.watch = make_watch(process_timeline())
         self.inflight: deque[tuple[StepPlan, StepHandle]] = deque()
+        self.waves = NoWaves()
         self.ready = EngineReady(
             num_blocks=layout.num_blocks,
             block_size=config.cache.block_size,
@@ -82,7 +86,14 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.inflight) or self.scheduler.has_work
+        return bool(self.inflight) or self.scheduler.has_work or self.waves.is_on
+
+    def step_with_others(self, tell: Callable[[int], None]) -> None:
+        """From now on take every step together with cores that share experts with this one.
+
+        `tell` them that a wave begins.
+        """
+        self.waves = Waves(tell)
 
     def handle(self, message: ToEngine) -> CallResult | None:
         """Take a message from the front end; calls are answered at once."""
@@ -93,13 +104,15 @@ class EngineCore:
                 self.scheduler.abort(request_id)
         elif isinstance(message, Call):
             return self._call(message)
+        elif isinstance(message, BeginWave):
+            self.waves.join(message.number)
         return None
 
     def step(self) -> StepUpdates | None:
         """Fill the pipeline, then commit its oldest step. None when there was nothing to do."""
         watch = self.watch
         watch.scheduling()
-        while len(self.inflight) < self.depth and (plan := self.scheduler.schedule()):
+        while len(self.inflight) < self.depth and (plan := self._next_plan()):
             watch.submitting(plan)
             self.inflight.append((plan, self.executor.submit(plan)))
             watch.scheduling()
@@ -110,6 +123,9 @@ class EngineCore:
             watch.committing(plan)
             committed = self.scheduler.commit(plan, result)
             watch.committed(plan)
+            self.waves.note(result, len(self.inflight))
+            if not plan.num_rows and not committed.updates:
+                return None
         else:
             committed = Committed(self.scheduler.take_updates())
             if not committed.updates:
@@ -128,13 +144,23 @@ class EngineCore:
             news=self.scheduler.kv.take_news(),
         )
 
+    def _next_plan(self) -> StepPlan | None:
+        if not self.waves.admits:
+            return None
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self.waves.begin()
+        elif self.waves.is_on:
+            plan = self.scheduler.idle_plan()
+        return plan
+
     def _wait_compiled(self) -> None:
         """All there is to do is compiling: look again soon, also for new requests."""
         scheduler = self.scheduler
         if scheduler.is_compiling:
             scheduler.wait_compiled(COMPILING_WAIT_S)
         else:
-            is_stuck = scheduler.has_work
+            is_stuck = scheduler.has_work and self.waves.admits
             assert not is_stuck, "requests wait, nothing is in flight, and nothing can be planned"
 
     def _grammar_compiler(self) -> GrammarCompiler:

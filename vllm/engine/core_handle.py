@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
-from typing import Final
+from typing import Final, NamedTuple
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import Addresses, CoreAddress
@@ -24,6 +24,16 @@ PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, 
 START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
 MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
+
+
+class Meeting(NamedTuple):
+    """Where the ranks of copies meet that share experts; for one life of all of them."""
+
+    rendezvous: str = ""
+    memory: tuple[str, ...] = ()  # by stage
+
+
+NO_MEETING: Final = Meeting()
 
 
 class CoreProcess:
@@ -86,9 +96,18 @@ def end_all(cores: Sequence[CoreProcess], patience_s: float = PATIENCE_S) -> Non
         process.join()
 
 
-def core_config(config: VllmConfig, rank: int) -> VllmConfig:
-    """What the core with the copy `rank` of the model is configured with."""
-    return replace(config, parallel=replace(config.parallel, data_parallel_rank=rank))
+def core_config(config: VllmConfig, rank: int, meeting: Meeting = NO_MEETING) -> VllmConfig:
+    """What the core with the copy `rank` of the model is configured with.
+
+    `meeting`: where its ranks meet those of other copies.
+    """
+    parallel = replace(
+        config.parallel,
+        data_parallel_rank=rank,
+        copies_meeting=meeting.rendezvous,
+        copies_memory=meeting.memory,
+    )
+    return replace(config, parallel=parallel)
 
 
 def start_error(dead: EngineDead) -> Exception:

@@ -18,7 +18,7 @@ import zmq
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine import scratch
-from vllm.engine.addresses import TAG, Addresses, CoreAddress
+from vllm.engine.addresses import SIBLING, TAG, Addresses, CoreAddress
 from vllm.engine.front_link import KEEP_ALIVE
 from vllm.engine.heartbeat import start_heart
 from vllm.engine.routes import make_routes, refusal_of
@@ -26,6 +26,7 @@ from vllm.errors import ConfigError, LoadError, NotAvailable
 from vllm.logger import init_logger, tag_process
 from vllm.messages.codec import decoder, encoder
 from vllm.messages.engine import (
+    BeginWave,
     CallResult,
     EngineDead,
     EngineReady,
@@ -52,6 +53,7 @@ class Core(Protocol):
     def handle(self, message: ToEngine) -> CallResult | None: ...
     def step(self) -> StepUpdates | None: ...
     def check_health(self) -> None: ...
+    def step_with_others(self, tell: Callable[[int], None]) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -93,6 +95,8 @@ def core_main(
 
 def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
     core = make_core(config)
+    if config.spreads_experts:
+        core.step_with_others(link.begin_wave)
     # A full collection that walks through all modules stops everything for a third of a second.
     gc.collect()
     gc.freeze()
@@ -158,9 +162,20 @@ class CoreLink:
             outbox.set_hwm(0)  # a busy front end must not stop the core
             outbox.connect(address)
 
+        self._siblings = [self._context.socket(zmq.PUSH) for _ in own.siblings]
+        for sibling, address in zip(self._siblings, own.siblings, strict=True):
+            sibling.set_hwm(0)
+            sibling.connect(address)
+
     @property
     def num_front_ends(self) -> int:
         return len(self._outboxes)
+
+    def begin_wave(self, number: int) -> None:
+        """Tell the cores that share experts with this one."""
+        message = bytes((SIBLING,)) + self._encode(BeginWave(number))
+        for sibling in self._siblings:
+            sibling.send(message)
 
     def introduced(self, ready: EngineReady) -> EngineReady:
         """With what front ends need to know of this process."""
@@ -205,7 +220,7 @@ class CoreLink:
                 data = self._inbox.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            if not data or data[0] >= self.num_front_ends:
+            if not data or self.num_front_ends <= data[0] != SIBLING:
                 logger.error("Dropped a message of %d bytes of no front end", len(data))
                 continue
             message = self._decode(data[0], memoryview(data)[1:])
@@ -225,6 +240,8 @@ class CoreLink:
 
     def close(self) -> None:
         self._inbox.close(linger=0)
+        for sibling in self._siblings:
+            sibling.close(linger=0)
         for outbox in self._outboxes:
             outbox.close(linger=1000)  # ms, for the last words
         self._context.term()

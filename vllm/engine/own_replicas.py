@@ -12,6 +12,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import Addresses, CoreAddress
 from vllm.engine.balance import make_balance
 from vllm.engine.client import LivingCore, stop_at_exit
+from vllm.engine.copies_meeting import CopiesMeeting
 from vllm.engine.core_handle import (
     MOST_STARTS,
     PATIENCE_S,
@@ -77,6 +78,8 @@ class OwnReplicas(Replicas):
         super().__init__(FrontLink(self.addresses, 0), parallel.data_parallel_start_rank)
         self._failed_starts = dict.fromkeys(range(num_local), 0)
         self._processes: dict[int, CoreProcess] = {}
+        self._meeting = CopiesMeeting(config)
+        self._is_ending_all = False
         self._at_exit = stop_at_exit(self)
         try:
             for number in range(num_cores):
@@ -151,7 +154,9 @@ class OwnReplicas(Replicas):
         self.close()
 
     def _start(self, address: CoreAddress) -> CoreProcess:
-        config = core_config(self._config, self._first + address.number)
+        config = core_config(self._config, self._first + address.number, self._meeting.place)
+        if config.spreads_experts:
+            address = address.among(config.parallel.served_copies)
         name = self.name(address.number)
         self._link.connect(address)
         process = CoreProcess(self._make_core, config, self.addresses, address, name)
@@ -170,6 +175,7 @@ class OwnReplicas(Replicas):
             self._far_copies.stop()
         self._scratch.remove()
         end_all(list(self._processes.values()), patience_s)
+        self._meeting.close()
 
     def _how_it_ended(self, core: int) -> str:
         return self._processes[core].how_it_ended()
@@ -178,13 +184,43 @@ class OwnReplicas(Replicas):
         return is_readable(self._processes[core].sentinel)
 
     def _after_loss(self, core: int, was_up: bool) -> None:
-        self._failed_starts[core] = 0 if was_up else self._failed_starts[core] + 1
-        before = self._processes[core]
-        end_all([before])
-        before.address.remove_files()
+        if self._config.spreads_experts:
+            self._restart_all(core, was_up)
+        else:
+            self._restart([core], was_up)
+        if all(replica.is_given_up for replica in self._replicas.values()):
+            raise EngineDeadError("no engine core could be started again")
+
+    def _restart_all(self, core: int, was_up: bool) -> None:
+        """None of the others can go on without this one."""
+        if self._is_ending_all:  # it is one of the others
+            return
+        self._is_ending_all = True
+        others = [number for number in self._processes if number != core]
+        for number in others:
+            self._processes[number].process.kill()
+        for number in others:
+            self._replicas[number].error = f"{self.name(core)}, with which it shares experts, ended"
+            self._lose(number)
+        self._is_ending_all = False
+        self._meeting.renew()
+        self._restart(list(self._processes), was_up)
+
+    def _restart(self, cores: Sequence[int], were_up: bool) -> None:
+        """Start cores again that have ended, or give them up."""
+        before = [self._processes[core] for core in cores]
+        end_all(before)
+        for core, process in zip(cores, before, strict=True):
+            process.address.remove_files()
+            self._failed_starts[core] = 0 if were_up else self._failed_starts[core] + 1
+        for core in cores:
+            self._try_again(core)
+
+    def _try_again(self, core: int) -> None:
+        address = self._processes[core].address.next_life()
         while self._failed_starts[core] < MOST_STARTS:
             try:
-                self._start_again(core, before.address.next_life())
+                self._start_again(core, address)
                 return
             except OSError as error:
                 self._failed_starts[core] += 1
@@ -192,8 +228,6 @@ class OwnReplicas(Replicas):
                 time.sleep(PAUSE_S)
         self._replicas[core].is_given_up = True
         logger.error("%s is given up after %d starts", self.name(core), MOST_STARTS)
-        if all(replica.is_given_up for replica in self._replicas.values()):
-            raise EngineDeadError("no engine core could be started again")
 
     def _start_again(self, core: int, address: CoreAddress) -> None:
         with self._starting:

@@ -11,7 +11,7 @@ from vllm.executor.base import Executor
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
-    from vllm.distributed.place import Place
+    from vllm.distributed.place import Place, SpreadExperts
     from vllm.executor.control import WorkerType
     from vllm.executor.nodes.meeting import Nodes
     from vllm.executor.ranks import Ranks, SetAside
@@ -114,4 +114,17 @@ def _places(config: VllmConfig) -> list[Place]:
         parallel.nnodes,
         parallel.local_copy,
         parallel.data_parallel_size_local,
+        _experts(config),
     )
+
+
+def _experts(config: VllmConfig) -> SpreadExperts | None:
+    """Where copies of the model meet that share experts; None if they do not."""
+    from vllm.distributed.groups import Group
+    from vllm.distributed.place import SpreadExperts
+
+    if not config.spreads_experts:
+        return None
+    parallel = config.parallel
+    copies = Group(parallel.data_parallel_rank, parallel.data_parallel_size)
+    return SpreadExperts(copies, parallel.copies_meeting, parallel.copies_memory)

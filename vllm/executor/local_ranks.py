@@ -37,6 +37,7 @@ from vllm.utils.spawning import (
     refuse_while_imported,
     undisturbed,
 )
+from vllm.utils.unnamed_memory import UnnamedMemory
 
 logger = init_logger(__name__)
 
@@ -62,6 +63,8 @@ class LocalRanks:
         self._position_of: dict[int, int] = {}  # by descriptor in `_poll`
         self._channels = ExitStack()  # closed, it ends the ranks
         self._held = ExitStack()  # what they use until they have ended
+        self._memory = UnnamedMemory()
+        self._held.callback(self._memory.close)
 
     def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
         self._on_wait = on_wait
@@ -70,9 +73,9 @@ class LocalRanks:
         self._requests, request_readers = broadcast_queue(len(places))
         self._channels.callback(self._requests.close)
         # Memory without a name: nothing is left behind, whoever dies.
-        meeting, _ = self._memory("vllm-meeting")
+        meeting, _ = self._memory.new("vllm-meeting")
         shared = self._shared_memory(places)
-        records, fd = self._memory("vllm-pulses")
+        records, fd = self._memory.new("vllm-pulses")
         os.ftruncate(fd, len(places) * RECORD_BYTES)
         self._records = self._held.enter_context(mmap.mmap(fd, len(places) * RECORD_BYTES))
         devices = self._held.enter_context(self._devices([place.rank for place in places]))
@@ -187,17 +190,11 @@ class LocalRanks:
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))
 
-    def _memory(self, name: str) -> tuple[str, int]:
-        """New memory: the path by which ranks open it, and its descriptor."""
-        fd = os.memfd_create(name)
-        self._held.callback(os.close, fd)
-        return f"/proc/{os.getpid()}/fd/{fd}", fd
-
     def _shared_memory(self, places: Sequence[Place]) -> dict[int, str]:
         """A path for every stage all of whose ranks are here; others cannot share memory."""
         here = Counter(place.pp.rank for place in places)
         whole = sorted(stage for stage, count in here.items() if count == places[0].tp.size)
-        return {stage: self._memory("vllm-ranks")[0] for stage in whole}
+        return {stage: self._memory.new("vllm-ranks")[0] for stage in whole}
 
     def _state(self, position: int) -> RankState:
         return read(self._records, self._ranks[position], position)

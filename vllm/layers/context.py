@@ -15,6 +15,7 @@ from vllm.distributed.groups import SINGLE, Group
 from vllm.distributed.stages import Stage, stage_of
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
+from vllm.layers.dispatch import ExpertRanks
 from vllm.layers.expert_shard import ExpertShard
 from vllm.layers.shapes import ShardInfo
 from vllm.logger import init_logger
@@ -38,6 +39,7 @@ class ModelContext:
     attention_backends: Sequence[AttentionBackend]  # in order of preference
     tp: Collectives = field(default_factory=Alone)  # the ranks that share every layer
     pp: Group = SINGLE  # the stages that the layers are spread over
+    experts: ExpertRanks | None = None  # of all copies, where these share experts
     _logged: set[str] = field(default_factory=set)
 
     @property
@@ -55,7 +57,10 @@ class ModelContext:
         if not self.divides_experts:
             return ExpertShard.of_width(num_experts, self.shard)
         placement = self.config.parallel.expert_placement_strategy
-        return ExpertShard.of_whole_experts(num_experts, self.shard, placement)
+        ranks = self.shard
+        if self.experts is not None:
+            ranks = ShardInfo(self.experts.ranks.rank, self.experts.ranks.size)
+        return ExpertShard.of_whole_experts(num_experts, ranks, placement)
 
     def stage(self, num_layers: int) -> Stage:
         """The layers of this rank's stage, of `num_layers` in all. Raises ConfigError."""

@@ -36,9 +36,10 @@ class ExpertShard:
         """
         if num_experts < ranks.size:
             raise UnevenShares(
-                f"--enable-expert-parallel --tensor-parallel-size {ranks.size}: the layers of this "
-                f"model have {num_experts} experts, so that ranks would have none. Without "
-                "--enable-expert-parallel all ranks share every expert by its width."
+                f"--enable-expert-parallel with {ranks.size} ranks (--tensor-parallel-size x "
+                f"--data-parallel-size): the layers of this model have {num_experts} experts, so "
+                "that ranks would have none. Without --enable-expert-parallel the ranks of a copy "
+                "share every expert by its width."
             )
         return cls(num_experts, tuple(PLACEMENTS[placement](num_experts, ranks)))
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
+from vllm.layers.dispatch import GatherTokens, TokenSplit
 from vllm.layers.expert_shard import NOT_HERE, ExpertShard
 from vllm.layers.methods import ExpertsMethod
 from vllm.layers.shapes import Piece, Share
@@ -89,11 +90,16 @@ class Experts(Loadable):
 class DividedExperts(Experts):
     """Experts of which other ranks have some: their choices add nothing here."""
 
-    local_ids: Tensor  # [experts of the layer] int64, as ExpertShard has them
+    local_ids: Tensor  # [experts of the layer + 1] int64, as ExpertShard has them, and NOT_HERE
+
+    @property
+    def no_expert(self) -> int:
+        """An id that is no expert's; choosing it adds nothing on any rank."""
+        return self.shard.num_experts
 
     def allocate(self, device: torch.device) -> None:
         super().allocate(device)
-        ids = torch.tensor(self.shard.local_ids, dtype=torch.int64, device=device)
+        ids = torch.tensor((*self.shard.local_ids, NOT_HERE), dtype=torch.int64, device=device)
         self.register_buffer("local_ids", ids, persistent=False)
 
     def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
@@ -116,9 +122,7 @@ class MoE(nn.Module):
         """Every token passes `shared` as well, whose outputs must be partial sums."""
         super().__init__()
         self.router = Router(routing, hidden, context)
-        experts = context.expert_shard(routing.num_experts)
-        kind = Experts if experts.has_all else DividedExperts
-        self.experts = kind(experts, hidden, intermediate, act, context)
+        self.experts = _experts(routing.num_experts, hidden, intermediate, act, context)
         self.shared = shared
         self.complete = context.tp.sum_of
 
@@ -132,3 +136,53 @@ class MoE(nn.Module):
         if self.shared is not None:
             out = out + self.shared(x)
         return out
+
+
+class SpreadMoE(MoE):
+    """The same, with experts that are spread over the ranks of several copies of the model."""
+
+    experts: DividedExperts
+
+    def __init__(
+        self,
+        routing: Routing,
+        hidden: int,
+        intermediate: int,
+        act: str,
+        context: ModelContext,
+        shared: nn.Module | None = None,
+    ) -> None:
+        super().__init__(routing, hidden, intermediate, act, context, shared)
+        assert context.experts is not None
+        self.split = TokenSplit(context.tp)
+        self.dispatch = GatherTokens(context.experts, context.tp.size, self.experts.no_expert)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.split.own(x)
+        weights, ids = self.router(own)
+        out = self.dispatch(self.experts, own, weights, ids)
+        if self.shared is not None:
+            out = out + self.split.own_sum(self.shared(x))
+        return self.split.joined(out, len(x))
+
+
+def make_moe(
+    routing: Routing,
+    hidden: int,
+    intermediate: int,
+    act: str,
+    context: ModelContext,
+    shared: nn.Module | None = None,
+) -> MoE:
+    """Experts of one layer, on whichever ranks they are. Arguments as of MoE."""
+    kind = MoE if context.experts is None else SpreadMoE
+    return kind(routing, hidden, intermediate, act, context, shared)
+
+
+def _experts(
+    num_experts: int, hidden: int, intermediate: int, act: str, context: ModelContext
+) -> Experts:
+    shard = context.expert_shard(num_experts)
+    is_whole = shard.has_all and context.experts is None
+    kind = Experts if is_whole else DividedExperts
+    return kind(shard, hidden, intermediate, act, context)

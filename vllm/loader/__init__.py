@@ -16,6 +16,7 @@ from vllm.device.collectives import Alone, Collectives, Imagined
 from vllm.distributed.groups import SINGLE, Group
 from vllm.errors import ConfigError, LoadError
 from vllm.layers.context import ModelContext
+from vllm.layers.dispatch import ExpertRanks
 from vllm.layers.schemes import Checkpoint
 from vllm.layers.shapes import UnevenShares
 from vllm.loader import dummy
@@ -43,24 +44,26 @@ def load_model(
     device: torch.device,
     tp: Collectives | None = None,
     pp: Group = SINGLE,
+    experts: ExpertRanks | None = None,
 ) -> Model:
     """Build the configured model on `device`, fill it, and make it ready to run.
 
     `tp` are the ranks that share every layer, by default this one alone; it loads its share. `pp`
-    is this rank's stage of the pipeline, whose layers alone are built.
+    is this rank's stage of the pipeline, whose layers alone are built. `experts` are the ranks of
+    all copies of the model, where these share experts.
     Raises ConfigError if the model cannot run as configured, LoadError if the checkpoint is broken.
     """
     started = time.monotonic()
     refuse_unknown_formats(config)
     with torch.no_grad():
         if config.load.load_format == "dummy":
-            model = _declared(config, platform, device, tp, pp)
+            model = _declared(config, platform, device, tp, pp, experts)
             _take_memory(model, config, platform, device, ())
             dummy.fill(model, config.model.seed)
         else:
             files = _files(config)
             model = _fitting(
-                config, files, lambda wanted: _declared(wanted, platform, device, tp, pp)
+                config, files, lambda wanted: _declared(wanted, platform, device, tp, pp, experts)
             )
             _take_memory(model, config, platform, device, files)
             _fill(model, config, files, _shows_progress(config, 0 if tp is None else tp.rank))
@@ -106,25 +109,27 @@ def _declared(
     device: torch.device,
     tp: Collectives | None,
     pp: Group,
+    experts: ExpertRanks | None,
 ) -> Model:
     """The model without memory for its weights.
 
     Raises ConfigError, which lists the numbers of ranks that could share it if `tp` cannot.
     """
     try:
-        return _declare(config, platform, device, tp, pp)
+        return _declare(config, platform, device, tp, pp, experts)
     except UnevenShares as error:
 
         def can_share(size: int) -> bool:
             try:
-                _declare(config, platform, device, Imagined(size), pp)
+                _declare(config, platform, device, Imagined(size), pp, experts)
             except UnevenShares:
                 return False
             return True
 
         heads = getattr(config.model.hf_config, "num_attention_heads", 0)
         sizes = [n for n in range(1, MOST_RANKS + 1) if heads % n == 0 and can_share(n)]
-        raise ConfigError(f"{error} Choose one of {', '.join(map(str, sizes))}.") from error
+        choice = f" Choose one of {', '.join(map(str, sizes))}." if sizes else ""
+        raise ConfigError(f"{error}{choice}") from error
 
 
 def _declare(
@@ -133,6 +138,7 @@ def _declare(
     device: torch.device,
     tp: Collectives | None,
     pp: Group,
+    experts: ExpertRanks | None,
 ) -> Model:
     context = ModelContext(
         config=config,
@@ -143,6 +149,7 @@ def _declare(
         attention_backends=platform.attention_backends(config),
         tp=tp or Alone(),
         pp=pp,
+        experts=experts,
     )
     implementation = resolve_model(config.model)
     if pp.size > 1 and not implementation.has_stages:

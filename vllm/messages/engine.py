@@ -58,7 +58,13 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-ToEngine = EngineRequest | Abort | Call | Shutdown
+class BeginWave(msgspec.Struct, frozen=True, tag=True):
+    """Of a core to others that share experts with it: it has work; see vllm.engine.wave."""
+
+    number: int
+
+
+ToEngine = EngineRequest | Abort | Call | Shutdown | BeginWave
 
 
 class RequestUpdate(msgspec.Struct, omit_defaults=True):

@@ -98,3 +98,4 @@ class StepResult(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     failures: dict[int, str] = {}  # by slot: requests whose own code failed; their tokens are void
     counts: np.ndarray = NO_ROWS  # [S] int32: tokens of each row, at least one; empty: one each
+    is_idle: bool = False  # of copies that step together, none had anything to launch

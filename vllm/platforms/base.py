@@ -56,10 +56,10 @@ class Platform(PlatformFacts):
     def graph_runner(self, config: VllmConfig, place: Place) -> GraphRunner: ...
 
     @abstractmethod
-    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, ranks: Collectives) -> None:
         """Have the runner rehearse whatever must not happen first in a request.
 
-        All ranks of `tp` must rehearse the same.
+        All `ranks`, which launch together, must rehearse the same.
         """
 
     @abstractmethod
@@ -87,6 +87,16 @@ class Platform(PlatformFacts):
         raise ConfigError(
             f"{place.tp.size} ranks cannot share a model on this platform. Use "
             "--tensor-parallel-size 1."
+        )
+
+    def expert_collectives(self, config: VllmConfig, place: Place) -> Collectives:
+        """The same of the ranks of all copies that share experts, where `place` says so.
+
+        Called after `collectives`.
+        """
+        raise ConfigError(
+            f"{place.ep.size} ranks cannot share experts on this platform. Leave "
+            "--enable-expert-parallel or --data-parallel-size out."
         )
 
     def stage_link(self, config: VllmConfig, place: Place) -> StageLink:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
+from vllm.device.agreement import Agreement
 from vllm.device.device import Device
 from vllm.device.observer import StepObserver
 from vllm.device.placement import PlacedCache, Placement
+from vllm.device.planner import Planner
 from vllm.device.stage_link import StageLink
 from vllm.distributed.place import Place
 from vllm.layers.cached_attention import Attention
+from vllm.layers.dispatch import ExpertRanks
 from vllm.messages.cache import KVCacheLayout
 from vllm.models.interfaces import Model
 from vllm.ops.registry import Ops
@@ -30,6 +33,7 @@ from vllm.worker.ends.launch_end import LaunchEnd
 from vllm.worker.ends.pass_on import PassOn
 from vllm.worker.ends.silent import Silent
 from vllm.worker.inputs import GatherTokens, LaunchInputs, ReceiveHidden
+from vllm.worker.lockstep import Lockstep
 from vllm.worker.model_runner import ModelRunner, RunnerParts
 from vllm.worker.slots import Slots, SlotsShape
 
@@ -46,6 +50,7 @@ class LoadedRank:
     model: Model
     layers: Mapping[str, Attention]  # by name, in layer order
     link: StageLink | None  # of one stage of several
+    experts: ExpertRanks | None = None  # of all copies, where these share experts
 
 
 def make_runner(
@@ -70,8 +75,15 @@ def make_runner(
             graphs=rank.platform.graph_runner(rank.config, rank.place),
             end=_make_end(rank, slots, observer),
             observer=observer,
+            agreement=_make_agreement(rank, planner),
         )
     )
+
+
+def _make_agreement(rank: LoadedRank, planner: Planner) -> Agreement:
+    if rank.experts is None:
+        return Agreement()
+    return Lockstep(planner, rank.experts.ranks, rank.place.tp.size, rank.experts.tokens)
 
 
 def _make_slots(

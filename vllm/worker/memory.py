@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import torch
 from torch import Tensor
+
+from vllm.device.collectives import Collectives
+from vllm.messages.facts import WorkerFacts
 
 _FLOAT32_BYTES = 4
 # The sampler holds, at its peak, the logits, their processed copy, the noise and the sorted values.
@@ -20,6 +24,17 @@ def weight_bytes(model: torch.nn.Module) -> int:
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def poorest(own: WorkerFacts, ranks: Collectives) -> WorkerFacts:
+    """What every one of `ranks` has of memory, and none needs more than."""
+    return msgspec.structs.replace(
+        own,
+        weight_bytes=int(ranks.agreed(own.weight_bytes)),
+        activation_bytes=int(ranks.agreed(own.activation_bytes)),
+        total_bytes=int(ranks.least(own.total_bytes)),
+        free_bytes=int(ranks.least(own.free_bytes)),
+    )
 
 
 def activation_bytes(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vllm.device.agreement import Agreement
 from vllm.device.attention import AttentionBackend, AttentionMetas
 from vllm.device.device import Device
 from vllm.device.graphs import Forward, GraphRunner
@@ -35,6 +36,7 @@ class RunnerParts:
     graphs: GraphRunner
     end: LaunchEnd[Any]
     observer: StepObserver = StepObserver()
+    agreement: Agreement = Agreement()
 
 
 class ModelRunner:
@@ -50,6 +52,7 @@ class ModelRunner:
         self.graphs = parts.graphs
         self.end = parts.end
         self.observer = parts.observer
+        self.agreement = parts.agreement
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepAnswer:
@@ -57,7 +60,7 @@ class ModelRunner:
         self.observer.step_begins(plan)
         self.slots.apply(plan)
         endings = []
-        for launch in self.planner.split(plan):
+        for launch in self.agreement.joined(self.planner.split(plan)):
             self.observer.launch_begins(launch)
             hidden = self._run(launch, *self._prepare(launch, self.inputs.gather))
             ending = self.end.finish(plan, launch, hidden)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
+from vllm.device.agreement import AgreedTokens
 from vllm.device.observer import StepObserver, observer_of
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.layers.cached_attention import Attention
+from vllm.layers.dispatch import ExpertRanks
 from vllm.loader import load_model, reload_weights
 from vllm.logger import init_logger
 from vllm.messages.cache import AnySpec, KVCacheLayout
@@ -30,7 +32,7 @@ from vllm.profiling.torch_profile import TorchProfile, TorchProfileSettings
 from vllm.worker import memory
 from vllm.worker.assembly import LoadedRank, make_runner
 from vllm.worker.caches import bind_caches, trial_layout
-from vllm.worker.ends.launch_end import StepAnswer
+from vllm.worker.ends.launch_end import IdleAnswer, StepAnswer
 from vllm.worker.model_runner import ModelRunner
 from vllm.worker.step_log import step_logs
 from vllm.worker.step_timeline import StepTimeline
@@ -55,6 +57,11 @@ class Worker:
             TorchProfileSettings.read(), place.rank, self.platform.profiler_activities()
         )
         self.collectives = self.platform.collectives(config, place)
+        self.experts: ExpertRanks | None = None
+        self.launching = self.collectives  # all ranks that take part in this one's launches
+        if place.spreads_experts:
+            self.launching = self.platform.expert_collectives(config, place)
+            self.experts = ExpertRanks(self.launching, AgreedTokens())
         has_stages = place.pp.size > 1
         self.link = self.platform.stage_link(config, place) if has_stages else None
         self._all_observers = self._observers()
@@ -68,7 +75,9 @@ class Worker:
 
     def where(self) -> str:
         """What this rank waits for from others, for people; "" if nothing. Any thread may ask."""
-        return self.collectives.where() or ("" if self.link is None else self.link.where())
+        link = "" if self.link is None else self.link.where()
+        experts = "" if self.experts is None else self.launching.where()
+        return self.collectives.where() or link or (experts and f"{experts} of all copies")
 
     def load(self) -> None:
         """Build the model and read its weights. Raises ConfigError and LoadError."""
@@ -80,6 +89,7 @@ class Worker:
                 self.device.torch_device,
                 self.collectives,
                 self.place.pp,
+                self.experts,
             )
         self.layers: Mapping[str, Attention] = self.model.attention_layers()
         self.load_s = time.monotonic() - started
@@ -99,7 +109,7 @@ class Worker:
         with self.device.needing("the largest step"):
             activation_bytes = self._measure_activations(specs)
         device_memory = self.device.memory()
-        return WorkerFacts(
+        found = WorkerFacts(
             kv_specs=specs,
             weight_bytes=memory.weight_bytes(self.model),
             activation_bytes=activation_bytes,
@@ -108,6 +118,8 @@ class Worker:
             load_s=self.load_s,
             local_size=self.place.local_size,
         )
+        # Copies that launch together prepare the same, for which they need caches of one size.
+        return found if self.experts is None else memory.poorest(found, self.launching)
 
     def bind_kv_cache(self, layout: KVCacheLayout) -> None:
         """Allocate the cache of this rank's layers, build the runner, warm up.
@@ -119,14 +131,16 @@ class Worker:
             tensors = bind_caches(own, self.layers, self.device)
         max_num_seqs = self.config.scheduler.max_num_seqs
         self.runner = self._make_runner(own, tensors, max_num_seqs, self.observer)
-        self.platform.warm_up(self.config, self.runner, self.collectives)
+        self.platform.warm_up(self.config, self.runner, self.launching)
         self.collectives.steps_begin()
+        self.launching.steps_begin()
         self._closing.callback(self.runner.planner.close)
         self.device.synchronize()
         self.observer.warm_up_ends()
 
     def execute(self, plan: StepPlan) -> StepAnswer:
-        return self.runner.execute(plan)
+        answer = self.runner.execute(plan)
+        return IdleAnswer(answer) if self.runner.agreement.is_idle else answer
 
     def profile(self, is_start: bool = True) -> str | None:
         """Start the torch profiler, or stop it; -> path of the trace. Raises NotAvailable."""
@@ -219,5 +233,6 @@ class Worker:
             self.model,
             self.layers,
             self.link,
+            self.experts,
         )
         return make_runner(rank, layout, tensors, max_num_seqs, observer)

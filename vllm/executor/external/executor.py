@@ -7,7 +7,6 @@ not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -35,6 +34,7 @@ from vllm.messages.codec import decoder, encoder
 from vllm.messages.facts import WorkerFacts
 from vllm.messages.sibling import Introduction, planned
 from vllm.messages.step import StepPlan, StepResult
+from vllm.utils.unnamed_memory import UnnamedMemory
 
 if TYPE_CHECKING:
     from vllm.config.vllm import VllmConfig
@@ -68,6 +68,8 @@ class ExternalExecutor:
         (self._driver,) = (place.rank for place in places if place.is_driver)
         self._devices = devices
         self._closing = ExitStack()
+        self._memory = UnnamedMemory()
+        self._closing.callback(self._memory.close)
         self._siblings: Siblings | None = None
         self._rank = DaemonThread(f"rank-{self._place.rank}")
         # Waiting for the values of a step must not keep the next from being started.
@@ -169,14 +171,8 @@ class ExternalExecutor:
             rendezvous = f"{met.address}:{self._store.port}"
         stage = self._places[place.rank : place.rank + place.tp.size]
         if place.tp.rank == 0 and len({each.node for each in stage}) == 1:
-            memory = self._memory("vllm-ranks")
+            memory, _ = self._memory.new("vllm-ranks")
         return Introduction(introduction(self._config), rendezvous, memory)
-
-    def _memory(self, name: str) -> str:
-        """New memory without a name: the path by which processes of this machine open it."""
-        fd = os.memfd_create(name)
-        self._closing.callback(os.close, fd)
-        return f"/proc/{os.getpid()}/fd/{fd}"
 
     def _gather(
         self, value: msgspec.Struct, kind: type[T], limit_s: float | None, what: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ from vllm.device.capabilities import Capabilities
 from vllm.device.collectives import Collectives
 from vllm.device.device import Device
 from vllm.device.stage_link import StageLink
+from vllm.distributed import rendezvous
+from vllm.distributed.groups import Group
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.errors import ConfigError
@@ -26,6 +29,8 @@ from vllm.platforms.cpu.device import CpuDevice
 from vllm.platforms.cpu.threads import num_usable_cores, plan_threads
 
 if TYPE_CHECKING:
+    from torch.distributed import Store
+
     from vllm.config.vllm import VllmConfig
     from vllm.device.graphs import GraphRunner
     from vllm.device.planner import Planner
@@ -94,34 +99,46 @@ class CpuPlatform(Platform):
     def collectives(self, config: VllmConfig, place: Place) -> Collectives:
         if place.tp.size == 1:
             return super().collectives(config, place)
+        meeting = partial(rendezvous.meeting, place, name=f"stage {place.pp.rank}")
+        return self._connected(config, place, place.tp, place.memory, meeting)
+
+    def expert_collectives(self, config: VllmConfig, place: Place) -> Collectives:
+        name = f"experts of stage {place.pp.rank}"
+        meeting = partial(rendezvous.meeting_of_copies, place, name=name)
+        return self._connected(config, place, place.ep, place.experts_memory, meeting)
+
+    def _connected(
+        self,
+        config: VllmConfig,
+        place: Place,
+        group: Group,
+        memory: str,
+        meeting: Callable[..., Store],
+    ) -> Collectives:
+        """Through `memory`; without, through sockets of those who come to `meeting`."""
         limit_s = config.parallel.host_timeout_seconds
-        if not native.is_available() or not place.memory:
-            from vllm.distributed.rendezvous import limit_of, meeting
-            from vllm.platforms.cpu.gloo import Gloo
+        if native.is_available() and memory:
+            from vllm.platforms.cpu.collectives import SharedMemory
 
-            limit = limit_of(limit_s)
-            return Gloo(
-                meeting(place, limit, f"stage {place.pp.rank}"), place.tp, limit, place.address
-            )
-        from vllm.platforms.cpu.collectives import SharedMemory
+            return SharedMemory(group, memory, limit_s, self.ranks_have_cores)
+        from vllm.platforms.cpu.gloo import Gloo
 
-        return SharedMemory(place.tp, place.memory, limit_s, self.ranks_have_cores)
+        limit = rendezvous.limit_of(limit_s)
+        return Gloo(meeting(limit=limit), group, limit, place.address)
 
     def stage_link(self, config: VllmConfig, place: Place) -> StageLink:
-        from vllm.distributed.rendezvous import limit_of, meeting
         from vllm.platforms.cpu.stage_link import GlooLink
 
-        limit = limit_of(config.parallel.host_timeout_seconds)
-        return GlooLink(
-            meeting(place, limit, f"share {place.tp.rank}"), place.pp, limit, place.address
-        )
+        limit = rendezvous.limit_of(config.parallel.host_timeout_seconds)
+        meeting = rendezvous.meeting(place, limit, f"share {place.tp.rank}")
+        return GlooLink(meeting, place.pp, limit, place.address)
 
-    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, ranks: Collectives) -> None:
         from vllm.platforms.cpu.warmup import warm_up
 
         warm_up(
             runner.rehearse,
-            tp.agreed,
+            ranks.agreed,
             max_rows=config.scheduler.max_num_seqs,
             max_tokens=config.scheduler.max_num_batched_tokens,
             max_row_tokens=config.model.max_model_len,

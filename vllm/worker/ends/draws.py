@@ -31,7 +31,9 @@ class Draws:
 
 def draws_of(plan: StepPlan, launch: Launch) -> Draws | None:
     """The draws of a launch of this plan; None if it has none."""
-    if not launch.is_padded and plan.samples.all() and launch.key.phase is Phase.DECODE:
+    has_dummies = len(launch.plan_rows_np) < launch.num_rows
+    is_exact = not launch.is_padded and not has_dummies
+    if is_exact and plan.samples.all() and launch.key.phase is Phase.DECODE:
         return _draws_of_all(plan, launch)
     drawing = np.flatnonzero(plan.samples[launch.plan_rows_np]).astype(np.int32)
     if not len(drawing):

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+import msgspec
 from torch import Tensor
 
 from vllm.device.device import HostCopy
@@ -22,6 +23,17 @@ class StepAnswer(Protocol):
     def result(self) -> StepResult | None:
         """Wait for the values; None at once if this rank answers without."""
         ...
+
+
+class IdleAnswer:
+    """The answer to a step in which no copy of the model had anything to launch."""
+
+    def __init__(self, answer: StepAnswer) -> None:
+        self._answer = answer
+
+    def result(self) -> StepResult | None:
+        result = self._answer.result()
+        return None if result is None else msgspec.structs.replace(result, is_idle=True)
 
 
 class LaunchEnd(ABC, Generic[Ending]):
