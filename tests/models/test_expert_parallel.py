@@ -106,7 +106,7 @@ def test_more_ranks_than_experts_are_refused_with_both_numbers(tmp_path):
         "mixtral", tmp_path / "mixtral", num_attention_heads=8, num_key_value_heads=8
     )
     config = config_for(path, **whole_experts())
-    message = r"--tensor-parallel-size 8: .* have 4 experts.* Choose one of 1, 2, 4\.$"
+    message = r"with 8 ranks .* have 4 experts.* Choose one of 1, 2, 4\.$"
     with pytest.raises(ConfigError, match=message):
         on_ranks(8, lambda tp: load_model(config, References(), CPU, tp))
 

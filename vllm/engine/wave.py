@@ -44,7 +44,7 @@ class Waves(NoWaves):
     def __init__(self, tell: Callable[[int], None]) -> None:
         """`tell` the other cores that the wave of this number begins."""
         self._tell = tell
-        self._number = 0  # of this wave, or of the last one
+        self.number = 0  # of this wave, or of the last one
         self._is_next_begun = False
         self._is_draining = False
 
@@ -54,17 +54,17 @@ class Waves(NoWaves):
 
     def begin(self) -> None:
         if not self.is_on:
-            self._number += 1
+            self.number += 1
             self.is_on = True
-            self._tell(self._number)
+            self._tell(self.number)
 
     def join(self, number: int) -> None:
-        if number <= self._number:
+        if number <= self.number:
             return
         if self.is_on:  # the other has seen the end of this wave before
             self._is_next_begun = True
         else:
-            self._number, self.is_on = number, True
+            self.number, self.is_on = number, True
 
     def note(self, result: StepResult, num_inflight: int) -> None:
         self._is_draining = result.is_idle
@@ -72,5 +72,5 @@ class Waves(NoWaves):
             return
         self._is_draining = False
         self.is_on = self._is_next_begun
-        self._number += self._is_next_begun
+        self.number += self._is_next_begun
         self._is_next_begun = False

@@ -96,7 +96,7 @@ def answers(
         found: dict[str, list[RequestOutput]] = {}
         for (want, _), output in zip(asked, outputs, strict=True):
             found.setdefault(want, []).append(output)
-        llm.llm_engine.client.core.check_integrity()
+        llm.llm_engine.call("check_integrity")
         return found
     finally:
         llm.llm_engine.shutdown()

@@ -86,7 +86,7 @@ def with_engine(
             llm.reset_prefix_cache()
             before, tokens = tokens, tokens_of(llm)
             assert before != tokens, "the weights are still the first ones"
-        llm.llm_engine.client.core.check_integrity()
+        llm.llm_engine.call("check_integrity")
         return tokens
     finally:
         llm.llm_engine.shutdown()

@@ -66,7 +66,7 @@ def tokens_and_counts(
         tokens = in_mode.tokens_of(llm)
         if not arguments.get("enforce_eager"):
             counts = [{**rank, "seen": []} for rank in llm.collective_rpc(watching.end)]
-        llm.llm_engine.client.core.check_integrity()
+        llm.llm_engine.call("check_integrity")
     finally:
         llm.llm_engine.shutdown()
     return tokens, counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor
 from vllm.device.collectives import Collectives
 from vllm.distributed.place import Place
 from vllm.logger import init_logger
+from vllm.messages.step import Int32Array
 from vllm.platforms.hpu import bridge, world
 from vllm.platforms.hpu.settings import CollectiveSettings
 
@@ -23,24 +24,31 @@ _gather_rows: Final = getattr(dist, "all_gather_single", dist.all_gather_into_te
 _scatter_rows: Final = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
+Meet = Callable[[Place, CollectiveSettings], world.MetRanks]
+
+
 class Hccl(Collectives):
-    """The ranks of a stage; ops of lazy graphs, of HPU graphs and of compiled ones as well.
+    """The ranks of a stage, of one copy of the model or of all.
+
+    What they compute are ops of lazy graphs, of HPU graphs and of compiled ones as well.
 
     `agreed` and `least` stay on the host: they are asked for where the device's memory is short.
     """
 
-    def __init__(self, place: Place, settings: CollectiveSettings) -> None:
-        """Meets all ranks; see `world.join`.
+    def __init__(
+        self, place: Place, settings: CollectiveSettings, meet: Meet = world.stage_ranks
+    ) -> None:
+        """Meets all ranks; see `world.join`. `meet` says which of them these are.
 
         Raises ConfigError, with which the start of every rank ends.
         """
-        self.rank, self.size = place.tp.rank, place.tp.size
         self._settings = settings
         self._where, self._num_calls = "", 0
         self._mark_step: Callable[[], None] = bridge.module("core").mark_step
         self._is_lazy = bridge.is_lazy()
         with world.meeting(place):
-            self._ranks = world.stage_ranks(place, settings)
+            self._ranks = meet(place, settings)
+            self.rank, self.size = self._ranks.group.rank, self._ranks.group.size
             group = self._ranks.devices or dist.distributed_c10d._get_default_group()
             self._group_name: str = group.group_name
             self._check()
@@ -81,6 +89,20 @@ class Hccl(Collectives):
         self._call("gather", _gather_rows, rows, x.contiguous())
         return rows.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
 
+    def gather_rows(self, x: Tensor) -> Tensor:
+        rows = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        self._call("gather", _gather_rows, rows, x.contiguous())
+        return rows
+
+    def show(self, values: Int32Array) -> Int32Array:
+        own = torch.from_numpy(values)
+        shown = [torch.empty_like(own) for _ in range(self.size)]
+        self._told("exchange on the host", lambda: self._gather_on_host(shown, own))
+        return cast(Int32Array, torch.stack(shown).numpy())
+
+    def _gather_on_host(self, shown: list[Tensor], own: Tensor) -> None:
+        self._ranks.host.allgather([shown], [own]).wait()
+
     def scatter_sum(self, x: Tensor) -> Tensor:
         x = x.contiguous()
         out = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
@@ -97,7 +119,7 @@ class Hccl(Collectives):
 
     def broadcast(self, x: Tensor, source: int) -> Tensor:
         x = x.contiguous()
-        self._call("broadcast", dist.broadcast, x, self._ranks.first + source)
+        self._call("broadcast", dist.broadcast, x, self._ranks.members[source])
         return x
 
     def agreed(self, value: float) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vllm.device.agreement import JoinedLaunch, LaunchSize
 from vllm.device.launch import Launch, Phase, ShapeKey
 from vllm.device.placement import Placement
 from vllm.device.planner import Planner
@@ -48,14 +50,51 @@ class PhasedPlanner(Planner):
             launches.extend(self._prompts(plan, rows) for rows in self._grouped(plan, prompts))
         return launches
 
+    def together(
+        self, launches: Sequence[Launch], sizes: Sequence[Sequence[LaunchSize]]
+    ) -> Iterator[JoinedLaunch]:
+        """Parts have a prepared shape that all copies pad their launches to.
+
+        Of launches that no such shape holds together, the largest goes first, with those that its
+        shape holds.
+        """
+        for phase in (Phase.DECODE, Phase.PREFILL):
+            own = deque(launch for launch in launches if launch.key.phase is phase)
+            keys = [deque(size.key for size in some if size.key.phase is phase) for some in sizes]
+            while any(keys):
+                key = self._common([some[0] for some in keys if some])
+                has_part = bool(own) and _holds(key, own[0].key)
+                for some in keys:
+                    if some and _holds(key, some[0]):
+                        some.popleft()
+                launch = _padded_to(key, own.popleft()) if has_part else self._dummy(key)
+                yield JoinedLaunch(launch, launch.num_tokens)
+
+    def _common(self, keys: Sequence[ShapeKey]) -> ShapeKey:
+        """The shape of the next part, of launches of these shapes."""
+        phase = keys[0].phase
+        rows, query_len, blocks = (
+            max(values)
+            for values in zip(*((k.rows, k.query_len, k.kv_blocks) for k in keys), strict=True)
+        )
+        if phase is Phase.DECODE:
+            bucket = self.buckets.find_decode(rows, blocks)
+        else:
+            bucket = self.buckets.find_prompt(rows, query_len, blocks)
+        if not self.buckets.is_prepared(bucket):
+            return max(keys, key=lambda key: (key.rows * key.query_len, key))
+        return ShapeKey(phase, bucket.rows, bucket.query_len, bucket.blocks)
+
+    def _dummy(self, key: ShapeKey) -> Launch:
+        return padded_launch(key, _NO_ROWS, _NO_ROWS, _NO_ROWS, _NO_ROWS)
+
     def rehearsal(self, num_tokens: int, max_row_tokens: int) -> Launch:
         query_len = max(2, min(num_tokens, max_row_tokens))
         return self.rehearsal_of(Phase.PREFILL, self.buckets.find_prompt(1, query_len, 0))
 
     def rehearsal_of(self, phase: Phase, bucket: Bucket) -> Launch:
         """A launch of exactly this shape in which every row is padding."""
-        key = ShapeKey(phase, bucket.rows, bucket.query_len, bucket.blocks)
-        return padded_launch(key, _NO_ROWS, _NO_ROWS, _NO_ROWS, _NO_ROWS)
+        return self._dummy(ShapeKey(phase, bucket.rows, bucket.query_len, bucket.blocks))
 
     def close(self) -> None:
         self.demand.close()
@@ -115,6 +154,28 @@ class PhasedPlanner(Planner):
             together = min(self.max_prompt_rows, max(1, self.max_tokens // longest))
             yield np.sort(fresh[begin : begin + together])
             begin += together
+
+
+def _holds(key: ShapeKey, other: ShapeKey) -> bool:
+    """Whether a launch of the shape `other` can be padded to `key`."""
+    return (
+        key.rows >= other.rows
+        and key.query_len >= other.query_len
+        and key.kv_blocks >= other.kv_blocks
+    )
+
+
+def _padded_to(key: ShapeKey, launch: Launch) -> Launch:
+    if launch.key == key:
+        return launch
+    rows = slice(len(launch.plan_rows_np))  # behind them are rows of the dummy slot
+    return padded_launch(
+        key,
+        launch.plan_rows_np,
+        launch.slots_np[rows],
+        launch.starts_np[rows],
+        launch.counts_np[rows],
+    )
 
 
 def padded_launch(

@@ -76,7 +76,7 @@ class HpuPlatform(Platform):
 
     @contextmanager
     def devices(self, config: VllmConfig, ranks: Sequence[int]) -> Iterator[Sequence[int]]:
-        if config.parallel.world_size > 1:
+        if config.parallel.world_size > 1 or config.spreads_experts:
             check_interfaces()
         listed = envs.inherited(modules.VISIBLE)
         count = 0 if listed else bridge.require_devices()
@@ -89,7 +89,7 @@ class HpuPlatform(Platform):
             yield chosen
 
     def prepare_process(self, config: VllmConfig, place: Place) -> None:
-        if place.world_size > 1:
+        if place.everyone.size > 1:
             prepare_host_groups(place)
         if place.pp.size > 1:
             bridge.keep_tensor_cache()
@@ -105,6 +105,12 @@ class HpuPlatform(Platform):
         from vllm.platforms.hpu.collectives import Hccl
 
         return Hccl(place, collective_settings(config))
+
+    def expert_collectives(self, config: VllmConfig, place: Place) -> Collectives:
+        from vllm.platforms.hpu.collectives import Hccl
+        from vllm.platforms.hpu.world import expert_ranks
+
+        return Hccl(place, collective_settings(config), expert_ranks)
 
     def stage_link(self, config: VllmConfig, place: Place) -> StageLink:
         from vllm.platforms.hpu.stage_link import HcclLink
@@ -130,10 +136,10 @@ class HpuPlatform(Platform):
 
         return make_runner(settings_of(config))
 
-    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, tp: Collectives) -> None:
+    def warm_up(self, config: VllmConfig, runner: WarmUpRunner, ranks: Collectives) -> None:
         from vllm.platforms.hpu.warmup import WarmUp
 
-        WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization, tp).run()
+        WarmUp(runner, settings_of(config), config.cache.gpu_memory_utilization, ranks).run()
 
     def kv_cache_budget(self, config: VllmConfig, facts: WorkerFacts) -> int:
         settings = settings_of(config)

@@ -32,7 +32,8 @@ class HcclLink(StageLink):
         Raises ConfigError, with which the start of every rank ends.
         """
         self._stage = place.pp.rank
-        self._before, self._after = place.rank - place.tp.size, place.rank + place.tp.size
+        own = place.everyone.rank
+        self._before, self._after = own - place.tp.size, own + place.tp.size
         self._sent: deque[tuple[Any, Tensor]] = deque()  # memory that HCCL may still read
         self._where = ""
         self._mark_step: Callable[[], None] = bridge.module("core").mark_step
@@ -72,7 +73,7 @@ class HcclLink(StageLink):
             if (found := int(rank.item())) != self._before:
                 raise RuntimeError(f"a first transfer came from rank {found}, not {self._before}")
         if self._stage < place.pp.size - 1:
-            self.send(rank.fill_(place.rank))
+            self.send(rank.fill_(place.everyone.rank))
         logger.info("Rank %d has met its neighbours in the pipeline through HCCL", place.rank)
 
     def _end_graph(self) -> None:

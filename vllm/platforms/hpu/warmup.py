@@ -50,7 +50,7 @@ class WarmUp:
     """One engine's warm-up; `run` does all of it."""
 
     def __init__(
-        self, runner: WarmUpRunner, settings: HpuSettings, utilization: float, tp: Collectives
+        self, runner: WarmUpRunner, settings: HpuSettings, utilization: float, ranks: Collectives
     ) -> None:
         assert isinstance(runner.planner, PhasedPlanner), runner.planner
         assert isinstance(runner.graphs, HpuRunner), runner.graphs
@@ -59,7 +59,7 @@ class WarmUp:
         self._graphs = runner.graphs
         self._settings = settings
         self._utilization = utilization
-        self._tp = tp  # what steers rehearsals must be the same on all of its ranks
+        self._ranks = ranks  # what steers rehearsals must be the same on all of them
         self._sampled_rows: set[int] = set()
         self._failed: dict[Phase, list[Bucket]] = {Phase.PREFILL: [], Phase.DECODE: []}
 
@@ -128,7 +128,7 @@ class WarmUp:
     ) -> None:
         """Prompts within their share of the memory, decodes within the rest, then what is left."""
         spare = int(self._runner.device.memory().total_bytes * _SPARE_SHARE)
-        available = int(self._tp.least(max(0, self._free_bytes() - spare)))
+        available = int(self._ranks.least(max(0, self._free_bytes() - spare)))
         reserved = int(available * settings.reserved_of_free(self._utilization))
         strategies = {
             Phase.PREFILL: settings.prompt_strategy,
@@ -177,7 +177,7 @@ class WarmUp:
                 self._check_skippable(error, "capturing", launch)
                 report.lacks_memory = True
                 return list(buckets[number:])
-            used = int(self._tp.agreed(max(0, free - self._free_bytes())))
+            used = int(self._ranks.agreed(max(0, free - self._free_bytes())))
             report.used_bytes += used
             report.captured.append(bucket)
             dearest = max(dearest, used / tokens)
@@ -233,7 +233,7 @@ class WarmUp:
         """
         if not is_out_of_memory(error):
             raise error
-        if self._tp.size > 1:
+        if self._ranks.size > 1:
             raise ConfigError(
                 f"--device hpu: memory ran out while {doing} the shape {named(launch.key)}, which "
                 f"the other ranks cannot leave out any more: {error}. Lower "
@@ -268,7 +268,7 @@ class WarmUp:
 
     @contextmanager
     def _progress(self, total: int, name: str) -> Iterator[tqdm]:
-        is_shown = self._tp.rank == 0 and sys.stderr.isatty()
+        is_shown = self._ranks.rank == 0 and sys.stderr.isatty()
         with tqdm(total=total, desc=name, unit="shape", disable=not is_shown) as bar:
             yield bar
 
