@@ -148,6 +148,50 @@ async def test_a_core_that_is_killed_ends_its_own_requests_and_is_started_again(
     assert not llm.errored
 
 
+@pytest.fixture
+def sharing(copies: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> VllmConfig:
+    """Copies that share experts, as far as this process knows."""
+    monkeypatch.setattr(VllmConfig, "spreads_experts", True)
+    return copies
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_cores_that_share_experts_end_and_start_together(
+    sharing: VllmConfig, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(OwnReplicas(sharing, make_slow_core), sharing) as llm:
+        client = own(llm)
+        for process in client._processes.values():
+            process.pulse.limit_s = 2.0
+        before = client.pids
+        task = asyncio.create_task(endings(llm, 40, LONG))
+        await until(lambda: len(client._owners) >= 40)
+        os.kill(before[1], how)
+        ends = await task
+        text = f"engine core 5 (process {before[1]}) was killed by SIGKILL"
+        assert ends.count(text) == 20
+        (others,) = {*ends} - {text}
+        assert others.startswith(f"engine core 4 (process {before[0]}) was killed")
+        assert others.endswith("engine core 5, with which it shares experts, ended")
+        await until(lambda: not {*before} & {*client.pids})
+        assert set(await endings(llm, 40)) == {"length"}
+        assert not any(is_running(pid) for pid in before)
+        assert await llm.call("num_requests") == [0, 0]
+    assert not llm.errored
+
+
+async def test_cores_that_share_experts_are_given_up_together(
+    sharing: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(OwnReplicas(sharing, make_slow_core), sharing) as llm:
+        client = own(llm)
+        client._make_core = make_broken_core
+        os.kill(client.pids[0], signal.SIGKILL)
+        await until(lambda: llm.errored)
+        with pytest.raises(EngineDeadError, match="no engine core could be started again"):
+            await endings(llm, 1)
+
+
 async def test_a_core_that_fails_ends_with_what_it_says(llm: AsyncLLM) -> None:
     task = asyncio.create_task(endings(llm, 10, LONG))
     await until(lambda: len(own(llm)._owners) >= 10)

@@ -48,7 +48,7 @@ class CoreProcess:
         name: str = "the engine core",
     ) -> None:
         self.address = address
-        self._name = name
+        self.name = name  # for people
         make_file(address.heartbeat)
         self._process = _start(make_core, config, addresses, address)
         self.pulse = ProcessPulse(address.heartbeat, self.pid)
@@ -79,7 +79,7 @@ class CoreProcess:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
             how = f"ended with exit code {code}"
-        return f"{self._name} (process {self.pid}) {how}"
+        return f"{self.name} (process {self.pid}) {how}"
 
 
 def end_all(cores: Sequence[CoreProcess], patience_s: float = PATIENCE_S) -> None:

@@ -28,6 +28,7 @@ from vllm.engine.front_link import FrontLink, is_readable
 from vllm.engine.heartbeat import OwnPulse
 from vllm.engine.replicas import Replica, Replicas, State
 from vllm.engine.scratch import Scratch
+from vllm.engine.stopped_cores import StoppedCores
 from vllm.errors import EngineDeadError
 from vllm.logger import init_logger
 from vllm.messages.engine import EngineDead, EngineReady, Shutdown
@@ -80,6 +81,7 @@ class OwnReplicas(Replicas):
         self._processes: dict[int, CoreProcess] = {}
         self._meeting = CopiesMeeting(config)
         self._is_ending_all = False
+        self._stopped_cores: StoppedCores | None = None
         self._at_exit = stop_at_exit(self)
         try:
             for number in range(num_cores):
@@ -143,6 +145,8 @@ class OwnReplicas(Replicas):
             raise
         self.cores = [found[core] for core in sorted(found)]
         self._balance = make_balance(self._config, self.cores)
+        if self._config.spreads_experts:
+            self._stopped_cores = StoppedCores(lambda: list(self._processes.values()))
 
     def stop(self) -> None:
         if not self._stopped:
@@ -171,6 +175,8 @@ class OwnReplicas(Replicas):
             for core in self._processes:
                 self._link.send(Shutdown(), core)
             self._link.wake()
+        if self._stopped_cores is not None:
+            self._stopped_cores.close()
         if self._far_copies is not None:
             self._far_copies.stop()
         self._scratch.remove()

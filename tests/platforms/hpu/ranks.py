@@ -104,6 +104,32 @@ def with_model(path: Path, num_requests: str, ranks: str) -> None:
     llm.llm_engine.shutdown()
 
 
+def traffic_of_copies(arch: str, num_requests: str, ranks: str) -> None:
+    """Chat over copies that launch together. `ranks`: JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        llm = engine(
+            model=random_checkpoint.make(arch, Path(folder), seed=3),
+            max_model_len=MAX_MODEL_LEN,
+            max_num_batched_tokens=64,
+            num_gpu_blocks_override=24,
+            **json.loads(ranks),
+        )
+        llm.collective_rpc(watching.begin_in_any_process)
+        finished = serve(llm, deque(arrivals(int(num_requests))))
+        counts = llm.collective_rpc(watching.end_of_shapes)
+        llm.llm_engine.call("check_integrity")
+        llm.llm_engine.shutdown()
+    shapes = [rank.pop("shapes") for rank in counts]
+    # A last step may not have reached all when the counting ended.
+    shortest = min(map(len, shapes))
+    tell(
+        finished=finished,
+        num_launches=[len(some) for some in shapes],
+        same_shapes=all(some[:shortest] == shapes[0][:shortest] for some in shapes),
+        ranks=counts,
+    )
+
+
 def arrivals(num_requests: int) -> Iterator[Arrival]:
     rng = np.random.default_rng(0)
     lines = [line for line in LENGTHS.read_text().splitlines() if not line.startswith("#")]
@@ -146,6 +172,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "everything": everything,
     "traffic": traffic,
     "traffic_of": traffic_of,
+    "traffic_of_copies": traffic_of_copies,
     "unequal": unequal,
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.launch import Launch
-from vllm.device.observer import StepObserver
+from vllm.device.observer import StepObserver, observer_of
 from vllm.distributed.place import Place
 from vllm.platforms.hpu.graphs import HpuGraphRunner, named
 from vllm.worker.model_runner import ModelRunner
@@ -105,6 +105,31 @@ def end(worker: Worker) -> dict[str, Any]:
         "draws": _recorder.draws,
         **asdict(counters.since(_before)),
     }
+
+
+class ShapeRecorder(StepObserver):
+    """What is the same on all ranks that launch together, and which launches have no rows."""
+
+    def __init__(self) -> None:
+        self.shapes: list[str] = []
+        self.num_dummies = 0
+
+    def launch_begins(self, launch: Launch) -> None:
+        self.shapes.append(str(launch.key))
+        self.num_dummies += not len(launch.plan_rows_np)
+
+
+_shapes = ShapeRecorder()
+
+
+def begin_in_any_process(worker: Worker) -> None:
+    """As `begin`, and launches are recorded from now on."""
+    worker.runner.observer = observer_of([worker.runner.observer, _shapes])
+    begin(worker)
+
+
+def end_of_shapes(worker: Worker) -> dict[str, Any]:
+    return {**end(worker), "shapes": _shapes.shapes, "num_dummies": _shapes.num_dummies}
 
 
 def captured(worker: Worker) -> list[str]:
