@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vllm.config.kinds import INT
+from vllm.config.kinds import INT, TEXT
 from vllm.config.option import option
 from vllm.config.ray_start import WITHOUT_RAY, RayStart
 
@@ -34,10 +34,11 @@ class ParallelConfig:
         kind=INT,
         low=0,
         aliases=("-dpl",),
-        auto="all",
+        auto="all; with --data-parallel-backend ray as many as there is room for",
         local=True,
         help="Copies on this machine. Without --data-parallel-hybrid-lb the server waits for the "
-        "other ones to come from machines that are started with --headless.",
+        "other ones to come from machines that are started with --headless, or lets Ray place "
+        "them.",
     )
     data_parallel_start_rank: int = option(
         0,
@@ -56,9 +57,20 @@ class ParallelConfig:
         local=True,
         help="Number of the only copy that this server has; something else balances over servers.",
     )
+    data_parallel_backend: str = option(
+        "mp",
+        choices=("mp", "ray"),
+        aliases=("-dpb",),
+        local=True,
+        help="What starts the copies. mp: the server those of its machine, and others are started "
+        "with --headless; ray: the server all of them, on the machines of a Ray cluster that have "
+        "room.",
+    )
     data_parallel_address: str = option(
-        "127.0.0.1",
+        None,
+        kind=TEXT,
         aliases=("-dpa",),
+        auto="127.0.0.1; with --data-parallel-backend ray VLLM_HOST_IP, or what Ray calls it",
         help="Address of the machine with the server, as machines with other copies of its model "
         "reach it.",
     )

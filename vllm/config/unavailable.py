@@ -183,7 +183,6 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
     *_rows(
         "parallelism other than of tensors and stages",
         "Run one engine per device and put a proxy in front.",
-        data_parallel_backend=(TEXT, "mp"),
         decode_context_parallel_size=(INT, 1),
         prefill_context_parallel_size=(INT, 1),
         dcp_kv_cache_interleave_size=(INT, 1),

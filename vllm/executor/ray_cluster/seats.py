@@ -1,4 +1,4 @@
-"""The actors of an engine, one in the bundle of each rank."""
+"""The actors of an engine, one in the bundle of each rank or copy of the model."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ logger = init_logger(__name__)
 
 _CODES: Final = re.compile("\x1b\\[[0-9;]*m")  # colours of a terminal
 _TICK_S: Final = 0.5
+_OF_NODE: Final = 0.001  # of the one that Ray gives each node, to be placed there
 _LIMIT: Final = "VLLM_ENGINE_READY_TIMEOUT_S"
 
 
@@ -34,16 +35,21 @@ class Seats:
         self._need = need
         self._limit_s = limit_s
         self._own_group: Any = None
-        self._actors: list[Any] = []  # by rank
-        self._calls: dict[Any, int] = {}  # rank, by the call that its actor is in
+        self._actors: list[Any] = []  # by rank or copy
+        self._calls: dict[Any, int] = {}  # rank or copy, by the call that its actor is in
 
-    def take(self, num_ranks: int, on_wait: Callable[[], None]) -> list[SeatFacts]:
-        """The actors of all ranks, by rank. Raises ConfigError and ExecutorDied."""
-        group = self._group(num_ranks, on_wait)
+    def take(
+        self, count: int, on_wait: Callable[[], None], nodes: Sequence[str] = ()
+    ) -> list[SeatFacts]:
+        """The actors of so many ranks or copies, by number. Raises ConfigError and ExecutorDied.
+
+        `nodes`: addresses of where a placement group of the engine's own has them; () for anywhere.
+        """
+        group = self._group(count, on_wait, nodes)
         table = self._ray.util.placement_group_table(group)
         chosen = choose(
             self._need,
-            num_ranks,
+            count,
             table["bundles"],
             table["bundles_to_node_id"],
             self._ray.get_runtime_context().get_node_id(),
@@ -62,9 +68,9 @@ class Seats:
         return self._facts(chosen, on_wait)
 
     def run(self, agents: Mapping[int, tuple[bytes, Mapping[str, str]]]) -> None:
-        """Let the actors of these ranks run an agent each, and the others hold what they have.
+        """Let these actors run an agent each, and the others hold what they have.
 
-        An agent is given as the pickle of its NodeStart and its variables.
+        An agent is given as the pickle of its start and its variables.
         """
         for rank, actor in enumerate(self._actors):
             if rank in agents:
@@ -74,7 +80,7 @@ class Seats:
             self._calls[call] = rank
 
     def fault(self, timeout_s: float = 0.0) -> tuple[int, str]:
-        """The rank of an actor that has ended within `timeout_s`, and why; "" if none has."""
+        """Whose actor has ended within `timeout_s`, and why; "" if none has."""
         if not self._calls:
             return -1, ""
         if not self._ray.is_initialized():  # calls would begin it anew
@@ -87,6 +93,17 @@ class Seats:
             said, why = self._answer(call)
             return self._calls[call], str(said or why)
         return -1, ""
+
+    def forget(self, number: int) -> None:
+        """Say no more of the end of this actor."""
+        self._calls = {call: each for call, each in self._calls.items() if each != number}
+
+    def wait_for_end(self, numbers: Sequence[int], limit_s: float) -> None:
+        """Until these actors have ended, which were told to."""
+        calls = [call for call, number in self._calls.items() if number in numbers]
+        if calls and self._ray.is_initialized():
+            with suppress(Exception):  # the cluster may be gone
+                self._ray.wait(calls, num_returns=len(calls), timeout=limit_s)
 
     def end(self) -> None:
         """Give the bundles back. May be called again."""
@@ -101,19 +118,21 @@ class Seats:
             with suppress(Exception):
                 self._ray.util.remove_placement_group(group)
 
-    def _group(self, num_ranks: int, on_wait: Callable[[], None]) -> Any:
+    def _group(self, count: int, on_wait: Callable[[], None], nodes: Sequence[str]) -> Any:
         from ray.util.placement_group import PlacementGroup
 
         if self._start.placement_group:
             group_id = self._ray.PlacementGroupID(bytes.fromhex(self._start.placement_group))
             return PlacementGroup(group_id)
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        check_supply(self._need, num_ranks, nodes)
-        bundles = [self._need.resources] * num_ranks
+        has = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        check_supply(self._need, count, has)
+        bundles = [dict(self._need.resources) for _ in range(count)]
+        for bundle, node in zip(bundles, nodes, strict=False):
+            bundle[f"node:{node}"] = _OF_NODE
         self._own_group = self._ray.util.placement_group(bundles, strategy="PACK")
         self._wait(
             lambda: bool(self._own_group.wait(1)),  # whole seconds
-            f"{num_ranks} bundles of {self._need.amount:g} {self._need.resource}: others have "
+            f"{count} bundles of {self._need.amount:g} {self._need.resource}: others have "
             "taken what the Ray cluster has",
             on_wait,
         )
@@ -128,14 +147,16 @@ class Seats:
                 _, why = self._answer(call)
                 if why:
                     rank = asked.index(call)
-                    raise ExecutorDied(f"the actor of rank {rank} did not start: {why}")
+                    raise ExecutorDied(
+                        f"the actor of {self._need.noun} {rank} did not start: {why}"
+                    )
             return len(there) == len(asked)
 
         listed = ", ".join(map(str, bundles))
         self._wait(
             are_there,
             f"an actor in each of the bundles {listed}: what this program itself uses of one is "
-            "not free for a rank (VLLM_RAY_BUNDLE_INDICES names others)",
+            f"not free for a {self._need.noun} (VLLM_RAY_BUNDLE_INDICES names others)",
             on_wait,
         )
         return list(self._ray.get(asked))
