@@ -27,6 +27,8 @@ def decide_copies(fields: dict[str, Any]) -> None:
     fields["data_parallel_address"] = _address(fields)
     if size > 1:
         _check_combinations(fields)
+        if fields["data_parallel_backend"] == "ray":
+            _check_ray(is_external, is_hybrid, is_headless)
     if is_external and is_hybrid:
         raise ConfigError(
             f"{_HYBRID} and {_EXTERNAL} ({_RANK}): a server has all copies of its machine, or one. "
@@ -46,7 +48,6 @@ def decide_copies(fields: dict[str, Any]) -> None:
         raise ConfigError(f"{_LOCAL} {local}: {_SIZE} is {size}. Raise that, or leave it out.")
     if fields["data_parallel_backend"] == "ray":
         if size > 1:
-            _check_ray(is_external, is_hybrid, is_headless)
             local = 0  # that the server itself starts
         else:
             logger.warning("%s ray has no effect: %s is 1.", _BACKEND, _SIZE)

@@ -295,6 +295,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         via=lambda gibibytes: int(gibibytes * 2**30),
         device="cpu",
     ),
+    Variable(name="VLLM_ALL2ALL_BACKEND", to="all2all_backend"),
 )
 
 

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from vllm.config.kinds import INT, TEXT
 from vllm.config.option import option
 from vllm.config.ray_start import WITHOUT_RAY, RayStart
+from vllm.expert_variables import ALL2ALL_BACKENDS, BY_SHAPE, EXCHANGE, GATHER
+
+
+def _named(way: str) -> str:
+    return ", ".join(name for name, of in ALL2ALL_BACKENDS.items() if of == way)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +119,16 @@ class ParallelConfig:
         "first ranks one more if they do not divide; round_robin: every expert goes to the next "
         "rank.",
     )
+    all2all_backend: str = option(
+        "",
+        choices=tuple(ALL2ALL_BACKENDS),
+        folded=True,
+        auto=BY_SHAPE,
+        help="How tokens reach experts that other copies of the model have. "
+        f"{_named(GATHER)}: every rank sees all tokens; {_named(EXCHANGE)}: a token goes to the "
+        "ranks alone that have its experts, on the CPU; unset: each where it moves less. The "
+        "libraries with these names are not used.",
+    )
     distributed_executor_backend: str = option(
         "",
         choices=("uni", "mp", "ray", "external_launcher"),
@@ -174,6 +189,11 @@ class ParallelConfig:
     def local_copy(self) -> int:
         """Which of this machine's copies of the model an engine core has, from 0."""
         return self.data_parallel_rank - self.data_parallel_start_rank
+
+    @property
+    def expert_dispatch(self) -> str:
+        """How tokens reach experts of other copies: GATHER, EXCHANGE or BY_SHAPE."""
+        return ALL2ALL_BACKENDS.get(self.all2all_backend, BY_SHAPE)
 
     @property
     def balances_by_cache(self) -> bool:

@@ -9,6 +9,12 @@ from typing import Any, Final
 from vllm.config.kinds import BOOL, FLOAT, INT, OBJECT, TEXT, TEXTS, Kind
 from vllm.errors import ConfigError
 
+FIXED_RANKS: Final = (
+    "The ranks of an engine have fixed places for its life. Restart it with another "
+    "--data-parallel-size, or let Ray Serve scale whole engines, as examples/deploy/ray_serve.py "
+    "does"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unavailable:
@@ -188,8 +194,6 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         dcp_kv_cache_interleave_size=(INT, 1),
         cp_kv_cache_interleave_size=(INT, 1),
         disable_nccl_for_dp_synchronization=(BOOL, None),
-        all2all_backend=(TEXT, None),
-        enable_elastic_ep=(BOOL, False),
         moe_backend=(TEXT, "auto"),
         enable_return_routed_experts=(BOOL, False),
         enable_eplb=(BOOL, False),
@@ -202,6 +206,11 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         ubatch_size=(INT, 0),
         dbo_decode_token_threshold=(INT, 32),
         dbo_prefill_token_threshold=(INT, 512),
+    ),
+    *_rows(
+        "changing the number of ranks of a running engine",
+        f"{FIXED_RANKS}. Leave the flag out.",
+        enable_elastic_ep=(BOOL, False),
     ),
     *_rows(
         "a profiler of another vendor's devices",

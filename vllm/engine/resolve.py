@@ -24,6 +24,7 @@ from vllm.config.vllm import VllmConfig, all_settings
 from vllm.distributed.launched import Launched
 from vllm.envs import Environment
 from vllm.errors import ConfigError
+from vllm.expert_variables import BY_SHAPE
 from vllm.logger import init_logger
 from vllm.platforms import Platform, keep_recipes, platform_of
 from vllm.utils.text import did_you_mean
@@ -89,6 +90,7 @@ def _parallel(draft: Draft) -> ParallelConfig:
     fields = draft.of(ParallelConfig)
     copies_here = fields["data_parallel_size_local"]
     decide_copies(fields)
+    fields["all2all_backend"] = fields["all2all_backend"] or BY_SHAPE
     asked = fields["distributed_executor_backend"]
     config = ParallelConfig(**fields)
     if config.is_externally_launched:
