@@ -22,8 +22,10 @@ from tests.engine_e2e.test_tensor_parallel import engine, outputs_of
 from tests.limits import HANG_S, until, wait_until
 from tools.tiny_models import random_checkpoint
 from vllm import LLM, AsyncEngineArgs, SamplingParams
+from vllm.engine import ray_copies
 from vllm.engine.async_llm import AsyncLLM
 from vllm.engine.own_replicas import OwnReplicas
+from vllm.engine.replicas import State
 from vllm.errors import ConfigError, EngineDeadError
 from vllm.utils.network_utils import get_open_port
 
@@ -97,6 +99,7 @@ def test_copies_on_two_machines_write_the_tokens_of_one_engine(
         llm.llm_engine.shutdown()
 
 
+@pytest.mark.product
 def test_copies_of_one_machine_share_an_agent(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", "1")
     llm = engine(model, 1, **over_ray(2))
@@ -133,6 +136,16 @@ def test_too_little_room_is_an_error_with_both_numbers(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         engine(model, options.pop("tensor_parallel_size", 1), **options)
+
+
+def test_the_user_chooses_machines(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "VLLM_RAY_DP_PLACEMENT_NODE_IPS"
+    monkeypatch.setenv(name, "127.0.0.3")
+    with pytest.raises(ConfigError, match="cluster of 1 nodes has room for 1"):
+        engine(model, 1, **over_ray())
+    monkeypatch.setenv(name, "127.0.0.3, 10.0.0.9")
+    with pytest.raises(ConfigError, match=rf"{name}=.*: the Ray cluster has no node 10\.0\.0\.9"):
+        engine(model, 1, **over_ray())
 
 
 def test_room_that_others_have_taken_is_an_error(
@@ -206,10 +219,32 @@ async def check_loss(llm: AsyncLLM, victim: int) -> None:
     is_over.set()
     for ends in await asyncio.gather(*kept):
         assert set(ends) == {"length"}
-    await until(lambda: llm.client._replicas[1].is_given_up, "Ray's word")  # type: ignore[attr-defined]
     assert await ending(llm, 0, 0) == "length"
-    with pytest.raises(EngineDeadError, match="engine core 1 has ended, and does not start again"):
-        await ending(llm, 0, 1)
+
+
+async def check_return(llm: AsyncLLM) -> None:
+    """Copy 1 is started again."""
+    await until(lambda: llm.client._replicas[1].state is State.UP, "another life")  # type: ignore[attr-defined]
+    assert await ending(llm, 0, 1) == "length"
+
+
+@pytest.mark.product
+async def test_copies_that_end_again_and_again_are_given_up(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with the last ones the server ends."""
+    monkeypatch.setattr(ray_copies, "MOST_STARTS", 1)
+    llm = make_async(model, **over_ray())
+    try:
+        await llm.check_health()
+        await check_loss(llm, agent_of(agent_of(llm.client.cores[1].pid)))
+        await until(lambda: llm.client._replicas[1].is_given_up, "Ray's word")  # type: ignore[attr-defined]
+        with pytest.raises(EngineDeadError, match="core 1 has ended, and does not start again"):
+            await ending(llm, 0, 1)
+        os.kill(agent_of(agent_of(llm.client.cores[0].pid)), signal.SIGKILL)
+        await until(lambda: llm.errored, "the end of the engine")
+    finally:
+        llm.shutdown()
 
 
 async def test_an_actor_that_is_killed_takes_the_requests_of_its_copies_only(model: Path) -> None:
@@ -217,9 +252,7 @@ async def test_an_actor_that_is_killed_takes_the_requests_of_its_copies_only(mod
     try:
         await llm.check_health()
         await check_loss(llm, agent_of(agent_of(llm.client.cores[1].pid)))
-        # The last one takes the server with it.
-        os.kill(agent_of(agent_of(llm.client.cores[0].pid)), signal.SIGKILL)
-        await until(lambda: llm.errored, "the end of the engine")
+        await check_return(llm)
     finally:
         llm.shutdown()
 
@@ -235,6 +268,11 @@ async def test_a_raylet_that_is_killed_takes_the_requests_of_its_copies_only(
         await llm.check_health()
         assert sorted(hosts_of(llm.client)) == sorted(both)
         await check_loss(llm, cluster.raylet(hosts_of(llm.client)[1]))
+        with pytest.raises(EngineDeadError, match=r"is being started again\. Try again later"):
+            await ending(llm, 0, 1)
+        options = {"num-cpus": 3, "node-ip-address": hosts_of(llm.client)[1]}
+        cluster.add({MARK: "none"}, **options)
+        await check_return(llm)
     finally:
         llm.shutdown()
 

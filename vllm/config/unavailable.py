@@ -25,6 +25,7 @@ class Unavailable:
     default: Any = None
     allowed: tuple[Any, ...] = ()  # besides the default
     feature: str  # what is missing, as the subject of "... is not available"
+    aliases: tuple[str, ...] = ()
     remedy: str = ""  # if leaving the flag out is not all there is to say
 
     @property
@@ -206,6 +207,20 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         ubatch_size=(INT, 0),
         dbo_decode_token_threshold=(INT, 32),
         dbo_prefill_token_threshold=(INT, 512),
+    ),
+    Unavailable(
+        name="data_parallel_multi_port_external_lb",
+        kind=BOOL,
+        default=False,
+        aliases=("-dpm",),
+        feature="a server for every copy by one command",
+        remedy="Start one for each with --data-parallel-rank and --port, or leave the flag out: "
+        "one server balances over all copies.",
+    ),
+    *_rows(
+        "holding back prompts so that copies compute them in the same steps",
+        "Limit prompts with --max-num-batched-tokens, and leave the flag out.",
+        prefill_schedule_interval=(INT, None),
     ),
     *_rows(
         "changing the number of ranks of a running engine",

@@ -149,6 +149,8 @@ class OwnReplicas(Replicas):
         except BaseException:
             self.abandon()
             raise
+        if self._ray_copies is not None:
+            self._ray_copies.keep_up()
         self.cores = [found[core] for core in sorted(found)]
         self._balance = make_balance(self._config, self.cores)
 

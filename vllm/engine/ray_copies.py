@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from vllm import envs
 from vllm.config.vllm import VllmConfig
+from vllm.engine.core_handle import MOST_STARTS
 from vllm.envs import Environment
 from vllm.errors import ConfigError, EngineDeadError
 from vllm.executor.base import ExecutorDied
@@ -29,17 +30,21 @@ logger = init_logger(__name__)
 
 _LOCAL: Final = "--data-parallel-size-local"
 _LOOK_S: Final = 0.5
+_STEADY_S: Final = 60.0  # for which an agent has run that did not fail to start
 _FREE_S: Final = 1.0  # between looks at what the cluster has free
 _END_S: Final = 15.0  # for agents to end their cores
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Placed:
     """The copies on one machine."""
 
     numbers: range
     seats: list[int]  # of these copies; the actor of the first runs the agent
     facts: list[SeatFacts]
+    asked: list[Any] = field(default_factory=list)  # calls of actors that are to start again
+    num_ends: int = 0  # of agents, in a row
+    since_s: float = field(default_factory=time.monotonic)  # the last one
 
     @property
     def address(self) -> str:
@@ -63,6 +68,7 @@ class RayCopies:
         if self._start.has_threads_of_actor:
             self._variables.pop(THREADS, None)
         self._ends = threading.Event()
+        self._is_up = threading.Event()
         self._thread: threading.Thread | None = None
         self._session = Session(self._start)
         self._seats = Seats(self._session, self._start, self._need, self._limit_s)
@@ -86,12 +92,16 @@ class RayCopies:
         self.config = replace(config, parallel=replace(parallel, data_parallel_address=host))
 
     def start(self, on_end: Callable[[range, str], None]) -> None:
-        """Start the agents. `on_end` is told of copies whose agent has ended, from a thread."""
+        """Start the agents. `on_end` is told of copies that do not come again, from a thread."""
         self._seats.run({m.seats[0]: self._agent(m) for m in self._machines})
         self._thread = threading.Thread(
             target=self._watch, args=(on_end,), name="ray-copies", daemon=True
         )
         self._thread.start()
+
+    def keep_up(self) -> None:
+        """The copies are up: from now on agents that end are started again."""
+        self._is_up.set()
 
     def stop(self) -> None:
         """Give back what Ray gave, once the agents have ended, who have been told to."""
@@ -125,10 +135,15 @@ class RayCopies:
                 if node["Alive"]
             }
             all_there = dict(nodes.values())
+            all_there = _allowed(all_there)
             check_supply(self._need, count, list(all_there.values()))
             self._check_here(count, all_there, here)
             free = available_resources_per_node()  # type: ignore[no-untyped-call]
-            free_there = {nodes[each][0]: has for each, has in free.items() if each in nodes}
+            free_there = {
+                nodes[each][0]: has
+                for each, has in free.items()
+                if each in nodes and nodes[each][0] in all_there
+            }
             found = spread(self._need, count, free_there, here, start.copies_here)
             if found is not None:
                 return found
@@ -170,21 +185,50 @@ class RayCopies:
         return self._session.ray.cloudpickle.dumps(start), variables
 
     def _watch(self, on_end: Callable[[range, str], None]) -> None:
-        agents = {machine.seats[0]: machine for machine in self._machines}
+        machines = {machine.seats[0]: machine for machine in self._machines}
         while not self._ends.wait(_LOOK_S):
             seat, why = self._seats.fault()
-            if seat < 0:
-                continue
             if not self._session.ray.is_initialized():
-                for machine in agents.values():
+                for machine in self._machines:
                     on_end(machine.numbers, f"{machine.name}: {why}")
                 return
-            self._seats.forget(seat)
-            if seat in agents:
-                machine = agents.pop(seat)
-                why = f"the agent of {machine.name} has ended: {why or 'it was told to'}"
-                logger.error("%s", why)
-                on_end(machine.numbers, why)
+            if seat >= 0:
+                self._seats.forget(seat)
+            if seat in machines:
+                self._lose(machines[seat], why or "it was told to", on_end)
+            for machine in self._machines:
+                if machine.asked:
+                    self._start_again(machine, on_end)
+
+    def _lose(self, machine: Placed, why: str, on_end: Callable[[range, str], None]) -> None:
+        """Ask Ray for the machine again, if its agent has not ended too often."""
+        machine.asked = []
+        now_s = time.monotonic()
+        machine.num_ends = 1 if now_s - machine.since_s > _STEADY_S else machine.num_ends + 1
+        text = f"the agent of {machine.name} has ended: {why}"
+        logger.error("%s", text)
+        if machine.num_ends >= MOST_STARTS or not self._is_up.is_set():
+            on_end(machine.numbers, text)
+            return
+        machine.since_s = now_s
+        machine.asked = self._seats.renew(machine.seats)
+
+    def _start_again(self, machine: Placed, on_end: Callable[[range, str], None]) -> None:
+        """Once Ray has the actors: an agent with the same copies."""
+        try:
+            facts = self._seats.facts_of(machine.asked)
+        except ExecutorDied as died:
+            self._lose(machine, str(died), on_end)
+            return
+        if facts is None:
+            if time.monotonic() - machine.since_s > self._limit_s:
+                machine.asked = []
+                text = f"Ray has not provided {machine.name} again within {self._limit_s:g} s"
+                on_end(machine.numbers, text)
+            return
+        machine.asked, machine.facts = [], facts
+        machine.since_s = time.monotonic()
+        self._seats.start(machine.seats[0], self._agent(machine))
 
 
 def _by_machine(facts: Sequence[SeatFacts]) -> list[Placed]:
@@ -198,6 +242,18 @@ def _by_machine(facts: Sequence[SeatFacts]) -> list[Placed]:
         found.append(Placed(range(first, first + len(own)), own, [facts[seat] for seat in own]))
         first += len(own)
     return found
+
+
+def _allowed(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """Nodes, by address, that the user lets have copies. Raises ConfigError."""
+    text = Environment().VLLM_RAY_DP_PLACEMENT_NODE_IPS
+    asked = [word.strip() for word in text.split(",") if word.strip()] or list(nodes)
+    if unknown := [address for address in asked if address not in nodes]:
+        raise ConfigError(
+            f"VLLM_RAY_DP_PLACEMENT_NODE_IPS={text}: the Ray cluster has no node {unknown[0]}. Its "
+            f"nodes are {', '.join(sorted(nodes))}."
+        )
+    return {address: nodes[address] for address in asked}
 
 
 def _wait() -> None:

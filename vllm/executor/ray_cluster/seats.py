@@ -34,7 +34,9 @@ class Seats:
         self._start = start
         self._need = need
         self._limit_s = limit_s
-        self._own_group: Any = None
+        self._group: Any = None  # that has the bundles
+        self._own_group: Any = None  # the same, if it is the engine's
+        self._bundles: list[int] = []  # by rank or copy
         self._actors: list[Any] = []  # by rank or copy
         self._calls: dict[Any, int] = {}  # rank or copy, by the call that its actor is in
 
@@ -45,27 +47,18 @@ class Seats:
 
         `nodes`: addresses of where a placement group of the engine's own has them; () for anywhere.
         """
-        group = self._group(count, on_wait, nodes)
-        table = self._ray.util.placement_group_table(group)
-        chosen = choose(
+        self._group = self._make_group(count, on_wait, nodes)
+        table = self._ray.util.placement_group_table(self._group)
+        self._bundles = choose(
             self._need,
             count,
             table["bundles"],
             table["bundles_to_node_id"],
             self._ray.get_runtime_context().get_node_id(),
         )
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        need = self._need
-        actor = self._ray.remote(Seat)
-        for index in chosen:
-            options = actor.options(
-                num_cpus=need.amount if need.resource == "CPU" else 0,
-                resources={} if need.resource == "CPU" else need.resources,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-            )
-            self._actors.append(options.remote())
-        return self._facts(chosen, on_wait)
+        for index in self._bundles:
+            self._actors.append(self._actor_in(index))
+        return self._facts(on_wait)
 
     def run(self, agents: Mapping[int, tuple[bytes, Mapping[str, str]]]) -> None:
         """Let these actors run an agent each, and the others hold what they have.
@@ -74,10 +67,34 @@ class Seats:
         """
         for rank, actor in enumerate(self._actors):
             if rank in agents:
-                call = actor.run_agent.remote(__version__, *agents[rank])
+                self.start(rank, agents[rank])
             else:
-                call = actor.hold.remote()
-            self._calls[call] = rank
+                self._calls[actor.hold.remote()] = rank
+
+    def renew(self, numbers: Sequence[int]) -> list[Any]:
+        """Other actors in the place of these, in their bundles. Returns calls for `facts_of`."""
+        asked = []
+        for number in numbers:
+            self.forget(number)
+            with suppress(Exception):  # it has ended
+                self._ray.kill(self._actors[number])
+            self._actors[number] = self._actor_in(self._bundles[number])
+            asked.append(self._actors[number].facts.remote())
+        return asked
+
+    def facts_of(self, asked: Sequence[Any]) -> list[SeatFacts] | None:
+        """Of actors, once all are there; None before. Raises ExecutorDied."""
+        there, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        for call in there:
+            _, why = self._answer(call)
+            if why:
+                raise ExecutorDied(why)
+        return list(self._ray.get(list(asked))) if len(there) == len(asked) else None
+
+    def start(self, number: int, agent: tuple[bytes, Mapping[str, str]]) -> None:
+        """Let an actor run an agent, as `run` does."""
+        call = self._actors[number].run_agent.remote(__version__, *agent)
+        self._calls[call] = number
 
     def fault(self, timeout_s: float = 0.0) -> tuple[int, str]:
         """Whose actor has ended within `timeout_s`, and why; "" if none has."""
@@ -118,7 +135,18 @@ class Seats:
             with suppress(Exception):
                 self._ray.util.remove_placement_group(group)
 
-    def _group(self, count: int, on_wait: Callable[[], None], nodes: Sequence[str]) -> Any:
+    def _actor_in(self, bundle: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        need = self._need
+        options = self._ray.remote(Seat).options(
+            num_cpus=need.amount if need.resource == "CPU" else 0,
+            resources={} if need.resource == "CPU" else need.resources,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
+        )
+        return options.remote()
+
+    def _make_group(self, count: int, on_wait: Callable[[], None], nodes: Sequence[str]) -> Any:
         from ray.util.placement_group import PlacementGroup
 
         if self._start.placement_group:
@@ -138,7 +166,7 @@ class Seats:
         )
         return self._own_group
 
-    def _facts(self, bundles: Sequence[int], on_wait: Callable[[], None]) -> list[SeatFacts]:
+    def _facts(self, on_wait: Callable[[], None]) -> list[SeatFacts]:
         asked = [actor.facts.remote() for actor in self._actors]
 
         def are_there() -> bool:
@@ -152,7 +180,7 @@ class Seats:
                     )
             return len(there) == len(asked)
 
-        listed = ", ".join(map(str, bundles))
+        listed = ", ".join(map(str, self._bundles))
         self._wait(
             are_there,
             f"an actor in each of the bundles {listed}: what this program itself uses of one is "
