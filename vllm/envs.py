@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm.expert_variables import EXPERT_VARIABLES
 from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
 from vllm.hpu_variables import HPU_VARIABLES
 from vllm.profiling_variables import PROFILING_VARIABLES
@@ -230,6 +231,7 @@ VARIABLES: tuple[Variable, ...] = (
         has_effect=False,
     ),
     *RAY_VARIABLES,
+    *EXPERT_VARIABLES,
     *PROFILING_VARIABLES,
     *HPU_VARIABLES,
     *HPU_KERNEL_VARIABLES,
@@ -369,6 +371,8 @@ if TYPE_CHECKING:
     VLLM_HOST_IP: str
     VLLM_PORT: int
     VLLM_RAY_PER_WORKER_GPUS: float
+    VLLM_RAY_DP_PLACEMENT_NODE_IPS: str
+    VLLM_ALL2ALL_BACKEND: str
     VLLM_RAY_BUNDLE_INDICES: str
     VLLM_RAY_EXTRA_ENV_VARS_TO_COPY: str
     VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY: str

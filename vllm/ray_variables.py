@@ -28,6 +28,14 @@ RAY_VARIABLES: Final[tuple[Variable, ...]] = (
         "machine by machine.",
     ),
     Variable(
+        "VLLM_RAY_DP_PLACEMENT_NODE_IPS",
+        "",
+        str,
+        "addresses separated by commas",
+        "Machines of a Ray cluster that may get copies of the model with --data-parallel-backend "
+        "ray. Unset: all.",
+    ),
+    Variable(
         "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY",
         "",
         str,

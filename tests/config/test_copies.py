@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -77,3 +78,26 @@ def test_copies_of_a_server(
     assert parallel.data_parallel_start_rank == parallel.data_parallel_rank == first
     assert parallel.local_copy == 0
     assert parallel.served_copies == served
+
+
+@pytest.mark.parametrize("local", [None, 0, 2])
+def test_copies_that_ray_places_are_none_of_the_servers_own(tiny_story: Any, local: Any) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    options = {"data_parallel_size": 3, "data_parallel_backend": "ray"}
+    args = EngineArgs(model=str(tiny_story), data_parallel_size_local=local, **options)
+    parallel = args.create_engine_config().parallel
+    assert (parallel.data_parallel_size_local, parallel.served_copies) == (0, 3)
+    assert parallel.ray.copies_here == (-1 if local is None else local)
+    assert parallel.ray.flag == "--data-parallel-backend ray"
+    assert parallel.data_parallel_address == "", "where Ray says that it is"
+
+
+def test_one_copy_needs_no_ray_with_a_warning(
+    tiny_story: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    args = EngineArgs(model=str(tiny_story), data_parallel_backend="ray")
+    parallel = args.create_engine_config().parallel
+    assert (parallel.data_parallel_backend, parallel.data_parallel_size_local) == ("mp", 1)
+    assert parallel.data_parallel_address == "127.0.0.1"
+    assert "--data-parallel-backend ray has no effect" in caplog.text

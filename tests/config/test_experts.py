@@ -65,3 +65,14 @@ def test_copies_of_the_model_share_no_experts_yet(settle: Settle, directory: Dir
 def test_unknown_placements_are_refused(settle: Settle) -> None:
     with pytest.raises(ConfigError, match="--expert-placement-strategy 'random'"):
         settle(expert_placement_strategy="random")
+
+
+def test_copies_that_ray_places_share_no_experts(settle: Settle, directory: Directory) -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    with pytest.raises(ConfigError, match="--data-parallel-backend ray --enable-expert-parallel"):
+        settle(
+            model=str(directory(**MIXTRAL)),
+            data_parallel_size=2,
+            data_parallel_backend="ray",
+            enable_expert_parallel=True,
+        )

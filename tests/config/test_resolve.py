@@ -257,6 +257,26 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
             {"data_parallel_size": 2, "distributed_executor_backend": "ray"},
             "--data-parallel-size 2 --distributed-executor-backend ray",
         ),
+        (
+            {"data_parallel_size": 2, "data_parallel_backend": "ray", "headless": True},
+            "--data-parallel-backend ray --headless: one command starts the copies",
+        ),
+        (
+            {"data_parallel_size": 2, "data_parallel_backend": "ray", "data_parallel_rank": 1},
+            "--data-parallel-backend ray --data-parallel-external-lb",
+        ),
+        (
+            {
+                "data_parallel_size": 2,
+                "data_parallel_backend": "ray",
+                "data_parallel_size_local": 1,
+                "data_parallel_hybrid_lb": True,
+            },
+            "--data-parallel-backend ray --data-parallel-hybrid-lb",
+        ),
+        ({"data_parallel_backend": "torch"}, "--data-parallel-backend 'torch': not one of mp, ray"),
+        ({"all2all_backend": "nccl"}, "--all2all-backend 'nccl': not one of allgather"),
+        ({"enable_elastic_ep": True}, "--enable-elastic-ep True: .*Restart it with another"),
         ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8"),
         ({"device": "tpu"}, "--device tpu"),
         ({"distributed_executor_backend": "dask"}, "--distributed-executor-backend 'dask'"),

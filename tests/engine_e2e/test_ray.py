@@ -69,10 +69,10 @@ def mark(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     yield mark
     wait_until(lambda: not marked(mark), "the end of all processes")
     assert not ray.is_initialized()
-    wait_until(partial(_is_free, cluster), "the return of all bundles")
+    wait_until(partial(is_free, cluster), "the return of all bundles")
 
 
-def _is_free(cluster: RayCluster) -> bool:
+def is_free(cluster: RayCluster) -> bool:
     ray.init(address=cluster.address, configure_logging=False, log_to_driver=False)
     try:
         states = {group["state"] for group in ray.util.placement_group_table().values()}

@@ -112,6 +112,23 @@ async def test_a_copy_without_work_serves_the_other_and_they_end_together(tmp_pa
         llm.shutdown()
 
 
+@pytest.mark.product
+@pytest.mark.parametrize("name", ["allgather_reducescatter", "deepep_high_throughput"])
+def test_tokens_are_those_of_one_engine_whichever_way_they_travel(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = random_checkpoint.make("qwen3_moe", tmp_path / "model")
+    monkeypatch.setenv("VLLM_ALL2ALL_BACKEND", name)
+    found = []
+    for options in ({}, COPIES):
+        llm = engine(path, 1, **options)
+        try:
+            found.append(outputs_of(llm))
+        finally:
+            llm.llm_engine.shutdown()
+    assert found[0] == found[1]
+
+
 def test_copies_behind_several_servers_are_refused(tmp_path: Path) -> None:
     path = random_checkpoint.make("mixtral", tmp_path / "mixtral")
     with pytest.raises(ConfigError, match="copies on several machines, or behind several servers"):

@@ -62,7 +62,7 @@ def test_a_rank_with_another_configuration_is_named_and_nobody_loads() -> None:
     executor.stop()
     assert str(caught.value) == (
         "rank 2 runs with other settings than rank 0: the cache settings, the structured outputs "
-        "settings. All ranks of an engine need the same arguments, versions and environment."
+        "settings. All parts of an engine need the same arguments, versions and environment."
     )
     assert Loading.loaded == []
 

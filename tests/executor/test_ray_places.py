@@ -12,7 +12,7 @@ import pytest
 
 from vllm.config.ray_start import RayStart
 from vllm.errors import ConfigError
-from vllm.executor.ray_cluster.bundles import Need, check_supply, choose
+from vllm.executor.ray_cluster.bundles import Need, check_supply, choose, spread
 from vllm.executor.ray_cluster.environment import EXCLUDED, travelling
 from vllm.executor.ray_cluster.session import Session, start_of, was_set_at_birth
 
@@ -38,6 +38,40 @@ def test_bundles_without_the_resource_are_left_out() -> None:
     assert choose(CPU, 2, bundles, nodes, "a") == [1, 2]
     with pytest.raises(ConfigError, match=r"The 3 ranks .* has 2 such \(of 3 bundles\)"):
         choose(CPU, 3, bundles, nodes, "a")
+
+
+def test_a_copy_has_a_bundle_for_all_its_ranks() -> None:
+    need = HPU.of_copies(2)
+    assert need.resources == {"HPU": 2.0} and need.room({"HPU": 5.0}) == 2
+    bundles = {0: {"HPU": 1.0}, 1: {"HPU": 2.0}, 2: {"HPU": 2.0}}
+    assert choose(need, 2, bundles, {0: "a", 1: "b", 2: "a"}, "a") == [2, 1]
+    with pytest.raises(
+        ConfigError, match=r"The 3 copies \(--data-parallel-size\) need a bundle of 2"
+    ):
+        choose(need, 3, bundles, dict.fromkeys(bundles, "a"), "a")
+    with pytest.raises(ConfigError, match="has 3 HPU: a bundle is of one copy, which uses 2"):
+        choose(need, 1, {0: {"HPU": 3.0}}, {0: "a"}, "a")
+
+
+@pytest.mark.parametrize(
+    ("count", "here", "num_here", "expected"),
+    [
+        (4, "a", -1, ["a", "a", "b", "b"]),
+        (1, "a", -1, ["a"]),
+        (4, "a", 1, ["a", "b", "b", "b"]),
+        (4, "a", 0, ["b", "b", "b", "c"]),
+        (4, "elsewhere", -1, ["b", "b", "b", "a"]),
+        (6, "a", -1, ["a", "a", "b", "b", "b", "c"]),
+        (7, "a", -1, None),
+        (4, "a", 3, None),  # it has room for two
+        (6, "a", 1, None),  # the others have room for four
+    ],
+)
+def test_copies_are_here_first_and_then_where_most_room_is(
+    count: int, here: str, num_here: int, expected: list[str] | None
+) -> None:
+    nodes = {"c": {"HPU": 3.0}, "a": {"HPU": 4.0}, "b": {"HPU": 7.0}, "d": {"CPU": 9.0}}
+    assert spread(HPU.of_copies(2), count, nodes, here, num_here) == expected
 
 
 def test_a_bundle_of_two_devices_is_refused() -> None:

@@ -62,6 +62,14 @@ def some_of(whole: Reference, *rows: int) -> Reference:
     return replace(whole, prompts=pick[0], tokens=pick[1], logits=pick[2])
 
 
+@pytest.mark.parametrize("name", ["", "allgather_reducescatter", "deepep_low_latency"])
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_text_does_not_depend_on_the_way_that_tokens_travel(arch, name, six):
+    settings = {"data_parallel_size": 4, "all2all_backend": name, **whole_experts()}
+    expected = [some_of(six[arch], row % 2) for row in range(4)]
+    assert_copies_agree(4, 1, expected, References(), **settings)
+
+
 @pytest.mark.parametrize(("copies", "width"), [(2, 1), (2, 2)])
 @pytest.mark.parametrize("arch", MIXTURES)
 def test_text_and_logits_are_those_of_transformers(arch, copies, width, reference):

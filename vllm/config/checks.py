@@ -6,6 +6,7 @@ from vllm import envs
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.stages import divide
 from vllm.errors import ConfigError
+from vllm.expert_variables import BY_SHAPE, EXCHANGE
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)
@@ -40,12 +41,37 @@ def _check_experts(config: VllmConfig) -> None:
         logger.warning(
             "--enable-expert-parallel has no effect: %s has no experts.", config.model.architecture
         )
+    _tell_dispatch(config)
+    if config.spreads_experts and parallel.data_parallel_backend == "ray":
+        raise ConfigError(
+            "--data-parallel-backend ray --enable-expert-parallel: copies that Ray places on "
+            "machines of its choice cannot share experts yet in this build. Leave the first out "
+            "for copies of one machine, or the second, so that each copy has all experts."
+        )
     if config.spreads_experts and parallel.data_parallel_size_local < parallel.data_parallel_size:
         raise ConfigError(
             f"--enable-expert-parallel --data-parallel-size {parallel.data_parallel_size} "
             f"--data-parallel-size-local {parallel.data_parallel_size_local}: copies on several "
             "machines, or behind several servers, that share experts are not available yet in this "
             "build. Leave the first out, so that each copy has all experts, or the last."
+        )
+
+
+def _tell_dispatch(config: VllmConfig) -> None:
+    name, way = config.parallel.all2all_backend, config.parallel.expert_dispatch
+    if way == BY_SHAPE:
+        return
+    if not config.spreads_experts:
+        logger.warning_once(
+            "--all2all-backend %s has no effect: no copies of the model share experts "
+            "(--data-parallel-size, --enable-expert-parallel).",
+            name,
+        )
+    elif way == EXCHANGE:
+        logger.warning_once(
+            "--all2all-backend %s: that library is not used. Tokens go to the ranks that have "
+            "their experts by this engine's own exchange.",
+            name,
         )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from vllm.errors import ConfigError
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
 
 _SIZE, _LOCAL = "--data-parallel-size", "--data-parallel-size-local"
+_BACKEND: Final = "--data-parallel-backend"
 _START, _RANK = "--data-parallel-start-rank", "--data-parallel-rank"
 _HYBRID, _EXTERNAL = "--data-parallel-hybrid-lb", "--data-parallel-external-lb"
 
@@ -20,8 +24,11 @@ def decide_copies(fields: dict[str, Any]) -> None:
     is_hybrid = fields["data_parallel_hybrid_lb"] or (
         start > 0 and not is_external and not is_headless
     )
+    fields["data_parallel_address"] = _address(fields)
     if size > 1:
         _check_combinations(fields)
+        if fields["data_parallel_backend"] == "ray":
+            _check_ray(is_external, is_hybrid, is_headless)
     if is_external and is_hybrid:
         raise ConfigError(
             f"{_HYBRID} and {_EXTERNAL} ({_RANK}): a server has all copies of its machine, or one. "
@@ -39,9 +46,36 @@ def decide_copies(fields: dict[str, Any]) -> None:
         _check_range(size, local, start, _HYBRID if is_hybrid else "--headless")
     elif local is not None and (local > size or (size == 1 and not local)):
         raise ConfigError(f"{_LOCAL} {local}: {_SIZE} is {size}. Raise that, or leave it out.")
+    if fields["data_parallel_backend"] == "ray":
+        if size > 1:
+            local = 0  # that the server itself starts
+        else:
+            logger.warning("%s ray has no effect: %s is 1.", _BACKEND, _SIZE)
+            fields["data_parallel_backend"] = "mp"
     fields["data_parallel_size_local"] = size if local is None else local
     fields["data_parallel_start_rank"] = fields["data_parallel_rank"] = start
     fields["served_copies"] = local if is_external or is_hybrid else size
+
+
+def _address(fields: dict[str, Any]) -> str:
+    """Of the server's machine; "": where Ray says that it is."""
+    is_asked_of_ray = fields["data_parallel_backend"] == "ray" and fields["data_parallel_size"] > 1
+    default = "" if is_asked_of_ray else "127.0.0.1"
+    return fields["data_parallel_address"] or default
+
+
+def _check_ray(is_external: bool, is_hybrid: bool, is_headless: bool) -> None:
+    """Raises ConfigError."""
+    for flags, is_asked in (
+        (f"{_EXTERNAL} ({_RANK})", is_external),
+        (f"{_HYBRID} ({_START})", is_hybrid),
+        ("--headless", is_headless),
+    ):
+        if is_asked:
+            raise ConfigError(
+                f"{_BACKEND} ray {flags}: one command starts the copies on all machines of the "
+                f"cluster, behind one server. Leave {flags} out, or {_BACKEND}."
+            )
 
 
 def _check_range(size: int, local: int | None, start: int, flag: str) -> None:
@@ -84,5 +118,5 @@ def _check_combinations(fields: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{_SIZE} {size} {flag}: copies of a model whose ranks are on several machines are "
                 f"not available yet in this build. Leave {flag} out, or start a server for each "
-                f"copy with {_RANK}."
+                f"copy with {_RANK}. {_BACKEND} ray places whole copies on machines of a cluster."
             )

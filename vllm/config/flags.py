@@ -33,7 +33,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         _add(old, (legacy.flag,), legacy.kind, legacy.neutral, legacy.help)
     coming = parser.add_argument_group(NOT_YET)
     for row in UNAVAILABLE:
-        _add(coming, (row.flag,), row.kind, row.default, row.help)
+        _add(coming, (row.flag, *row.aliases), row.kind, row.default, row.help)
     parser.epilog = parser.epilog or _HELP_HINT
     if isinstance(parser, FlexibleArgumentParser):
         parser.quiet |= {OLD_FLAGS, NOT_YET}

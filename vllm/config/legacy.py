@@ -228,6 +228,12 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         "ray places its ranks.",
     ),
     Legacy(
+        name="dp_sync_interval",
+        kind=INT,
+        neutral=16,
+        help="Copies that share experts agree in every step, and others never.",
+    ),
+    Legacy(
         name="disable_custom_all_reduce",
         kind=BOOL,
         neutral=False,
@@ -295,6 +301,7 @@ VARIABLES: Final[tuple[Variable, ...]] = (
         via=lambda gibibytes: int(gibibytes * 2**30),
         device="cpu",
     ),
+    Variable(name="VLLM_ALL2ALL_BACKEND", to="all2all_backend"),
 )
 
 

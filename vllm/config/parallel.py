@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vllm.config.kinds import INT
+from vllm.config.kinds import INT, TEXT
 from vllm.config.option import option
 from vllm.config.ray_start import WITHOUT_RAY, RayStart
+from vllm.expert_variables import ALL2ALL_BACKENDS, BY_SHAPE, EXCHANGE, GATHER
+
+
+def _named(way: str) -> str:
+    return ", ".join(name for name, of in ALL2ALL_BACKENDS.items() if of == way)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +39,11 @@ class ParallelConfig:
         kind=INT,
         low=0,
         aliases=("-dpl",),
-        auto="all",
+        auto="all; with --data-parallel-backend ray as many as there is room for",
         local=True,
         help="Copies on this machine. Without --data-parallel-hybrid-lb the server waits for the "
-        "other ones to come from machines that are started with --headless.",
+        "other ones to come from machines that are started with --headless, or lets Ray place "
+        "them.",
     )
     data_parallel_start_rank: int = option(
         0,
@@ -56,9 +62,20 @@ class ParallelConfig:
         local=True,
         help="Number of the only copy that this server has; something else balances over servers.",
     )
+    data_parallel_backend: str = option(
+        "mp",
+        choices=("mp", "ray"),
+        aliases=("-dpb",),
+        local=True,
+        help="What starts the copies. mp: the server those of its machine, and others are started "
+        "with --headless; ray: the server all of them, on the machines of a Ray cluster that have "
+        "room.",
+    )
     data_parallel_address: str = option(
-        "127.0.0.1",
+        None,
+        kind=TEXT,
         aliases=("-dpa",),
+        auto="127.0.0.1; with --data-parallel-backend ray VLLM_HOST_IP, or what Ray calls it",
         help="Address of the machine with the server, as machines with other copies of its model "
         "reach it.",
     )
@@ -101,6 +118,16 @@ class ParallelConfig:
         help="Which experts a rank has with --enable-expert-parallel. linear: neighbours, the "
         "first ranks one more if they do not divide; round_robin: every expert goes to the next "
         "rank.",
+    )
+    all2all_backend: str = option(
+        "",
+        choices=tuple(ALL2ALL_BACKENDS),
+        folded=True,
+        auto=BY_SHAPE,
+        help="How tokens reach experts that other copies of the model have. "
+        f"{_named(GATHER)}: every rank sees all tokens; {_named(EXCHANGE)}: a token goes to the "
+        "ranks alone that have its experts, on the CPU; unset: each where it moves less. The "
+        "libraries with these names are not used.",
     )
     distributed_executor_backend: str = option(
         "",
@@ -162,6 +189,11 @@ class ParallelConfig:
     def local_copy(self) -> int:
         """Which of this machine's copies of the model an engine core has, from 0."""
         return self.data_parallel_rank - self.data_parallel_start_rank
+
+    @property
+    def expert_dispatch(self) -> str:
+        """How tokens reach experts of other copies: GATHER, EXCHANGE or BY_SHAPE."""
+        return ALL2ALL_BACKENDS.get(self.all2all_backend, BY_SHAPE)
 
     @property
     def balances_by_cache(self) -> bool:

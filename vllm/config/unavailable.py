@@ -9,6 +9,12 @@ from typing import Any, Final
 from vllm.config.kinds import BOOL, FLOAT, INT, OBJECT, TEXT, TEXTS, Kind
 from vllm.errors import ConfigError
 
+FIXED_RANKS: Final = (
+    "The ranks of an engine have fixed places for its life. Restart it with another "
+    "--data-parallel-size, or let Ray Serve scale whole engines, as examples/deploy/ray_serve.py "
+    "does"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unavailable:
@@ -19,6 +25,7 @@ class Unavailable:
     default: Any = None
     allowed: tuple[Any, ...] = ()  # besides the default
     feature: str  # what is missing, as the subject of "... is not available"
+    aliases: tuple[str, ...] = ()
     remedy: str = ""  # if leaving the flag out is not all there is to say
 
     @property
@@ -183,14 +190,11 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
     *_rows(
         "parallelism other than of tensors and stages",
         "Run one engine per device and put a proxy in front.",
-        data_parallel_backend=(TEXT, "mp"),
         decode_context_parallel_size=(INT, 1),
         prefill_context_parallel_size=(INT, 1),
         dcp_kv_cache_interleave_size=(INT, 1),
         cp_kv_cache_interleave_size=(INT, 1),
         disable_nccl_for_dp_synchronization=(BOOL, None),
-        all2all_backend=(TEXT, None),
-        enable_elastic_ep=(BOOL, False),
         moe_backend=(TEXT, "auto"),
         enable_return_routed_experts=(BOOL, False),
         enable_eplb=(BOOL, False),
@@ -203,6 +207,25 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         ubatch_size=(INT, 0),
         dbo_decode_token_threshold=(INT, 32),
         dbo_prefill_token_threshold=(INT, 512),
+    ),
+    Unavailable(
+        name="data_parallel_multi_port_external_lb",
+        kind=BOOL,
+        default=False,
+        aliases=("-dpm",),
+        feature="a server for every copy by one command",
+        remedy="Start one for each with --data-parallel-rank and --port, or leave the flag out: "
+        "one server balances over all copies.",
+    ),
+    *_rows(
+        "holding back prompts so that copies compute them in the same steps",
+        "Limit prompts with --max-num-batched-tokens, and leave the flag out.",
+        prefill_schedule_interval=(INT, None),
+    ),
+    *_rows(
+        "changing the number of ranks of a running engine",
+        f"{FIXED_RANKS}. Leave the flag out.",
+        enable_elastic_ep=(BOOL, False),
     ),
     *_rows(
         "a profiler of another vendor's devices",

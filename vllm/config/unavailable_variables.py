@@ -100,6 +100,11 @@ UNAVAILABLE_VARIABLES: Final[tuple[UnavailableVariable, ...]] = (
         "Install the emulator of tools/hpu_emulator, which the engine takes for a device.",
         VLLM_USE_FAKE_HPU=OFF,
     ),
+    *_rows(
+        "another way of placing copies in a Ray cluster than filling machine after machine",
+        "--data-parallel-size-local says how many the server's machine has.",
+        VLLM_RAY_DP_PACK_STRATEGY=_just("fill"),
+    ),
     *_rows("a mode for developers of the device", VLLM_DEVELOPER_MODE=OFF),
 )
 

@@ -36,6 +36,7 @@ class AgreedTokens:
     """
 
     count: int = 0
+    is_decode: bool = False  # every row of every copy has one token; graphs may be captured
 
 
 class Agreement:

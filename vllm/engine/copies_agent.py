@@ -36,11 +36,15 @@ _SILENT_S: Final = 20.0  # of the server, which asks every second
 class CopiesAgent:
     """Starts the cores of this machine, and starts again those that end."""
 
-    def __init__(self, config: VllmConfig, make_core: CoreMaker = make_engine_core) -> None:
+    def __init__(
+        self, config: VllmConfig, make_core: CoreMaker = make_engine_core, address: str = ""
+    ) -> None:
+        """`address`: of this machine, if another than that with which it reaches the server."""
         parallel = config.parallel
         first = parallel.data_parallel_start_rank
         self._config = config
         self._make_core = make_core
+        self._address = address
         self._numbers = range(first, first + parallel.data_parallel_size_local)
         self._at = f"{parallel.data_parallel_address}:{parallel.data_parallel_rpc_port}"
         self._inboxes: Inboxes | None = None  # once the server has let this machine in
@@ -57,6 +61,7 @@ class CopiesAgent:
         need_open_files()
         own_ip = str(Environment().VLLM_HOST_IP)
         check_own_ip(own_ip)
+        own_ip = own_ip or self._address
         self._link = self._connected()
         self._scratch = Scratch()
         try:

@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -76,9 +77,15 @@ class FarCopies:
         self._missing = set(numbers)  # have never come
         self._missing_until_s = time.monotonic() + env.VLLM_ENGINE_READY_TIMEOUT_S
         self._limit_s = env.VLLM_ENGINE_READY_TIMEOUT_S
+        self._given_up: SimpleQueue[tuple[range, str]] = SimpleQueue()
+        self._doomed: dict[int, str] = {}  # why, of those that are given up and not gone
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="far-copies", daemon=True)
         self._thread.start()
+
+    def give_up(self, numbers: range, why: str) -> None:
+        """These copies do not come again once they are gone. Any thread may call it."""
+        self._given_up.put((numbers, why))
 
     def stop(self) -> None:
         """End the copies of all machines. May be called again."""
@@ -221,6 +228,7 @@ class FarCopies:
         self._pulses[number, life] = FarPulse(path)
 
     def _beat(self, now_s: float) -> None:
+        self._tell_given_up()
         if self._missing and now_s > self._missing_until_s:
             self._tell_missing()
         for fd, machine in list(self._machines.items()):
@@ -231,6 +239,16 @@ class FarCopies:
                 machine.link.put(Kind.BEAT, on_wait=_give_up)
             except LinkClosed as closed:
                 self._lose(fd, f"{machine.name} is gone: {closed}")
+
+    def _tell_given_up(self) -> None:
+        with suppress(Empty):
+            while True:
+                numbers, why = self._given_up.get_nowait()
+                self._doomed.update(dict.fromkeys(numbers, why))
+        there = {number for machine in self._machines.values() for number in machine.numbers}
+        for number in self._doomed.keys() - there:
+            why = self._doomed.pop(number)
+            self._inboxes.put(EngineDead(why, is_final=True), number, self._lives[number])
 
     def _tell_missing(self) -> None:
         number = min(self._missing)

@@ -26,6 +26,7 @@ from vllm.engine.core_process import CoreMaker, make_engine_core
 from vllm.engine.far_copies import FarCopies
 from vllm.engine.front_link import FrontLink, is_readable
 from vllm.engine.heartbeat import OwnPulse
+from vllm.engine.ray_copies import RayCopies
 from vllm.engine.replicas import Replica, Replicas, State
 from vllm.engine.scratch import Scratch
 from vllm.engine.stopped_cores import StoppedCores
@@ -60,22 +61,26 @@ class OwnReplicas(Replicas):
         self._stopped = True  # until there is something to stop
         refuse_while_imported()
         need_open_files()
-        parallel = config.parallel
-        self._config = config
         self._make_core = make_core or make_engine_core
         self._scratch = Scratch()
         self.directory = self._scratch.path
         self._far_copies: FarCopies | None = None
+        self._ray_copies: RayCopies | None = None
         self._starting = threading.Lock()  # a stop must know of every process
+        parallel = config.parallel
         num_local, num_cores = parallel.data_parallel_size_local, parallel.served_copies
         self.addresses = Addresses.of(self.directory, 1 + num_others)
-        if num_local < num_cores:
-            try:
+        try:
+            if parallel.data_parallel_backend == "ray":
+                self._ray_copies = RayCopies(config)
+                config = self._ray_copies.config
+            if num_local < num_cores:
                 self._far_copies = FarCopies(config, self.addresses, range(num_local, num_cores))
-            except BaseException:
-                self._scratch.remove()
-                raise
-            self.addresses = self._far_copies.addresses
+                self.addresses = self._far_copies.addresses
+        except BaseException:
+            self._leave_others()
+            raise
+        self._config = config
         super().__init__(FrontLink(self.addresses, 0), parallel.data_parallel_start_rank)
         self._failed_starts = dict.fromkeys(range(num_local), 0)
         self._processes: dict[int, CoreProcess] = {}
@@ -86,6 +91,9 @@ class OwnReplicas(Replicas):
         try:
             for number in range(num_cores):
                 self._replicas[number] = self._replica(number, is_far=number >= num_local)
+            if self._ray_copies is not None:
+                assert self._far_copies is not None
+                self._ray_copies.start(self._far_copies.give_up)
         except BaseException:
             self.abandon()
             raise
@@ -143,6 +151,8 @@ class OwnReplicas(Replicas):
         except BaseException:
             self.abandon()
             raise
+        if self._ray_copies is not None:
+            self._ray_copies.keep_up()
         self.cores = [found[core] for core in sorted(found)]
         self._balance = make_balance(self._config, self.cores)
         if self._config.spreads_experts:
@@ -177,11 +187,17 @@ class OwnReplicas(Replicas):
             self._link.wake()
         if self._stopped_cores is not None:
             self._stopped_cores.close()
-        if self._far_copies is not None:
-            self._far_copies.stop()
-        self._scratch.remove()
+        self._leave_others()
         end_all(list(self._processes.values()), patience_s)
         self._meeting.close()
+
+    def _leave_others(self) -> None:
+        """End what other machines have for this one, and remove what they were met with."""
+        if self._far_copies is not None:
+            self._far_copies.stop()
+        if self._ray_copies is not None:
+            self._ray_copies.stop()
+        self._scratch.remove()
 
     def _how_it_ended(self, core: int) -> str:
         return self._processes[core].how_it_ended()
@@ -194,8 +210,7 @@ class OwnReplicas(Replicas):
             self._restart_all(core, was_up)
         else:
             self._restart([core], was_up)
-        if all(replica.is_given_up for replica in self._replicas.values()):
-            raise EngineDeadError("no engine core could be started again")
+        self._check_any_is_left()
 
     def _restart_all(self, core: int, was_up: bool) -> None:
         """None of the others can go on without this one."""

@@ -126,6 +126,9 @@ class Replicas(ABC):
             if isinstance(message, EngineReady):
                 self._hear_ready(core, message)
                 continue
+            if isinstance(message, EngineDead) and message.is_final:
+                self._give_up(core, message.error)
+                continue
             # What a life says that has ended here would count again.
             if replica.state is State.GONE or life != replica.address.life % 256:
                 continue
@@ -209,6 +212,20 @@ class Replicas(ABC):
                 self._made_here.append(CallResult(call_id, error=why, core=core))
         if not replica.is_far:
             self._after_loss(core, was_up)
+
+    def _give_up(self, core: int, why: str) -> None:
+        """Nobody starts this far core again. Raises EngineDeadError if none is left."""
+        replica = self._replicas[core]
+        if replica.state is not State.GONE:
+            replica.error = replica.error or why
+            self._lose(core)
+        replica.is_given_up = True
+        self._check_any_is_left()
+
+    def _check_any_is_left(self) -> None:
+        """Raises EngineDeadError if nobody starts any core again."""
+        if all(replica.is_given_up for replica in self._replicas.values()):
+            raise EngineDeadError("no engine core could be started again")
 
     def _fail_requests(self, core: int, request_ids: Iterable[str], why: str) -> None:
         updates = [

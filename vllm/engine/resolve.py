@@ -24,6 +24,7 @@ from vllm.config.vllm import VllmConfig, all_settings
 from vllm.distributed.launched import Launched
 from vllm.envs import Environment
 from vllm.errors import ConfigError
+from vllm.expert_variables import BY_SHAPE
 from vllm.logger import init_logger
 from vllm.platforms import Platform, keep_recipes, platform_of
 from vllm.utils.text import did_you_mean
@@ -87,7 +88,9 @@ def _checked(arguments: Mapping[str, Any], env: Environment) -> dict[str, Any]:
 
 def _parallel(draft: Draft) -> ParallelConfig:
     fields = draft.of(ParallelConfig)
+    copies_here = fields["data_parallel_size_local"]
     decide_copies(fields)
+    fields["all2all_backend"] = fields["all2all_backend"] or BY_SHAPE
     asked = fields["distributed_executor_backend"]
     config = ParallelConfig(**fields)
     if config.is_externally_launched:
@@ -101,13 +104,20 @@ def _parallel(draft: Draft) -> ParallelConfig:
     return replace(
         config,
         distributed_executor_backend=asked or ("mp" if config.world_size > 1 else "uni"),
-        ray=_ray_start(config, draft.arguments) if asked == "ray" else WITHOUT_RAY,
+        ray=_ray_start(config, draft.arguments, copies_here),
     )
 
 
-def _ray_start(config: ParallelConfig, arguments: Mapping[str, Any]) -> RayStart:
+def _ray_start(
+    config: ParallelConfig, arguments: Mapping[str, Any], copies_here: int | None
+) -> RayStart:
     from vllm.executor.ray_cluster.session import start_of
 
+    if config.data_parallel_backend == "ray":
+        flag = "--data-parallel-backend ray"
+        return start_of(arguments, flag, -1 if copies_here is None else copies_here)
+    if config.distributed_executor_backend != "ray":
+        return WITHOUT_RAY
     if config.nnodes > 1:
         raise ConfigError(
             f"--nnodes {config.nnodes} --distributed-executor-backend ray: Ray knows its machines, "

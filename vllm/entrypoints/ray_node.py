@@ -1,7 +1,7 @@
 """The agent of a machine of a Ray cluster, in a process that an actor starts.
 
-`python -m vllm.entrypoints.ray_node PID FD`, with the pickle of a NodeStart as input: PID is the
-actor's, and FD takes what was wrong.
+`python -m vllm.entrypoints.ray_node PID FD`, with the pickle of a NodeStart or CopiesStart as
+input: PID is the actor's, and FD takes what was wrong.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import sys
 from dataclasses import replace
 from typing import Final
 
-from vllm.engine.arg_utils import EngineArgs
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.engine.copies_agent import CopiesAgent
 from vllm.envs import Environment
 from vllm.errors import ConfigError, EngineDeadError, LoadError, NotAvailable
 from vllm.executor import run_agent
-from vllm.executor.ray_cluster.node_start import NodeStart
+from vllm.executor.ray_cluster.node_start import CopiesStart, NodeStart
 from vllm.logger import init_logger, tag_process
 from vllm.utils.spawning import killed_with_parent
 
@@ -44,12 +45,22 @@ def main(actor: int, fd: int) -> int:
     return 0
 
 
-def _run(start: NodeStart) -> None:
+def _run(start: NodeStart | CopiesStart) -> None:
+    if isinstance(start, CopiesStart):
+        _run_copies(start)
+        return
     nodes = replace(start.nodes, own_ip=Environment().VLLM_HOST_IP)
     tag_process(f"node {nodes.own}")
     arguments = pickle.loads(start.arguments)
     config = EngineArgs(**arguments).create_engine_config()
     run_agent(config, start.places, nodes, start.worker_type)
+
+
+def _run_copies(start: CopiesStart) -> None:
+    arguments = {**pickle.loads(start.arguments), **start.changes}
+    config = AsyncEngineArgs(**arguments).create_engine_config()
+    tag_process(f"copies of {start.address}")
+    CopiesAgent(config, address=start.address).run()
 
 
 if __name__ == "__main__":

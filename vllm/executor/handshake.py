@@ -73,7 +73,7 @@ def compare_with_first(first: Joined, other: Joined, noun: str, number: int) -> 
     if found:
         raise ConfigError(
             f"{noun} {number} runs with other settings than {noun} 0: {', '.join(found)}. All "
-            f"{noun}s of an engine need the same arguments, versions and environment."
+            "parts of an engine need the same arguments, versions and environment."
         )
 
 

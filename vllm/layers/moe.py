@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
-from vllm.layers.dispatch import GatherTokens, TokenSplit
+from vllm.layers.dispatch import TokenSplit, make_dispatch
 from vllm.layers.expert_shard import NOT_HERE, ExpertShard
 from vllm.layers.methods import ExpertsMethod
 from vllm.layers.shapes import Piece, Share
@@ -155,7 +155,13 @@ class SpreadMoE(MoE):
         super().__init__(routing, hidden, intermediate, act, context, shared)
         assert context.experts is not None
         self.split = TokenSplit(context.tp)
-        self.dispatch = GatherTokens(context.experts, context.tp.size, self.experts.no_expert)
+        self.dispatch = make_dispatch(
+            context.config.parallel.expert_dispatch,
+            context.experts,
+            context.tp.size,
+            self.experts.shard,
+            context.capabilities.static_shapes,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.split.own(x)

@@ -12,7 +12,7 @@ class CopiesHello(msgspec.Struct, frozen=True):
 
     first: int  # number of its first copy
     count: int
-    own_ip: str  # VLLM_HOST_IP, where it is set
+    own_ip: str  # as VLLM_HOST_IP or Ray says; "": that of the connection
     settings: Joined
 
 

@@ -146,6 +146,7 @@ class EngineDead(msgspec.Struct, frozen=True, tag=True):
 
     error: str
     kind: str = ""  # the error's class, if it is one of vllm.errors that the user can act on
+    is_final: bool = False  # whether nobody starts the core again
 
 
 FromEngine = StepUpdates | CallResult | EngineReady | EngineDead

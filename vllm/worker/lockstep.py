@@ -44,9 +44,10 @@ class Lockstep(Agreement):
         try:
             for launch, num_tokens in self._planner.together(launches, sizes):
                 self._tokens.count = num_tokens
+                self._tokens.is_decode = launch.key.phase is Phase.DECODE
                 yield launch
         finally:
-            self._tokens.count = 0
+            self._tokens.count, self._tokens.is_decode = 0, False
 
     def _shown(self, launches: Sequence[Launch]) -> list[list[LaunchSize]]:
         """The sizes of the launches of every copy."""

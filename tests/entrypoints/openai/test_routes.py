@@ -103,12 +103,22 @@ async def test_development_routes_exist_in_development_mode_only(make_app, engin
     assert engine.num_resets == 1
 
 
+async def test_scaling_a_running_engine_is_refused_with_what_to_do_instead(client):
+    for path in ("/scale_elastic_ep", "/is_scaling_elastic_ep"):
+        reply = await client.post(path, json={"new_data_parallel_size": 4})
+        assert reply.status_code == 400
+        message = reply.json()["error"]["message"]
+        assert "--data-parallel-size" in message and "examples/deploy/ray_serve.py" in message
+
+
 # What is asked of each route, so that it answers with 200 (or, in the first lines, cannot).
 ASKED = {
     "POST /sleep": {},
     "POST /wake_up": {},
     "GET /is_sleeping": {},
     "POST /collective_rpc": {},
+    "POST /scale_elastic_ep": {},
+    "POST /is_scaling_elastic_ep": {},
     "GET /health": {},
     "GET /ping": {},
     "POST /ping": {},

@@ -12,9 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from vllm import envs
+from vllm.config.unavailable import FIXED_RANKS
 from vllm.engine.front_end import CallFailed
 from vllm.entrypoints.openai.admission import Stopping
-from vllm.entrypoints.openai.documented import HEALTH, Exposition
+from vllm.entrypoints.openai.documented import HEALTH, NEVER, Exposition
 from vllm.entrypoints.openai.errors import (
     DOCUMENTED_ERRORS,
     EngineHung,
@@ -44,7 +45,7 @@ from vllm.entrypoints.openai.state import ServerState, server_of
 from vllm.entrypoints.openai.trace_context import TraceContext
 from vllm.entrypoints.openai.transport.limits import RequestLimits
 from vllm.entrypoints.openai.transport.users_middleware import add_users_middleware
-from vllm.errors import EngineDeadError
+from vllm.errors import EngineDeadError, NotAvailable
 from vllm.metrics.live import LiveStats
 from vllm.metrics.logging import LoggingStats
 from vllm.metrics.prometheus import PrometheusStats
@@ -167,6 +168,12 @@ async def load(request: Request) -> Response:
     return JSONResponse(
         {"server_load": server_of(request).context.admission.tallies.requests.total()}
     )
+
+
+@router.post("/scale_elastic_ep", status_code=400, responses=NEVER)
+@router.post("/is_scaling_elastic_ep", status_code=400, responses=NEVER)
+async def scale_elastic_ep() -> Response:
+    raise NotAvailable(f"the number of ranks of a running engine cannot be changed. {FIXED_RANKS}.")
 
 
 @router.post("/start_profile", response_class=Response)

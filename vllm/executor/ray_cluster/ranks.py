@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from vllm import envs
 from vllm.distributed.place import Place
 from vllm.envs import Environment
-from vllm.errors import ConfigError
 from vllm.executor.base import ExecutorDied
 from vllm.executor.control import WorkerType
 from vllm.executor.nodes.link import Kind
@@ -21,7 +20,7 @@ from vllm.executor.ranks import RankMain
 from vllm.executor.ray_cluster.bundles import Need
 from vllm.executor.ray_cluster.environment import travelling
 from vllm.executor.ray_cluster.node_start import NodeStart
-from vllm.executor.ray_cluster.seat import SeatFacts
+from vllm.executor.ray_cluster.seat import SeatFacts, modules_of
 from vllm.executor.ray_cluster.seats import Seats
 from vllm.executor.ray_cluster.session import THREADS, Session
 from vllm.logger import init_logger
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = init_logger(__name__)
 
-_MODULES: Final = "HABANA_VISIBLE_MODULES"
 _LAST_WORDS_S: Final = 1.0  # for Ray to say why an actor has ended
 
 
@@ -95,7 +93,7 @@ class RayRanks:
             own = [place.rank for place in self.places if place.node == node]
             there = replace(nodes, own=node, own_address=self.addresses[own[0]])
             start = NodeStart(self._start.arguments, self.places, there, self._worker_type)
-            variables = {**given, **_modules([facts[rank] for rank in own])}
+            variables = {**given, **modules_of([facts[rank] for rank in own])}
             found[own[0]] = session.ray.cloudpickle.dumps(start), variables
         return found
 
@@ -170,14 +168,3 @@ def _rendezvous(peers: Sequence[Peer], node: int) -> str:
     """Where rank 0, which is on `node`, listens."""
     peer = next(peer for peer in peers if peer.node == node)
     return f"{peer.address}:{peer.hello.free_port}"
-
-
-def _modules(facts: Sequence[SeatFacts]) -> dict[str, str]:
-    """The variable that shows all modules of a node's ranks to each of them."""
-    found = {module.strip() for fact in facts for module in fact.modules}
-    if wrong := sorted(module for module in found if not module.isdecimal()):
-        raise ConfigError(
-            f"{_MODULES} has {wrong[0]!r} where Ray was started on {facts[0].address}: it must "
-            "list numbers of modules, or be unset."
-        )
-    return {_MODULES: ",".join(sorted(found, key=int))} if found else {}

@@ -1,4 +1,4 @@
-"""The actor in the bundle of a rank. Imports no model stack."""
+"""The actor in the bundle of a rank or of a copy of the model. Imports no model stack."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import site
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm.errors import ConfigError
+
+_MODULES = "HABANA_VISIBLE_MODULES"
 _AGENT = "vllm.entrypoints.ray_node"
 
 
@@ -27,7 +30,7 @@ class SeatFacts:
 
 
 class Seat:
-    """Holds what a rank needs; one of each machine runs the agent of its ranks."""
+    """Holds what a rank, or a copy, needs; one of each machine runs the agent of all there."""
 
     def facts(self) -> SeatFacts:
         ray: Any = importlib.import_module("ray")
@@ -42,8 +45,8 @@ class Seat:
     def run_agent(self, version: str, start: bytes, given: Mapping[str, str]) -> str:
         """Run an agent in a process whose environment is this one's and what is `given`.
 
-        `start` is the pickle of a NodeStart. `version` is that of the engine's vllm. Returns what
-        was wrong; "" for a normal end.
+        `start` is the pickle of a NodeStart or CopiesStart. `version` is that of the engine's vllm.
+        Returns what was wrong; "" for a normal end.
         """
         from vllm.version import __version__
 
@@ -81,3 +84,14 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
     if root not in site.getsitepackages():
         found["PYTHONPATH"] = os.pathsep.join(filter(None, (root, found.get("PYTHONPATH"))))
     return found
+
+
+def modules_of(facts: Sequence[SeatFacts]) -> dict[str, str]:
+    """The variable that shows all modules of a node to each rank there."""
+    found = {module.strip() for fact in facts for module in fact.modules}
+    if wrong := sorted(module for module in found if not module.isdecimal()):
+        raise ConfigError(
+            f"{_MODULES} has {wrong[0]!r} where Ray was started on {facts[0].address}: it must "
+            "list numbers of modules, or be unset."
+        )
+    return {_MODULES: ",".join(sorted(found, key=int))} if found else {}

@@ -1,4 +1,4 @@
-"""The actors of an engine, one in the bundle of each rank."""
+"""The actors of an engine, one in the bundle of each rank or copy of the model."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ logger = init_logger(__name__)
 
 _CODES: Final = re.compile("\x1b\\[[0-9;]*m")  # colours of a terminal
 _TICK_S: Final = 0.5
+_OF_NODE: Final = 0.001  # of the one that Ray gives each node, to be placed there
 _LIMIT: Final = "VLLM_ENGINE_READY_TIMEOUT_S"
 
 
@@ -33,48 +34,70 @@ class Seats:
         self._start = start
         self._need = need
         self._limit_s = limit_s
-        self._own_group: Any = None
-        self._actors: list[Any] = []  # by rank
-        self._calls: dict[Any, int] = {}  # rank, by the call that its actor is in
+        self._group: Any = None  # that has the bundles
+        self._own_group: Any = None  # the same, if it is the engine's
+        self._bundles: list[int] = []  # by rank or copy
+        self._actors: list[Any] = []  # by rank or copy
+        self._calls: dict[Any, int] = {}  # rank or copy, by the call that its actor is in
 
-    def take(self, num_ranks: int, on_wait: Callable[[], None]) -> list[SeatFacts]:
-        """The actors of all ranks, by rank. Raises ConfigError and ExecutorDied."""
-        group = self._group(num_ranks, on_wait)
-        table = self._ray.util.placement_group_table(group)
-        chosen = choose(
+    def take(
+        self, count: int, on_wait: Callable[[], None], nodes: Sequence[str] = ()
+    ) -> list[SeatFacts]:
+        """The actors of so many ranks or copies, by number. Raises ConfigError and ExecutorDied.
+
+        `nodes`: addresses of where a placement group of the engine's own has them; () for anywhere.
+        """
+        self._group = self._make_group(count, on_wait, nodes)
+        table = self._ray.util.placement_group_table(self._group)
+        self._bundles = choose(
             self._need,
-            num_ranks,
+            count,
             table["bundles"],
             table["bundles_to_node_id"],
             self._ray.get_runtime_context().get_node_id(),
         )
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        need = self._need
-        actor = self._ray.remote(Seat)
-        for index in chosen:
-            options = actor.options(
-                num_cpus=need.amount if need.resource == "CPU" else 0,
-                resources={} if need.resource == "CPU" else need.resources,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
-            )
-            self._actors.append(options.remote())
-        return self._facts(chosen, on_wait)
+        for index in self._bundles:
+            self._actors.append(self._actor_in(index))
+        return self._facts(on_wait)
 
     def run(self, agents: Mapping[int, tuple[bytes, Mapping[str, str]]]) -> None:
-        """Let the actors of these ranks run an agent each, and the others hold what they have.
+        """Let these actors run an agent each, and the others hold what they have.
 
-        An agent is given as the pickle of its NodeStart and its variables.
+        An agent is given as the pickle of its start and its variables.
         """
         for rank, actor in enumerate(self._actors):
             if rank in agents:
-                call = actor.run_agent.remote(__version__, *agents[rank])
+                self.start(rank, agents[rank])
             else:
-                call = actor.hold.remote()
-            self._calls[call] = rank
+                self._calls[actor.hold.remote()] = rank
+
+    def renew(self, numbers: Sequence[int]) -> list[Any]:
+        """Other actors in the place of these, in their bundles. Returns calls for `facts_of`."""
+        asked = []
+        for number in numbers:
+            self.forget(number)
+            with suppress(Exception):  # it has ended
+                self._ray.kill(self._actors[number])
+            self._actors[number] = self._actor_in(self._bundles[number])
+            asked.append(self._actors[number].facts.remote())
+        return asked
+
+    def facts_of(self, asked: Sequence[Any]) -> list[SeatFacts] | None:
+        """Of actors, once all are there; None before. Raises ExecutorDied."""
+        there, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        for call in there:
+            _, why = self._answer(call)
+            if why:
+                raise ExecutorDied(why)
+        return list(self._ray.get(list(asked))) if len(there) == len(asked) else None
+
+    def start(self, number: int, agent: tuple[bytes, Mapping[str, str]]) -> None:
+        """Let an actor run an agent, as `run` does."""
+        call = self._actors[number].run_agent.remote(__version__, *agent)
+        self._calls[call] = number
 
     def fault(self, timeout_s: float = 0.0) -> tuple[int, str]:
-        """The rank of an actor that has ended within `timeout_s`, and why; "" if none has."""
+        """Whose actor has ended within `timeout_s`, and why; "" if none has."""
         if not self._calls:
             return -1, ""
         if not self._ray.is_initialized():  # calls would begin it anew
@@ -87,6 +110,17 @@ class Seats:
             said, why = self._answer(call)
             return self._calls[call], str(said or why)
         return -1, ""
+
+    def forget(self, number: int) -> None:
+        """Say no more of the end of this actor."""
+        self._calls = {call: each for call, each in self._calls.items() if each != number}
+
+    def wait_for_end(self, numbers: Sequence[int], limit_s: float) -> None:
+        """Until these actors have ended, which were told to."""
+        calls = [call for call, number in self._calls.items() if number in numbers]
+        if calls and self._ray.is_initialized():
+            with suppress(Exception):  # the cluster may be gone
+                self._ray.wait(calls, num_returns=len(calls), timeout=limit_s)
 
     def end(self) -> None:
         """Give the bundles back. May be called again."""
@@ -101,25 +135,38 @@ class Seats:
             with suppress(Exception):
                 self._ray.util.remove_placement_group(group)
 
-    def _group(self, num_ranks: int, on_wait: Callable[[], None]) -> Any:
+    def _actor_in(self, bundle: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        need = self._need
+        options = self._ray.remote(Seat).options(
+            num_cpus=need.amount if need.resource == "CPU" else 0,
+            resources={} if need.resource == "CPU" else need.resources,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, bundle),
+        )
+        return options.remote()
+
+    def _make_group(self, count: int, on_wait: Callable[[], None], nodes: Sequence[str]) -> Any:
         from ray.util.placement_group import PlacementGroup
 
         if self._start.placement_group:
             group_id = self._ray.PlacementGroupID(bytes.fromhex(self._start.placement_group))
             return PlacementGroup(group_id)
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        check_supply(self._need, num_ranks, nodes)
-        bundles = [self._need.resources] * num_ranks
+        has = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        check_supply(self._need, count, has)
+        bundles = [dict(self._need.resources) for _ in range(count)]
+        for bundle, node in zip(bundles, nodes, strict=False):
+            bundle[f"node:{node}"] = _OF_NODE
         self._own_group = self._ray.util.placement_group(bundles, strategy="PACK")
         self._wait(
             lambda: bool(self._own_group.wait(1)),  # whole seconds
-            f"{num_ranks} bundles of {self._need.amount:g} {self._need.resource}: others have "
+            f"{count} bundles of {self._need.amount:g} {self._need.resource}: others have "
             "taken what the Ray cluster has",
             on_wait,
         )
         return self._own_group
 
-    def _facts(self, bundles: Sequence[int], on_wait: Callable[[], None]) -> list[SeatFacts]:
+    def _facts(self, on_wait: Callable[[], None]) -> list[SeatFacts]:
         asked = [actor.facts.remote() for actor in self._actors]
 
         def are_there() -> bool:
@@ -128,14 +175,16 @@ class Seats:
                 _, why = self._answer(call)
                 if why:
                     rank = asked.index(call)
-                    raise ExecutorDied(f"the actor of rank {rank} did not start: {why}")
+                    raise ExecutorDied(
+                        f"the actor of {self._need.noun} {rank} did not start: {why}"
+                    )
             return len(there) == len(asked)
 
-        listed = ", ".join(map(str, bundles))
+        listed = ", ".join(map(str, self._bundles))
         self._wait(
             are_there,
             f"an actor in each of the bundles {listed}: what this program itself uses of one is "
-            "not free for a rank (VLLM_RAY_BUNDLE_INDICES names others)",
+            f"not free for a {self._need.noun} (VLLM_RAY_BUNDLE_INDICES names others)",
             on_wait,
         )
         return list(self._ray.get(asked))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from vllm.config.ray_start import RayStart
+from vllm.config.ray_start import WITHOUT_RAY, RayStart
 from vllm.envs import inherited
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
@@ -20,36 +20,37 @@ from vllm.logger import init_logger
 logger = init_logger(__name__)
 
 THREADS: Final = "OMP_NUM_THREADS"
-_FLAG: Final = "--distributed-executor-backend ray"
 _UNREACHABLE_S: Final = 10.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 # Settings that may name files of the program's directory.
 _PATHS: Final = ("model", "tokenizer", "hf_config_path", "generation_config", "download_dir")
 
 
-def load() -> Any:
-    """The module `ray`. Raises ConfigError where it is not installed."""
+def load(flag: str) -> Any:
+    """The module `ray`, which `flag` asks for. Raises ConfigError where it is not installed."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ConfigError(
-            f"{_FLAG}: the package ray cannot be imported ({error}). Install it with `pip install "
+            f"{flag}: the package ray cannot be imported ({error}). Install it with `pip install "
             "'vllm[ray]'`, on all machines in the same version."
         ) from None
 
 
-def start_of(arguments: Mapping[str, Any]) -> RayStart:
-    """Of an engine with these arguments, which this program asks for. Raises ConfigError.
+def start_of(
+    arguments: Mapping[str, Any], flag: str = WITHOUT_RAY.flag, copies_here: int = -1
+) -> RayStart:
+    """Of an engine with these arguments, of which `flag` asks for Ray. Raises ConfigError.
 
     The engine may run in a process of its own, which is in no placement group.
     """
-    ray = load()
-    packed = _packed(ray, arguments)
+    ray = load(flag)
+    packed = _packed(ray, arguments, flag)
     if not ray.is_initialized():
-        return RayStart(packed)
+        return RayStart(packed, flag=flag, copies_here=copies_here)
     if ray.util.client.ray.is_connected():
         raise ConfigError(
-            f"{_FLAG}: this program is a Ray client (ray://), which the ranks cannot connect to. "
+            f"{flag}: this program is a Ray client (ray://), which the ranks cannot connect to. "
             "Run it on a machine of the cluster, as a job or an actor."
         )
     group = ray.util.get_current_placement_group()
@@ -57,6 +58,8 @@ def start_of(arguments: Mapping[str, Any]) -> RayStart:
         packed,
         ray.get_runtime_context().gcs_address,
         "" if group is None else group.id.hex(),
+        flag,
+        copies_here,
         inherited(THREADS) is not None and not was_set_at_birth(THREADS),
     )
 
@@ -66,7 +69,7 @@ def was_set_at_birth(variable: str) -> bool:
     return f"\0{variable}=".encode() in b"\0" + Path("/proc/self/environ").read_bytes()
 
 
-def _packed(ray: Any, arguments: Mapping[str, Any]) -> bytes:
+def _packed(ray: Any, arguments: Mapping[str, Any], flag: str) -> bytes:
     found = dict(arguments)
     for name in _PATHS:
         value = found.get(name)
@@ -77,7 +80,7 @@ def _packed(ray: Any, arguments: Mapping[str, Any]) -> bytes:
         return bytes(ray.cloudpickle.dumps(found))
     except Exception as error:  # of whatever the arguments are
         raise ConfigError(
-            f"{_FLAG}: the arguments of the engine cannot be sent to other machines ({error}). "
+            f"{flag}: the arguments of the engine cannot be sent to other machines ({error}). "
             "Leave out functions and objects that cannot be pickled."
         ) from error
 
@@ -90,13 +93,13 @@ class _Connection:
         self._num_sessions = 0
         self._is_ours = False  # the program itself is not connected
 
-    def join(self, ray: Any, cluster: str) -> None:
+    def join(self, ray: Any, start: RayStart) -> None:
         """Raises ConfigError."""
         with self._lock:
             if not ray.is_initialized():
                 with _handlers_kept():
                     try:
-                        _connect(ray, cluster)
+                        _connect(ray, start.cluster, start.flag)
                     except BaseException:
                         ray.shutdown()
                         raise
@@ -124,8 +127,8 @@ class Session:
 
     def __init__(self, start: RayStart) -> None:
         """Raises ConfigError if there is no cluster to be in."""
-        self.ray = load()
-        _connection.join(self.ray, start.cluster)
+        self.ray = load(start.flag)
+        _connection.join(self.ray, start)
         logger.info("Ray cluster at %s", self.ray.get_runtime_context().gcs_address)
 
     def end(self) -> None:
@@ -133,7 +136,7 @@ class Session:
         _connection.leave(self.ray)
 
 
-def _connect(ray: Any, cluster: str) -> None:
+def _connect(ray: Any, cluster: str, flag: str) -> None:
     options = {"configure_logging": False, "log_to_driver": True}
     address = cluster or inherited("RAY_ADDRESS") or "auto"
     if address.startswith("ray://"):
@@ -142,13 +145,13 @@ def _connect(ray: Any, cluster: str) -> None:
             "machine of the cluster, and give its address as host:port, or none."
         )
     if address not in ("auto", "local"):
-        _check_reach(address)
+        _check_reach(address, flag)
     try:
         ray.init(address=address, **options)
     except Exception as error:  # of Ray's, which has many kinds
         if address != "auto" or not isinstance(error, ConnectionError):
             raise ConfigError(
-                f"{_FLAG}: the engine cannot join the Ray cluster at {address} ({error}). Correct "
+                f"{flag}: the engine cannot join the Ray cluster at {address} ({error}). Correct "
                 "RAY_ADDRESS and what that cluster asks of its drivers, or start one: ray start "
                 "--head."
             ) from error
@@ -157,7 +160,7 @@ def _connect(ray: Any, cluster: str) -> None:
         ray.init(address="local", include_dashboard=False, **options)
 
 
-def _check_reach(address: str) -> None:
+def _check_reach(address: str, flag: str) -> None:
     """Raises ConfigError. Ray itself would try for minutes, and then end this process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
@@ -166,7 +169,7 @@ def _check_reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _UNREACHABLE_S).close()
     except OSError as error:
         raise ConfigError(
-            f"{_FLAG}: no Ray cluster answers at {address} ({error}). Correct RAY_ADDRESS, or "
+            f"{flag}: no Ray cluster answers at {address} ({error}). Correct RAY_ADDRESS, or "
             "start one: ray start --head."
         ) from None
 
