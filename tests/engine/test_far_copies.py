@@ -33,7 +33,7 @@ from vllm.engine.front_link import FrontLink
 from vllm.engine.own_replicas import OwnReplicas
 from vllm.engine.replicas import State
 from vllm.errors import ConfigError, EngineDeadError
-from vllm.messages.engine import EngineDead
+from vllm.messages.engine import EngineDead, EngineReady
 from vllm.sampling_params import SamplingParams
 from vllm.utils.network_utils import get_open_port
 
@@ -275,3 +275,34 @@ def test_an_address_of_another_machine_is_refused(
 def test_a_port_that_is_taken_is_named(copies: VllmConfig, tmp_path: Path) -> None:
     with waiting_server(copies, tmp_path), pytest.raises(ConfigError, match="--data-parallel-rpc"):
         FarCopies(copies, Addresses.of(str(tmp_path), 1), range(1, NUM_COPIES))
+
+
+def test_copies_that_nobody_starts_again_say_so_once_they_are_gone(
+    copies: VllmConfig, tmp_path: Path
+) -> None:
+    far_copies = FarCopies(copies, Addresses.of(str(tmp_path), 1), range(1, NUM_COPIES))
+    link = FrontLink(far_copies.addresses, 0)
+    try:
+        with agent(placed(copies, 1, 1), tmp_path / "errors") as process:
+            while not isinstance(link.receive()[1], EngineReady):
+                pass
+            far_copies.give_up(range(1, 3), "their machine is sold")
+            heard = heard_ends(link, 1)
+            assert heard == {2: (True, "their machine is sold")}, "copy 1 is still there"
+            process.kill()
+            ((is_final, why),) = heard_ends(link, 1).values()
+            assert not is_final and "copies 1 to 1 (127.0.0.1) is gone" in why
+            assert heard_ends(link, 1) == {1: (True, "their machine is sold")}
+    finally:
+        far_copies.stop()
+        link.close()
+
+
+def heard_ends(link: FrontLink, count: int) -> dict[int, tuple[bool, str]]:
+    """The next so many ends of copies: whether final, and why."""
+    found: dict[int, tuple[bool, str]] = {}
+    while len(found) < count:
+        core, message, _ = link.receive()
+        if isinstance(message, EngineDead):
+            found[core] = message.is_final, message.error
+    return found
