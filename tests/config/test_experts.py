@@ -57,9 +57,12 @@ def test_a_placement_of_nothing_is_pointed_out(settle: Settle, log_lines: LogLin
     assert said in log_lines.text
 
 
-def test_copies_of_the_model_share_no_experts_yet(settle: Settle, directory: Directory) -> None:
-    with pytest.raises(ConfigError, match="--enable-expert-parallel --data-parallel-size 2"):
-        settle(model=str(directory(**MIXTRAL)), data_parallel_size=2, enable_expert_parallel=True)
+def test_copies_of_one_machine_share_experts(settle: Settle, directory: Directory) -> None:
+    options = {"model": str(directory(**MIXTRAL)), "data_parallel_size": 2}
+    assert settle(enable_expert_parallel=True, **options).spreads_experts
+    assert not settle(**options).spreads_experts
+    with pytest.raises(ConfigError, match="2 --data-parallel-size-local 1: copies on several"):
+        settle(enable_expert_parallel=True, data_parallel_rank=1, **options)
 
 
 def test_unknown_placements_are_refused(settle: Settle) -> None:
