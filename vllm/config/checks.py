@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vllm import envs
+from vllm.config.expert_balance import ExpertBalanceConfig
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.stages import divide
 from vllm.errors import ConfigError
@@ -40,12 +41,41 @@ def _check_experts(config: VllmConfig) -> None:
         logger.warning(
             "--enable-expert-parallel has no effect: %s has no experts.", config.model.architecture
         )
+    _check_balance(config)
     if config.spreads_experts and parallel.data_parallel_size_local < parallel.data_parallel_size:
         raise ConfigError(
             f"--enable-expert-parallel --data-parallel-size {parallel.data_parallel_size} "
             f"--data-parallel-size-local {parallel.data_parallel_size_local}: copies on several "
             "machines, or behind several servers, that share experts are not available yet in this "
             "build. Leave the first out, so that each copy has all experts, or the last."
+        )
+
+
+def _check_balance(config: VllmConfig) -> None:
+    parallel, redundant = config.parallel, config.expert_balance.num_redundant_experts
+    if not config.expert_balance.enabled:
+        if redundant:
+            raise ConfigError(
+                f"--num-redundant-experts {redundant}: copies of experts are placed, and moved, "
+                "with --enable-eplb only. Give that too, or leave it out."
+            )
+        if config.expert_balance != ExpertBalanceConfig():
+            logger.warning("--eplb-... has no effect without --enable-eplb.")
+        return
+    if not config.model.has_experts:
+        raise ConfigError(
+            f"--enable-eplb: {config.model.architecture} has no experts that could be balanced. "
+            "Leave it out."
+        )
+    if not parallel.enable_expert_parallel:
+        raise ConfigError(
+            "--enable-eplb: without --enable-expert-parallel every rank has some of the width of "
+            "all experts, and as much to compute as the others. Give that too, or leave it out."
+        )
+    if parallel.tensor_parallel_size * parallel.data_parallel_size == 1:
+        raise ConfigError(
+            "--enable-eplb: one rank has all experts of a layer, so that there is nothing to "
+            "balance. Leave it out, or raise --tensor-parallel-size or --data-parallel-size."
         )
 
 
