@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 Loads = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 # Choices of an expert go to its copies in turn, by the row of the token: see `turns`.
 TURNS: Final = 64
@@ -159,13 +160,10 @@ class _Plan:
             copies = self._has.sum(0)
             lacking = np.flatnonzero(copies < wanted)
             busiest_first = lacking[np.argsort(-self._shares[lacking], kind="stable")]
-            for expert in busiest_first.tolist():
-                number = self._place_for(expert, copies > wanted)
-                if number >= 0:
-                    yield self._copy(expert, number)
-                    break
-            else:
+            move = self._next_copy(busiest_first.tolist(), copies > wanted)
+            if move is None:
                 return
+            yield move
 
     def swapping(self) -> Iterator[Move]:
         """Exchanges between the busiest rank and another, each the one that helps both most."""
@@ -187,7 +185,35 @@ class _Plan:
                 return
             yield self._swap(int(own[first]), other, int(moved[first, other]))
 
-    def _place_for(self, expert: int, has_surplus: npt.NDArray[np.bool_]) -> int:
+    def _next_copy(self, lacking: Sequence[int], has_surplus: Flags) -> Move | None:
+        for expert in lacking:
+            number = self._place_for(expert, has_surplus)
+            if number >= 0:
+                return self._copy(expert, number)
+        for expert in lacking:
+            move = self._make_room(expert, has_surplus)
+            if move is not None:
+                return move
+        return None
+
+    def _make_room(self, expert: int, has_surplus: Flags) -> Move | None:
+        """Bring a copy that is not needed, all of which are beside `expert`, to another rank."""
+        here = np.flatnonzero(has_surplus[self._experts])
+        there = np.flatnonzero(~self._has[self._rank_of, expert])
+        if not len(here) or not len(there):
+            return None
+        ours, theirs = self._experts[here][:, None], self._experts[there][None]
+        is_double = self._has[self._rank_of[here][:, None], theirs]
+        is_double |= self._has[self._rank_of[there][None], ours]
+        moved = self._shares[ours] - self._shares[theirs]
+        price = np.where(is_double, -1, np.abs(moved))
+        if price.max() < 0:
+            return None
+        price[price < 0] = price.max() + 1
+        first, second = divmod(int(price.argmin()), len(there))
+        return self._swap(int(here[first]), int(there[second]), int(moved[first, second]))
+
+    def _place_for(self, expert: int, has_surplus: Flags) -> int:
         """On the rank that is least busy without what goes from there; -1 if there is none."""
         fits = has_surplus[self._experts] & ~self._has[self._rank_of, expert]
         if not fits.any():

@@ -211,7 +211,8 @@ class ExpertBalance(NoBalance):
     def _transfer(self, layer: BalancedExperts, pairs: Iterable[tuple[Spot, Spot]]) -> None:
         """Write what is in the first spot of each pair to the second one; all are sent before.
 
-        By broadcasts, whose shape does not depend on what goes where: devices compile by shape.
+        By broadcasts, whose shape does not depend on what goes where, and each op by itself:
+        devices compile by shapes, and what ranks queue together.
         """
         own = self._ranks.rank
         for stored in layer.stored():
@@ -222,10 +223,11 @@ class ExpertBalance(NoBalance):
                 row = tensor.index_select(0, index)
                 self._device.step_boundary()
                 rows.append((target, self._ranks.broadcast(row, source.rank)))
+                self._device.step_boundary()
             for target, row in rows:
                 if target.rank == own:
                     tensor.index_copy_(0, self._index(target.place), row)
-            self._device.step_boundary()
+                    self._device.step_boundary()
 
     def _index(self, place: int) -> Tensor:
         return self._device.upload(np.array([place], np.int64))
