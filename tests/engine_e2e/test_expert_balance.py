@@ -26,7 +26,9 @@ MOVED = re.compile(r"Step \d+: \d+ experts have moved")
     ("arch", "ranks", "options"),
     [
         pytest.param("qwen3_moe", 2, {}, id="two ranks"),
-        pytest.param("mixtral", 1, {"data_parallel_size": 2}, id="two copies"),
+        pytest.param(
+            "mixtral", 1, {"data_parallel_size": 2, "pipeline_depth": 2}, id="two copies, depth 2"
+        ),
         pytest.param(
             "qwen3_moe", 1, {"data_parallel_size": 2, "pipeline_depth": 1}, id="two copies, depth 1"
         ),

@@ -69,6 +69,7 @@ class ExpertBalance(NoBalance):
         self._ranks = ranks
         self._device = device
         self._config = config
+        self._window = config.window_size
         self._depth = depth
         self._ends = np.cumsum([layer.no_expert + 1 for layer in layers])
         self._step = self._last_read = 0
@@ -125,7 +126,7 @@ class ExpertBalance(NoBalance):
         )
 
     def _begins_window(self, step: int) -> bool:
-        return (step + self._config.window_size) % self._config.step_interval == 0
+        return (step + self._window) % self._config.step_interval == 0
 
     def _is_logged(self, step: int) -> bool:
         config = self._config
@@ -150,7 +151,7 @@ class ExpertBalance(NoBalance):
         if self._begins_window(step):
             self._begun.append((step, self._total.copy()))
         if step % self._config.step_interval == 0:
-            while len(self._begun) > 1 and self._begun[1][0] <= step - self._config.window_size:
+            while len(self._begun) > 1 and self._begun[1][0] <= step - self._window:
                 self._begun.popleft()
             loads = self._by_layer(self._total - self._begun[0][1])
             # What is left of older moves goes by loads that are outdated.
