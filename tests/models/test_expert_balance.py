@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -193,3 +194,66 @@ def test_more_copies_than_ranks_are_refused(reference):
     config = config_for(reference("mixtral").path, **balanced(5, tensor_parallel_size=2))
     with pytest.raises(ConfigError, match=r"--num-redundant-experts 5: 2 ranks .* 4 experts"):
         on_ranks(2, lambda tp: load_model(config, References(), CPU, tp))
+
+
+def test_only_the_steps_of_the_window_count_and_idle_ones_are_none(reference):
+    """Of every three steps the last two count: window_size 2, step_interval 3."""
+    config = config_for(reference("mixtral").path, **balanced(1, tensor_parallel_size=2))
+
+    def run(tp: InThread) -> None:
+        model = load_model(config, References(), CPU, tp)
+        layers = layers_of(model)
+        balance = expert_balance(model, tp, CpuDevice(), WINDOW, depth=2)
+        balance.begin()
+        assert layers[0].placement.held == [[0, 1, 2], [2, 3]]
+
+        def step(busy: int, choices: int) -> None:
+            for layer in layers:
+                layer.counts[busy] += choices
+            balance.step_ends(num_launches=0)
+            balance.step_ends(num_launches=2)
+
+        step(0, 1_000_000)
+        step(3, 500)
+        step(3, 500)
+        step(1, 1_000_000)
+        assert layers[0].placement.held == [[0, 1, 2], [2, 3]], "the counts are on their way"
+        step(0, 1)
+        assert [layers[0].placement.copies()[expert] for expert in (0, 3)] == [1, 2]
+        step(2, 100)
+        step(0, 1)
+        step(0, 1)
+        assert [layers[0].placement.copies()[expert] for expert in (0, 1, 2)] == [1, 1, 2]
+
+    on_ranks(2, run)
+
+
+def test_a_step_moves_as_much_as_is_allowed_and_every_state_computes_the_same(
+    reference, monkeypatch
+):
+    monkeypatch.setattr("vllm.worker.expert_balance._STEP_BYTES", 1)
+    expected = reference("qwen3_moe")
+    config = config_for(expected.path, **balanced(tensor_parallel_size=4))
+    often = ExpertBalanceConfig(enabled=True, window_size=30, step_interval=30)
+
+    def run(tp: InThread) -> int:
+        model = load_model(config, References(), CPU, tp)
+        layers = layers_of(model)
+        balance = expert_balance(model, tp, CpuDevice(), often, depth=1)
+        balance.begin()
+        for layer in layers:
+            layer.counts[: layer.no_expert] = torch.arange(layer.no_expert) ** 4
+        num_moves = 0
+        for _ in range(45):
+            before = [np.concatenate(layer.placement.held) for layer in layers]
+            balance.step_ends(num_launches=1)
+            after = [np.concatenate(layer.placement.held) for layer in layers]
+            changed = sum((a != b).sum() for a, b in zip(before, after, strict=True))
+            assert changed <= 2, "a copy, or an exchange"
+            num_moves += changed > 0
+            if num_moves == 3 and changed:
+                assert_same_text_and_logits(model, expected)
+        return num_moves
+
+    first, *others = on_ranks(4, run)
+    assert first > 5 and others == [first] * 3

@@ -46,7 +46,7 @@ def test_tokens_are_those_of_one_rank(
 def test_experts_move_in_traffic_and_nothing_is_compiled_or_waited_for(
     emulated: Emulated, mode: str
 ) -> None:
-    how = TWO if mode == "graphs" else {**TWO, "max_num_seqs": 2, "max_num_batched_tokens": 16}
+    how = TWO if mode == "graphs" else {**TWO, **FEW_SHAPES}
     arguments = ("traffic_of", "qwen3_moe", "60", json.dumps(how))
     (result,) = run(emulated, MODES[mode][0], "ranks", *arguments, **FUNCTIONS)
     assert result["problem"] == ""
