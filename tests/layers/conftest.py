@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vllm.config.expert_balance import ExpertBalanceConfig
 from vllm.device.collectives import Alone
 from vllm.layers.context import ModelContext
 from vllm.layers.schemes import Scheme
@@ -30,6 +31,7 @@ def make_context():
         }
         config = SimpleNamespace(
             parallel=SimpleNamespace(**parallel),
+            expert_balance=ExpertBalanceConfig(),
             model=SimpleNamespace(max_model_len=64),
             cache=SimpleNamespace(block_size=16, cache_dtype=dtype),
         )

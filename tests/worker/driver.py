@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig
 
 from tools.tiny_models import random_checkpoint
+from vllm.config.expert_balance import ExpertBalanceConfig
 from vllm.config.parallel import ParallelConfig
 from vllm.executor.base import Executor, StepHandle
 from vllm.messages.cache import KVCacheLayout, groups_by_needs
@@ -66,6 +67,7 @@ def make_config(path: Path, depth: int = 1) -> Any:
         load=SimpleNamespace(load_format="auto", ignore_patterns=(), use_tqdm_on_load=False),
         structured_outputs=SimpleNamespace(),
         observability=SimpleNamespace(),
+        expert_balance=ExpertBalanceConfig(),
     )
 
 

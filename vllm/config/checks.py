@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vllm import envs
+from vllm.config.expert_balance import ExpertBalanceConfig
 from vllm.config.vllm import VllmConfig
 from vllm.distributed.stages import divide
 from vllm.errors import ConfigError
@@ -42,6 +43,7 @@ def _check_experts(config: VllmConfig) -> None:
             "--enable-expert-parallel has no effect: %s has no experts.", config.model.architecture
         )
     _tell_dispatch(config)
+    _check_balance(config)
     if config.spreads_experts and parallel.data_parallel_backend == "ray":
         raise ConfigError(
             "--data-parallel-backend ray --enable-expert-parallel: copies that Ray places on "
@@ -67,11 +69,45 @@ def _tell_dispatch(config: VllmConfig) -> None:
             "(--data-parallel-size, --enable-expert-parallel).",
             name,
         )
+    elif way == EXCHANGE and config.expert_balance.enabled:
+        logger.warning_once(
+            "--all2all-backend %s: with --enable-eplb every rank sees all tokens, whose choices it "
+            "counts.",
+            name,
+        )
     elif way == EXCHANGE:
         logger.warning_once(
             "--all2all-backend %s: that library is not used. Tokens go to the ranks that have "
             "their experts by this engine's own exchange.",
             name,
+        )
+
+
+def _check_balance(config: VllmConfig) -> None:
+    parallel, redundant = config.parallel, config.expert_balance.num_redundant_experts
+    if not config.expert_balance.enabled:
+        if redundant:
+            raise ConfigError(
+                f"--num-redundant-experts {redundant}: copies of experts are placed, and moved, "
+                "with --enable-eplb only. Give that too, or leave it out."
+            )
+        if config.expert_balance != ExpertBalanceConfig():
+            logger.warning("--eplb-... has no effect without --enable-eplb.")
+        return
+    if not config.model.has_experts:
+        raise ConfigError(
+            f"--enable-eplb: {config.model.architecture} has no experts that could be balanced. "
+            "Leave it out."
+        )
+    if not parallel.enable_expert_parallel:
+        raise ConfigError(
+            "--enable-eplb: without --enable-expert-parallel every rank has some of the width of "
+            "all experts, and as much to compute as the others. Give that too, or leave it out."
+        )
+    if parallel.tensor_parallel_size * parallel.data_parallel_size == 1:
+        raise ConfigError(
+            "--enable-eplb: one rank has all experts of a layer, so that there is nothing to "
+            "balance. Leave it out, or raise --tensor-parallel-size or --data-parallel-size."
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vllm.config import expert_balance
 from vllm.config.kinds import BOOL, FLOAT, INT, OBJECT, TEXT, TEXTS, Kind
 from vllm.config.scheduler import MAX_DEPTH
 from vllm.config.structured import settings_in
@@ -131,6 +132,15 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         via=settings_in,
         help="backend, disable_fallback, disable_any_whitespace and "
         "disable_additional_properties: each is --guided-decoding-... too.",
+    ),
+    Legacy(
+        name="eplb_config",
+        kind=OBJECT,
+        to="expert_balance",
+        via=expert_balance.settings_in,
+        help="num_redundant_experts (--num-redundant-experts), and window_size, step_interval, "
+        "log_balancedness and log_balancedness_interval: each is --eplb-... too. policy can be "
+        "default only; use_async and communicator have no effect.",
     ),
     Legacy(
         name="disable_log_requests",
@@ -331,7 +341,7 @@ def fold(
                     f"{row.flag} and a function as hf_overrides: let the function set it."
                 )
             values["hf_overrides"] = {**values["hf_overrides"], **row.via(value)}
-        elif row.to == "structured_outputs":
+        elif row.to in ("structured_outputs", "expert_balance"):
             values.update(row.via(value))
         elif row.to == "stream_interval":
             steps = arguments["num_scheduler_steps"] or arguments["num_scheduler_seqs"] or 1

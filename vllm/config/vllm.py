@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm.config.cache import CacheConfig
 from vllm.config.device import DeviceConfig
+from vllm.config.expert_balance import ExpertBalanceConfig
 from vllm.config.load import LoadConfig
 from vllm.config.model import ModelConfig
 from vllm.config.observability import ObservabilityConfig
@@ -28,6 +29,7 @@ class VllmConfig:
     load: LoadConfig
     structured_outputs: StructuredOutputsConfig
     observability: ObservabilityConfig
+    expert_balance: ExpertBalanceConfig = ExpertBalanceConfig()
 
     @property
     def spreads_experts(self) -> bool:
@@ -76,6 +78,7 @@ GROUPS: dict[str, type] = {
     "cache": CacheConfig,
     "scheduler": SchedulerConfig,
     "parallel": ParallelConfig,
+    "expert balance": ExpertBalanceConfig,
     "device": DeviceConfig,
     "load": LoadConfig,
     "structured outputs": StructuredOutputsConfig,

@@ -12,6 +12,7 @@ from vllm.config.checks import cross_check
 from vllm.config.copies import decide_copies
 from vllm.config.device import DeviceConfig
 from vllm.config.draft import Draft
+from vllm.config.expert_balance import ExpertBalanceConfig
 from vllm.config.load import LoadConfig
 from vllm.config.model import ModelConfig
 from vllm.config.model_facts import DTYPES, resolve_model
@@ -68,6 +69,7 @@ def resolve(
         load=LoadConfig(**draft.of(LoadConfig)),
         structured_outputs=StructuredOutputsConfig(**draft.of(StructuredOutputsConfig)),
         observability=ObservabilityConfig(**draft.of(ObservabilityConfig)),
+        expert_balance=ExpertBalanceConfig(**draft.of(ExpertBalanceConfig)),
     )
     config = platform.resolve(config)
     cross_check(config)

@@ -16,7 +16,8 @@ from vllm.distributed.stages import Stage, stage_of
 from vllm.errors import ConfigError
 from vllm.layers.cached_attention import Attention
 from vllm.layers.dispatch import ExpertRanks
-from vllm.layers.expert_shard import ExpertShard
+from vllm.layers.expert_placement import Placement
+from vllm.layers.expert_shard import ExpertShard, balanced_placement
 from vllm.layers.shapes import ShardInfo
 from vllm.logger import init_logger
 from vllm.ops.registry import Ops
@@ -57,10 +58,32 @@ class ModelContext:
         if not self.divides_experts:
             return ExpertShard.of_width(num_experts, self.shard)
         placement = self.config.parallel.expert_placement_strategy
-        ranks = self.shard
-        if self.experts is not None:
-            ranks = ShardInfo(self.experts.ranks.rank, self.experts.ranks.size)
-        return ExpertShard.of_whole_experts(num_experts, ranks, placement)
+        return ExpertShard.of_whole_experts(num_experts, self.expert_ranks, placement)
+
+    @property
+    def expert_ranks(self) -> ShardInfo:
+        """This rank's place among those that have the experts of a layer together."""
+        if self.experts is None:
+            return self.shard
+        return ShardInfo(self.experts.ranks.rank, self.experts.ranks.size)
+
+    @property
+    def balances_experts(self) -> bool:
+        """Whether experts move between ranks, and busy ones have copies."""
+        return self.config.expert_balance.enabled
+
+    def expert_placement(self, num_experts: int) -> Placement:
+        """Where experts that move are at first, for a layer to move them.
+
+        Raises ConfigError and UnevenShares.
+        """
+        config = self.config
+        return balanced_placement(
+            num_experts,
+            self.expert_ranks.size,
+            config.parallel.expert_placement_strategy,
+            config.expert_balance.num_redundant_experts,
+        )
 
     def stage(self, num_layers: int) -> Stage:
         """The layers of this rank's stage, of `num_layers` in all. Raises ConfigError."""

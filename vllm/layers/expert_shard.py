@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from vllm.errors import ConfigError
+from vllm.layers.expert_placement import Placement
 from vllm.layers.shapes import ShardInfo, UnevenShares
 
 NOT_HERE: Final = -1  # the local id of an expert that other ranks have
@@ -34,13 +36,7 @@ class ExpertShard:
 
         Raises UnevenShares if ranks would have none.
         """
-        if num_experts < ranks.size:
-            raise UnevenShares(
-                f"--enable-expert-parallel with {ranks.size} ranks (--tensor-parallel-size x "
-                f"--data-parallel-size): the layers of this model have {num_experts} experts, so "
-                "that ranks would have none. Without --enable-expert-parallel the ranks of a copy "
-                "share every expert by its width."
-            )
+        _check_ranks(num_experts, ranks.size)
         return cls(num_experts, tuple(PLACEMENTS[placement](num_experts, ranks)))
 
     @property
@@ -53,6 +49,37 @@ class ExpertShard:
         """Of each expert of the layer its local id, or NOT_HERE."""
         places = {expert: place for place, expert in enumerate(self.owned)}
         return tuple(places.get(expert, NOT_HERE) for expert in range(self.num_experts))
+
+
+def balanced_placement(
+    num_experts: int, num_ranks: int, placement: str, num_redundant: int
+) -> Placement:
+    """Where experts are that move, at first: by the rule that `placement` names, and more copies.
+
+    Raises UnevenShares if ranks would have none, ConfigError if there are more copies than ranks.
+    """
+    _check_ranks(num_experts, num_ranks)
+    most = (num_ranks - 1) * num_experts
+    if num_redundant > most:
+        raise ConfigError(
+            f"--num-redundant-experts {num_redundant}: {num_ranks} ranks (--tensor-parallel-size x "
+            f"--data-parallel-size) all have the {num_experts} experts of a layer with {most}. "
+            "Lower it: on each rank one copy of an expert is enough."
+        )
+    rule = PLACEMENTS[placement]
+    base = [rule(num_experts, ShardInfo(rank, num_ranks)) for rank in range(num_ranks)]
+    return Placement.initial(num_experts, base, num_redundant)
+
+
+def _check_ranks(num_experts: int, num_ranks: int) -> None:
+    """Raises UnevenShares."""
+    if num_experts < num_ranks:
+        raise UnevenShares(
+            f"--enable-expert-parallel with {num_ranks} ranks (--tensor-parallel-size x "
+            f"--data-parallel-size): the layers of this model have {num_experts} experts, so "
+            "that ranks would have none. Without --enable-expert-parallel the ranks of a copy "
+            "share every expert by its width."
+        )
 
 
 def _linear(num_experts: int, ranks: ShardInfo) -> range:

@@ -46,7 +46,10 @@ class ExpertsMethod(ABC):
 
     @abstractmethod
     def allocate(self, layer: ExpertWeights, device: torch.device) -> None:
-        """Give `layer` its tensors, uninitialised."""
+        """Give `layer` its tensors, uninitialised, each [experts of this rank, ...].
+
+        Experts move by rows of these tensors.
+        """
 
     @abstractmethod
     def destinations(self, layer: ExpertWeights) -> Iterator[Destination]:

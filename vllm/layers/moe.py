@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vllm.layers.activation import gated_name
 from vllm.layers.context import ModelContext
-from vllm.layers.dispatch import TokenSplit, make_dispatch
+from vllm.layers.dispatch import GATHER, TokenSplit, make_dispatch
+from vllm.layers.expert_placement import TURNS, Move, Placement
 from vllm.layers.expert_shard import NOT_HERE, ExpertShard
 from vllm.layers.methods import ExpertsMethod
 from vllm.layers.shapes import Piece, Share
@@ -107,6 +110,64 @@ class DividedExperts(Experts):
         return self.method.apply(self, x, weights, local)
 
 
+class BalancedExperts(DividedExperts):
+    """Experts that move between ranks, of which busy ones have copies on several ranks.
+
+    Every rank sees all choices, counts them, and finds the copy that a choice goes to by the row
+    of its token: rows take turns.
+    """
+
+    counts: Tensor  # [experts of the layer + 1] int32: choices, the last of `no_expert`
+    one: Tensor  # [1] int32
+
+    def __init__(
+        self,
+        placement: Placement,
+        rank: int,
+        hidden: int,
+        intermediate: int,
+        act: str,
+        context: ModelContext,
+    ) -> None:
+        """This layer owns `placement`."""
+        self.placement = placement
+        self.rank = rank  # among those that have the experts together
+        shard = ExpertShard(placement.num_experts, tuple(placement.held[rank]))
+        super().__init__(shard, hidden, intermediate, act, context)
+
+    def allocate(self, device: torch.device) -> None:
+        super().allocate(device)
+        self.local_ids = torch.from_numpy(self.table()).to(device)
+        counts = torch.zeros(self.no_expert + 1, dtype=torch.int32, device=device)
+        self.register_buffer("counts", counts, persistent=False)
+        self.register_buffer("one", torch.ones_like(counts[:1]), persistent=False)
+
+    def stored(self) -> Iterator[Tensor]:
+        """What this rank has of its experts, each [places, ...]."""
+        for tensor in self.parameters(recurse=False):
+            assert len(tensor) == self.num_experts, (tensor.shape, self.num_experts)
+            yield tensor.data
+
+    def note(self, move: Move) -> None:
+        """The weights have moved. Whoever moved them writes `table` to the device."""
+        self.placement.apply(move)
+        self.shard = replace(self.shard, owned=tuple(self.placement.held[self.rank]))
+
+    def table(self) -> np.ndarray:
+        """What is to be in `local_ids`: [(experts + 1) * TURNS], of each expert turn by turn."""
+        local = np.array(self.shard.local_ids, np.int64)[:, None]
+        own = np.where(self.placement.turns() == self.rank, local, NOT_HERE)
+        return np.append(own, np.full(TURNS, NOT_HERE))
+
+    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        chosen = ids.flatten().long()
+        self.counts.scatter_add_(0, chosen, self.one.expand(chosen.shape[0]))
+        turns = torch.arange(ids.shape[0], device=ids.device) & (TURNS - 1)
+        index = torch.add(turns.unsqueeze(1), ids, alpha=TURNS)  # [T, k]
+        local = self.local_ids.index_select(0, index.flatten()).view_as(ids)
+        return self.method.apply(self, x, weights, local)
+
+
 class MoE(nn.Module):
     """x [T, H] -> [T, H] through the chosen experts."""
 
@@ -155,8 +216,9 @@ class SpreadMoE(MoE):
         super().__init__(routing, hidden, intermediate, act, context, shared)
         assert context.experts is not None
         self.split = TokenSplit(context.tp)
+        way = context.config.parallel.expert_dispatch
         self.dispatch = make_dispatch(
-            context.config.parallel.expert_dispatch,
+            GATHER if context.balances_experts else way,  # all choices are counted everywhere
             context.experts,
             context.tp.size,
             self.experts.shard,
@@ -188,6 +250,9 @@ def make_moe(
 def _experts(
     num_experts: int, hidden: int, intermediate: int, act: str, context: ModelContext
 ) -> Experts:
+    if context.balances_experts:
+        placement, rank = context.expert_placement(num_experts), context.expert_ranks.rank
+        return BalancedExperts(placement, rank, hidden, intermediate, act, context)
     shard = context.expert_shard(num_experts)
     is_whole = shard.has_all and context.experts is None
     kind = Experts if is_whole else DividedExperts

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vllm.config.vllm import VllmConfig
 from vllm.device.agreement import Agreement
+from vllm.device.collectives import Collectives
 from vllm.device.device import Device
 from vllm.device.observer import StepObserver
 from vllm.device.placement import PlacedCache, Placement
@@ -32,6 +33,7 @@ from vllm.worker.ends.draw_tokens import DrawTokens
 from vllm.worker.ends.launch_end import LaunchEnd
 from vllm.worker.ends.pass_on import PassOn
 from vllm.worker.ends.silent import Silent
+from vllm.worker.expert_balance import expert_balance
 from vllm.worker.inputs import GatherTokens, LaunchInputs, ReceiveHidden
 from vllm.worker.lockstep import Lockstep
 from vllm.worker.model_runner import ModelRunner, RunnerParts
@@ -50,6 +52,7 @@ class LoadedRank:
     model: Model
     layers: Mapping[str, Attention]  # by name, in layer order
     link: StageLink | None  # of one stage of several
+    launching: Collectives  # all ranks that take part in its launches
     experts: ExpertRanks | None = None  # of all copies, where these share experts
 
 
@@ -76,6 +79,13 @@ def make_runner(
             end=_make_end(rank, slots, observer),
             observer=observer,
             agreement=_make_agreement(rank, planner),
+            balance=expert_balance(
+                rank.model,
+                rank.launching,
+                rank.device,
+                rank.config.expert_balance,
+                rank.config.scheduler.pipeline_depth,
+            ),
         )
     )
 

@@ -19,6 +19,7 @@ from vllm.device.planner import Planner
 from vllm.messages.step import StepPlan
 from vllm.models.interfaces import Model
 from vllm.worker.ends.launch_end import LaunchEnd, StepAnswer
+from vllm.worker.expert_balance import NoBalance
 from vllm.worker.inputs import LaunchInputs
 from vllm.worker.slots import Slots
 
@@ -37,6 +38,7 @@ class RunnerParts:
     end: LaunchEnd[Any]
     observer: StepObserver = StepObserver()
     agreement: Agreement = Agreement()
+    balance: NoBalance = NoBalance()
 
 
 class ModelRunner:
@@ -53,6 +55,7 @@ class ModelRunner:
         self.end = parts.end
         self.observer = parts.observer
         self.agreement = parts.agreement
+        self.balance = parts.balance
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepAnswer:
@@ -60,6 +63,7 @@ class ModelRunner:
         self.observer.step_begins(plan)
         self.slots.apply(plan)
         endings = []
+        num_launches = 0
         for launch in self.agreement.joined(self.planner.split(plan)):
             self.observer.launch_begins(launch)
             hidden = self._run(launch, *self._prepare(launch, self.inputs.gather))
@@ -68,6 +72,8 @@ class ModelRunner:
                 endings.append(ending)
             self.device.step_boundary()
             self.observer.launch_ends(launch)
+            num_launches += 1
+        self.balance.step_ends(num_launches)
         self.observer.step_ends(plan)
         return self.end.join(plan.step, endings)
 

@@ -131,7 +131,9 @@ class Worker:
             tensors = bind_caches(own, self.layers, self.device)
         max_num_seqs = self.config.scheduler.max_num_seqs
         self.runner = self._make_runner(own, tensors, max_num_seqs, self.observer)
+        self.runner.balance.rehearse()
         self.platform.warm_up(self.config, self.runner, self.launching)
+        self.runner.balance.begin()
         self.collectives.steps_begin()
         self.launching.steps_begin()
         self._closing.callback(self.runner.planner.close)
@@ -233,6 +235,7 @@ class Worker:
             self.model,
             self.layers,
             self.link,
+            self.launching,
             self.experts,
         )
         return make_runner(rank, layout, tensors, max_num_seqs, observer)

@@ -63,9 +63,13 @@ def traffic(num_requests: str, ranks: str) -> None:
 
 
 def traffic_of(arch: str, num_requests: str, ranks: str) -> None:
-    """The same, of a random model."""
+    """The same, of a random model; `ranks` may say how many layers it has."""
+    options = json.loads(ranks)
+    layers = options.pop("num_hidden_layers", None)
+    shape = {"num_hidden_layers": layers} if layers else {}
     with tempfile.TemporaryDirectory() as folder:
-        with_model(random_checkpoint.make(arch, Path(folder), seed=3), num_requests, ranks)
+        path = random_checkpoint.make(arch, Path(folder), seed=3, **shape)
+        with_model(path, num_requests, json.dumps(options))
 
 
 def with_model(path: Path, num_requests: str, ranks: str) -> None:
@@ -73,9 +77,7 @@ def with_model(path: Path, num_requests: str, ranks: str) -> None:
     llm = engine(
         model=path,
         max_model_len=MAX_MODEL_LEN,
-        max_num_batched_tokens=64,
-        num_gpu_blocks_override=24,
-        **json.loads(ranks),
+        **{"max_num_batched_tokens": 64, "num_gpu_blocks_override": 24, **json.loads(ranks)},
     )
     llm.collective_rpc(watching.begin)
     problem, finished = "", 0

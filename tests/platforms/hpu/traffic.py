@@ -168,9 +168,8 @@ def engine(model: Path = MODEL, **options: Any) -> LLM:
         device="hpu",
         dtype="float32",
         block_size=16,
-        max_num_seqs=8,
         disable_log_stats=True,
-        **options,
+        **{"max_num_seqs": 8, **options},
     )
 
 

@@ -5,6 +5,7 @@ Functions are given to `collective_rpc`, worker types to an executor.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from vllm.config.vllm import VllmConfig
 from vllm.device.launch import Launch
 from vllm.device.observer import StepObserver, observer_of
 from vllm.distributed.place import Place
+from vllm.layers.moe import BalancedExperts
 from vllm.platforms.hpu.graphs import HpuGraphRunner, named
 from vllm.worker.model_runner import ModelRunner
 from vllm.worker.worker import Worker
@@ -76,6 +78,7 @@ class Recorder(StepObserver):
 _recorder = Recorder()
 _forbidding = ExitStack()
 _before: Any = None
+_placements: list[list[list[int]]] = []
 
 
 class Recorded(Worker):
@@ -88,8 +91,10 @@ class Recorded(Worker):
 
 def begin(worker: Worker) -> None:
     """From now on nothing may be compiled or waited for."""
-    global _before
+    global _before, _placements
     from hpu_emulator import counters, strict
+
+    _placements = placements(worker)
 
     _before = counters.snapshot()
     _forbidding.enter_context(strict.strict("no_sync", "no_compile"))
@@ -103,6 +108,7 @@ def end(worker: Worker) -> dict[str, Any]:
     return {
         "seen": _recorder.launches,
         "draws": _recorder.draws,
+        "moved": placements(worker) != _placements,
         **asdict(counters.since(_before)),
     }
 
@@ -130,6 +136,13 @@ def begin_in_any_process(worker: Worker) -> None:
 
 def end_of_shapes(worker: Worker) -> dict[str, Any]:
     return {**end(worker), "shapes": _shapes.shapes, "num_dummies": _shapes.num_dummies}
+
+
+def placements(worker: Worker) -> list[list[list[int]]]:
+    """Of each layer with experts that move, which each rank has."""
+    layers = worker.get_model().modules()
+    found = [layer.placement.held for layer in layers if isinstance(layer, BalancedExperts)]
+    return copy.deepcopy(found)
 
 
 def captured(worker: Worker) -> list[str]:
