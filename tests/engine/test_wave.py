@@ -38,7 +38,7 @@ class Core:
             self.inflight.popleft()
             self.waves.note(result, len(self.inflight))
         while self.inbox:
-            self.waves.join(self.inbox.popleft())
+            self.waves.enter(self.inbox.popleft())
         begun = len(self.submitted)
         while self.has_work and len(self.inflight) < self.group.depth and self.waves.admits:
             if self.work:
@@ -121,12 +121,12 @@ def test_a_word_of_a_wave_that_is_over_begins_nothing() -> None:
     waves.begin()
     waves.begin()
     assert told == [1] and waves.is_on
-    waves.join(1)
+    waves.enter(1)
     waves.note(StepResult(1, NO_TOKENS, is_idle=True), num_inflight=0)
     assert not waves.is_on and waves.admits
-    waves.join(1)
+    waves.enter(1)
     assert not waves.is_on
-    waves.join(2)
+    waves.enter(2)
     assert waves.is_on and told == [1]
 
 

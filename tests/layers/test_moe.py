@@ -166,7 +166,9 @@ def test_a_rank_holds_its_own_experts_only(make_context, whole, placement, owned
         assert torch.equal(experts.w13, everything.w13[list(numbers)])
         assert torch.equal(experts.w2, everything.w2[list(numbers)])
         assert [experts.local_ids[number] for number in numbers] == list(range(len(numbers)))
-        assert (experts.local_ids == -1).sum() == EXPERTS - len(numbers)
+        # The last one is of rows that choose none.
+        assert (experts.local_ids == -1).sum() == EXPERTS - len(numbers) + 1
+        assert experts.local_ids[experts.no_expert] == -1
 
 
 def test_experts_of_other_ranks_are_exact_zeros(make_context, whole):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vllm.device.agreement import JoinedLaunch, LaunchSize
 from vllm.device.attention import AttentionMetas
 from vllm.device.device import Device, HostCopy, MemoryInfo
 from vllm.device.graphs import EagerRunner
@@ -111,6 +112,11 @@ class OddFirst(Planner):
             for some in (rows[1::2], rows[::2])
             if len(some)
         ]
+
+    def together(
+        self, launches: Sequence[Launch], sizes: Sequence[Sequence[LaunchSize]]
+    ) -> Iterator[JoinedLaunch]:
+        raise AssertionError("there is one copy")
 
     def rehearsal(self, num_tokens: int, max_row_tokens: int) -> Launch:
         zeros = np.zeros(1, np.int32)

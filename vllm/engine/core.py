@@ -105,7 +105,7 @@ class EngineCore:
         elif isinstance(message, Call):
             return self._call(message)
         elif isinstance(message, BeginWave):
-            self.waves.join(message.number)
+            self.waves.enter(message.number)
         return None
 
     def step(self) -> StepUpdates | None:

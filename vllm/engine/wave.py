@@ -31,7 +31,7 @@ class NoWaves:
     def begin(self) -> None:
         """This core has planned something."""
 
-    def join(self, number: int) -> None:
+    def enter(self, number: int) -> None:
         """Another core has begun the wave `number`."""
 
     def note(self, result: StepResult, num_inflight: int) -> None:
@@ -58,7 +58,7 @@ class Waves(NoWaves):
             self.is_on = True
             self._tell(self.number)
 
-    def join(self, number: int) -> None:
+    def enter(self, number: int) -> None:
         if number <= self.number:
             return
         if self.is_on:  # the other has seen the end of this wave before
