@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from vllm.engine.core_handle import CoreProcess
+from vllm.engine.front_link import is_readable
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)
@@ -32,6 +33,9 @@ class StoppedCores:
     def _watch(self) -> None:
         while not self._is_over.wait(LOOK_S):
             for core in self._cores():
-                if asyncio.run(core.pulse.has_stopped()) and not self._is_over.is_set():
+                # Of one that has ended the end is known already.
+                if is_readable(core.sentinel) or not asyncio.run(core.pulse.has_stopped()):
+                    continue
+                if not self._is_over.is_set():
                     logger.error("%s is killed: other cores cannot go on without it", core.name)
                     core.process.kill()
