@@ -53,8 +53,9 @@ def run_ranks(main: Any, count: int, *arguments: Any) -> list[Any]:
         context.Process(target=main, args=(rank, count, paths, pipes[rank][1], *arguments))
         for rank in range(count)
     ]
-    for process in processes:
+    for process, (_, writing) in zip(processes, pipes, strict=True):
         process.start()
+        writing.close()  # or the end of a process would not show
     found = [reading.recv() for reading, _ in pipes]
     for process in processes:
         process.join()
@@ -62,9 +63,11 @@ def run_ranks(main: Any, count: int, *arguments: Any) -> list[Any]:
 
 
 def lockstep_main(rank: int, size: int, paths: list[str], out: Any, steps: int) -> None:
+    from vllm.platforms.cpu import native
     from vllm.platforms.cpu.collectives import SharedMemory
     from vllm.worker.lockstep import Lockstep
 
+    assert native.is_available()
     torch.set_num_threads(1)
     ranks = SharedMemory(Group(rank, size), paths[0])
     planner = UnifiedPlanner(16)
@@ -101,9 +104,10 @@ def dispatch_main(
     from tests.models.harness import config_for
     from vllm.layers.dispatch import ExpertRanks
     from vllm.loader import load_model
-    from vllm.platforms.cpu import CpuPlatform
+    from vllm.platforms.cpu import CpuPlatform, native
     from vllm.platforms.cpu.collectives import SharedMemory
 
+    assert native.is_available()
     torch.set_num_threads(1)
     ranks = [SharedMemory(Group(rank, size), path) for path in paths]
     cpu, dtype = torch.device("cpu"), torch.bfloat16

@@ -108,6 +108,7 @@ class FakeConfig:
     load: FakeSection = FakeSection()
     structured_outputs: FakeSection = FakeSection()
     observability: FakeSection = FakeSection()
+    expert_balance: FakeSection = FakeSection()
 
 
 def fake_config(depth: int = 1, load_error: str = "", dies_loading: bool = False) -> Any:

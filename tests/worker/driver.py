@@ -61,7 +61,11 @@ def make_config(path: Path, depth: int = 1) -> Any:
             logits_processors=(),
         ),
         parallel=ParallelConfig(
-            distributed_executor_backend="uni", data_parallel_size_local=1, data_parallel_rank=0
+            distributed_executor_backend="uni",
+            data_parallel_size_local=1,
+            data_parallel_rank=0,
+            data_parallel_address="127.0.0.1",
+            all2all_backend="",
         ),
         device=SimpleNamespace(device="cpu", enforce_eager=False),
         load=SimpleNamespace(load_format="auto", ignore_patterns=(), use_tqdm_on_load=False),
