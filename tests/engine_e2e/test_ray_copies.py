@@ -138,6 +138,7 @@ def test_too_little_room_is_an_error_with_both_numbers(
         engine(model, options.pop("tensor_parallel_size", 1), **options)
 
 
+@pytest.mark.product
 def test_the_user_chooses_machines(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "VLLM_RAY_DP_PLACEMENT_NODE_IPS"
     monkeypatch.setenv(name, "127.0.0.3")
@@ -148,6 +149,7 @@ def test_the_user_chooses_machines(model: Path, monkeypatch: pytest.MonkeyPatch)
         engine(model, 1, **over_ray())
 
 
+@pytest.mark.product
 def test_room_that_others_have_taken_is_an_error(
     cluster: RayCluster, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +168,7 @@ def test_room_that_others_have_taken_is_an_error(
         ray.shutdown()
 
 
+@pytest.mark.product
 def test_a_copy_that_cannot_start_ends_the_start_with_its_reason(
     model: Path, tmp_path: Path
 ) -> None:
@@ -247,6 +250,7 @@ async def test_copies_that_end_again_and_again_are_given_up(
         llm.shutdown()
 
 
+@pytest.mark.product
 async def test_an_actor_that_is_killed_takes_the_requests_of_its_copies_only(model: Path) -> None:
     llm = make_async(model, **over_ray())
     try:

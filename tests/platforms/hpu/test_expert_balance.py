@@ -42,7 +42,7 @@ def test_tokens_are_those_of_one_rank(
     assert line["problem"] == ""
 
 
-@pytest.mark.parametrize("mode", ["graphs", "compile"])
+@pytest.mark.parametrize("mode", ["graphs", pytest.param("compile", marks=pytest.mark.product)])
 def test_experts_move_in_traffic_and_nothing_is_compiled_or_waited_for(
     emulated: Emulated, mode: str
 ) -> None:
