@@ -1,7 +1,7 @@
 """Experts that copies of a model share, on one machine.
 
 python benchmarks/experts.py lockstep [--copies 2] [--steps 2000]
-python benchmarks/experts.py dispatch [--pairs 20] [--tokens 1,8,64,512]
+python benchmarks/experts.py dispatch [--pairs 20] [--tokens 2,8,64,512]
 
 lockstep   what it takes copies to agree on the launches of a step, through shared memory
 dispatch   a layer of experts over two ranks of one thread: cut by width, with all tokens on both

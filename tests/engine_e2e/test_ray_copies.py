@@ -17,7 +17,7 @@ import pytest
 
 from tests.engine_e2e.ray_cluster import VARIABLES, RayCluster
 from tests.engine_e2e.test_rank_faults import MARK, marked
-from tests.engine_e2e.test_ray import agent_of, is_free
+from tests.engine_e2e.test_ray import agent_of, cluster, is_free
 from tests.engine_e2e.test_tensor_parallel import engine, outputs_of
 from tests.limits import HANG_S, until, wait_until
 from tools.tiny_models import random_checkpoint
@@ -32,17 +32,7 @@ from vllm.utils.network_utils import get_open_port
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pytestmark = pytest.mark.engine
 
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    """Two machines with room for a copy each."""
-    cluster = RayCluster()
-    try:
-        for _ in range(2):
-            cluster.add()
-        yield cluster
-    finally:
-        cluster.stop()
+__all__ = ["cluster"]  # a fixture: two machines with room for a copy each
 
 
 @pytest.fixture(autouse=True)
