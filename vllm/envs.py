@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm.copies_variables import COPIES_VARIABLES
 from vllm.expert_variables import EXPERT_VARIABLES
 from vllm.hpu_kernel_variables import HPU_KERNEL_VARIABLES
 from vllm.hpu_variables import HPU_VARIABLES
@@ -231,6 +232,7 @@ VARIABLES: tuple[Variable, ...] = (
         has_effect=False,
     ),
     *RAY_VARIABLES,
+    *COPIES_VARIABLES,
     *EXPERT_VARIABLES,
     *PROFILING_VARIABLES,
     *HPU_VARIABLES,
@@ -370,6 +372,10 @@ if TYPE_CHECKING:
     VLLM_ENABLE_RESPONSES_API_STORE: bool
     VLLM_HOST_IP: str
     VLLM_PORT: int
+    VLLM_DP_SIZE: int
+    VLLM_DP_RANK: int
+    VLLM_DP_MASTER_IP: str
+    VLLM_DP_MASTER_PORT: int
     VLLM_RAY_PER_WORKER_GPUS: float
     VLLM_RAY_DP_PLACEMENT_NODE_IPS: str
     VLLM_ALL2ALL_BACKEND: str

@@ -27,7 +27,8 @@ MAX_FUNCTION_LINES = 80
 FOUNDATION = (
     "errors version logger envs utils sampling_params pooling_params outputs inputs distributed "
     "logprobs sequence structured_params variable hpu_variables "
-    "hpu_kernel_variables profiling profiling_variables ray_variables expert_variables"
+    "hpu_kernel_variables profiling profiling_variables ray_variables expert_variables "
+    "copies_variables"
 ).split()
 # Packages from low to high: a module imports its own package and those of lower levels. Packages
 # of one level do not know each other.

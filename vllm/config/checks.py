@@ -44,19 +44,6 @@ def _check_experts(config: VllmConfig) -> None:
         )
     _tell_dispatch(config)
     _check_balance(config)
-    if config.spreads_experts and parallel.data_parallel_backend == "ray":
-        raise ConfigError(
-            "--data-parallel-backend ray --enable-expert-parallel: copies that Ray places on "
-            "machines of its choice cannot share experts yet in this build. Leave the first out "
-            "for copies of one machine, or the second, so that each copy has all experts."
-        )
-    if config.spreads_experts and parallel.data_parallel_size_local < parallel.data_parallel_size:
-        raise ConfigError(
-            f"--enable-expert-parallel --data-parallel-size {parallel.data_parallel_size} "
-            f"--data-parallel-size-local {parallel.data_parallel_size_local}: copies on several "
-            "machines, or behind several servers, that share experts are not available yet in this "
-            "build. Leave the first out, so that each copy has all experts, or the last."
-        )
 
 
 def _tell_dispatch(config: VllmConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from vllm import envs
 from vllm.errors import ConfigError
 from vllm.logger import init_logger
 
@@ -17,16 +18,18 @@ _HYBRID, _EXTERNAL = "--data-parallel-hybrid-lb", "--data-parallel-external-lb"
 
 def decide_copies(fields: dict[str, Any]) -> None:
     """Replace what is not decided in `fields` of a ParallelConfig. Raises ConfigError."""
+    _read_environment(fields)
     size, local = fields["data_parallel_size"], fields["data_parallel_size_local"]
     start, rank = fields["data_parallel_start_rank"], fields["data_parallel_rank"]
-    is_headless = fields["headless"] and size > 1
+    # A node that runs ranks of a copy has what its node 0 has.
+    is_headless = fields["headless"] and size > 1 and fields["nnodes"] == 1
     is_external = fields["data_parallel_external_lb"] or rank is not None
     is_hybrid = fields["data_parallel_hybrid_lb"] or (
         start > 0 and not is_external and not is_headless
     )
     fields["data_parallel_address"] = _address(fields)
     if size > 1:
-        _check_combinations(fields)
+        _check_ranks(fields, is_external)
         if fields["data_parallel_backend"] == "ray":
             _check_ray(is_external, is_hybrid, is_headless)
     if is_external and is_hybrid:
@@ -55,6 +58,22 @@ def decide_copies(fields: dict[str, Any]) -> None:
     fields["data_parallel_size_local"] = size if local is None else local
     fields["data_parallel_start_rank"] = fields["data_parallel_rank"] = start
     fields["served_copies"] = local if is_external or is_hybrid else size
+
+
+def _read_environment(fields: dict[str, Any]) -> None:
+    """Programs that each have a copy may be told so by variables, where there are no flags."""
+    size = envs.VLLM_DP_SIZE
+    if size == 1 or fields["data_parallel_size"] > 1 or fields["data_parallel_rank"] is not None:
+        return
+    rank = envs.VLLM_DP_RANK
+    if rank >= size:
+        raise ConfigError(
+            f"VLLM_DP_RANK={rank}: programs are numbered from 0, and VLLM_DP_SIZE is {size}."
+        )
+    fields["data_parallel_size"], fields["data_parallel_rank"] = size, rank
+    fields["data_parallel_address"] = fields["data_parallel_address"] or envs.VLLM_DP_MASTER_IP
+    if envs.VLLM_DP_MASTER_PORT:
+        fields["data_parallel_rpc_port"] = envs.VLLM_DP_MASTER_PORT
 
 
 def _address(fields: dict[str, Any]) -> str:
@@ -105,18 +124,25 @@ def _only_copy(size: int, local: int | None, start: int, rank: int | None) -> in
     return rank
 
 
-def _check_combinations(fields: dict[str, Any]) -> None:
-    """Raises ConfigError for what is not built yet."""
-    size = fields["data_parallel_size"]
-    backend = fields["distributed_executor_backend"]
-    for flag, is_asked in (
-        ("--nnodes", fields["nnodes"] > 1),
-        ("--distributed-executor-backend ray", backend == "ray"),
-        ("--distributed-executor-backend external_launcher", backend == "external_launcher"),
-    ):
-        if is_asked:
-            raise ConfigError(
-                f"{_SIZE} {size} {flag}: copies of a model whose ranks are on several machines are "
-                f"not available yet in this build. Leave {flag} out, or start a server for each "
-                f"copy with {_RANK}. {_BACKEND} ray places whole copies on machines of a cluster."
-            )
+def _check_ranks(fields: dict[str, Any], is_external: bool) -> None:
+    """Check where the ranks of each copy are. Raises ConfigError."""
+    size, backend = fields["data_parallel_size"], fields["distributed_executor_backend"]
+    if backend == "external_launcher":
+        raise ConfigError(
+            f"{_SIZE} {size} --distributed-executor-backend external_launcher: a program that "
+            "torchrun has started steps the engine itself, and cannot while it does something "
+            "else. Start a program for each copy instead, with VLLM_DP_SIZE and VLLM_DP_RANK: the "
+            "engine starts its ranks."
+        )
+    if fields["nnodes"] > 1 and not is_external:
+        raise ConfigError(
+            f"{_SIZE} {size} --nnodes {fields['nnodes']}: --master-addr is the first machine of "
+            f"one copy, and every copy needs its own. Start a server for each copy ({_RANK}), or "
+            "let Ray place the ranks of all (--distributed-executor-backend ray)."
+        )
+    if backend == "ray" and fields["data_parallel_backend"] == "ray":
+        raise ConfigError(
+            f"{_BACKEND} ray --distributed-executor-backend ray: the first takes the devices of a "
+            "copy on one machine, and the second would take them again, for its ranks. Leave out "
+            "the second, or the first where the ranks of a copy are to be on several machines."
+        )

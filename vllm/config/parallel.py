@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vllm.config.kinds import INT, TEXT
 from vllm.config.option import option
 from vllm.config.ray_start import WITHOUT_RAY, RayStart
+from vllm.distributed.place import NOT_SPREAD, SpreadExperts
 from vllm.expert_variables import ALL2ALL_BACKENDS, BY_SHAPE, EXCHANGE, GATHER
 
 
@@ -179,9 +180,8 @@ class ParallelConfig:
     )
 
     served_copies: int = 1  # by the server that has this one, on all machines
-    # Of copies that share experts, for one life of all of them; see vllm.distributed.place.
-    copies_meeting: str = field(default="", repr=False)
-    copies_memory: tuple[str, ...] = field(default=(), repr=False)  # by stage
+    # Of copies that share experts, once they have met; for one life of all of them.
+    experts: SpreadExperts = field(default=NOT_SPREAD, repr=False)
     # Arguments may have secrets, and are of one machine.
     ray: RayStart = field(default=WITHOUT_RAY, repr=False)
 

@@ -38,6 +38,11 @@ class VllmConfig:
         copies = parallel.data_parallel_size
         return copies > 1 and parallel.enable_expert_parallel and self.model.has_experts
 
+    @property
+    def restarts_cores(self) -> bool:
+        """Whether engine cores are started again when they end, without the server."""
+        return self.parallel.served_copies > 1 or self.spreads_experts
+
     # By vLLM's names.
 
     @property

@@ -66,12 +66,16 @@ ALONE = Place(rank=0, world_size=1, local_rank=0)
 class SpreadExperts:
     """Where copies of a model meet that share its experts."""
 
-    copies: Group
-    rendezvous: str
-    memory: Sequence[str]  # by stage; empty: they share none
+    copies: Group = SINGLE
+    rendezvous: str = ""
+    memory: Sequence[str] = ()  # by stage; empty: they share none
+    address: str = ""  # of this machine, as ranks of other copies reach it
 
     def memory_of(self, stage: int) -> str:
         return self.memory[stage] if self.memory else ""
+
+
+NOT_SPREAD = SpreadExperts()  # every copy has all experts
 
 
 def make_places(
@@ -80,12 +84,12 @@ def make_places(
     num_nodes: int = 1,
     copy: int = 0,
     num_copies: int = 1,
-    experts: SpreadExperts | None = None,
+    experts: SpreadExperts = NOT_SPREAD,
 ) -> list[Place]:
     """The places of all ranks of an executor, by rank: stage after stage, and node after node.
 
     `num_nodes` divides the number of ranks. `copy`: which of the `num_copies` of the model on every
-    machine these ranks compute. `experts`: where copies share them.
+    machine these ranks compute. `experts`: where copies meet that share them.
     """
     world_size = tensor_parallel_size * pipeline_parallel_size
     ranks_per_node, rest = divmod(world_size, num_nodes)
@@ -103,9 +107,10 @@ def make_places(
                 pp=Group(stage, pipeline_parallel_size),
                 node=node,
                 local_size=num_copies * ranks_per_node,
-                dp=SINGLE if experts is None else experts.copies,
-                rendezvous="" if experts is None else experts.rendezvous,
-                experts_memory="" if experts is None else experts.memory_of(stage),
+                dp=experts.copies,
+                rendezvous=experts.rendezvous,
+                experts_memory=experts.memory_of(stage),
+                address=experts.address,
             )
         )
     return places

@@ -23,21 +23,28 @@ def limit_of(seconds: int) -> timedelta:
 def store_of(place: Place, limit: timedelta) -> dist.Store:
     """The store of all ranks that meet at `place.rendezvous`.
 
-    That is a path to an empty file, or host:port at which rank 0 listens. Raises RuntimeError.
+    That is a path to an empty file, or host:port. There rank 0 listens, but of several copies the
+    core of the first one; see `serve_store`. Raises RuntimeError.
     """
     if place.rendezvous.startswith("/"):
         return dist.FileStore(place.rendezvous, place.everyone.size)
     host, _, port = place.rendezvous.rpartition(":")
     # Rank 0 listens once, however many groups it is in.
     return dist.TCPStore(
-        host,
+        host.strip("[]"),
         int(port),
         place.everyone.size,
-        is_master=place.everyone.rank == 0,
+        is_master=place.rank == 0 and place.dp.size == 1,
         timeout=limit,
         wait_for_workers=False,
         multi_tenant=True,
     )
+
+
+def serve_store(host: str) -> tuple[dist.Store, int]:
+    """A store at this address of the machine, for as long as it is kept; and its port."""
+    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return store, store.port
 
 
 def meeting(place: Place, limit: timedelta, name: str) -> dist.Store:

@@ -6,7 +6,12 @@ import os
 import socket
 import struct
 from contextlib import ExitStack, suppress
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vllm.envs import Environment
+
+if TYPE_CHECKING:
+    from vllm.config.parallel import ParallelConfig
 
 # What messages to a core begin with, if they are not of a front end.
 SIBLING: Final = 255
@@ -45,7 +50,7 @@ class CoreAddress(NamedTuple):
     life: int = 0  # how often it has been started before
     host: str = ""  # of the core's machine, for front ends on others; "": there are none
     endpoint: str = ""  # where a core of another machine is reached
-    siblings: tuple[str, ...] = ()  # where cores are reached that share experts with this one
+    meeting: str = ""  # word@host:port, where it meets cores with which it shares experts
 
     @property
     def to_core(self) -> str:
@@ -73,10 +78,10 @@ class CoreAddress(NamedTuple):
     def next_life(self) -> CoreAddress:
         return self._replace(life=self.life + 1)
 
-    def among(self, num_cores: int) -> CoreAddress:
-        """As one of so many cores of this machine that share experts, all in the same life."""
-        others = [self._replace(number=n) for n in range(num_cores) if n != self.number]
-        return self._replace(siblings=tuple(other.to_core for other in others))
+
+def host_of(parallel: ParallelConfig) -> str:
+    """Address of the machine with the server, as others reach it."""
+    return str(Environment().VLLM_HOST_IP) or parallel.data_parallel_address
 
 
 def in_url(host: str) -> str:

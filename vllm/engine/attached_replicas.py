@@ -18,7 +18,7 @@ class AttachedReplicas(Replicas):
 
     def __init__(self, config: VllmConfig, attachment: Attachment) -> None:
         link = FrontLink(attachment.addresses, attachment.front_end)
-        super().__init__(link, config.parallel.data_parallel_start_rank)
+        super().__init__(link, config)
         self._is_closed = False
         self._pid_files: dict[int, int] = {}  # by core
         self.cores = [living.ready for living in attachment.cores]

@@ -15,18 +15,20 @@ def process_client(
     make_core: CoreMaker | None = None,
     num_others: int = 0,
     wait: bool = True,
+    ends_with_others: bool = False,
 ) -> ProcessClient | OwnReplicas:
     """Start the cores in processes of their own.
 
     Front end 0 of them is this process; `num_others` may attach themselves. Raises ConfigError,
-    LoadError or EngineDeadError.
+    LoadError or EngineDeadError. `ends_with_others`: see OwnReplicas.
     """
-    has_copies = config.parallel.served_copies > 1
-    return (OwnReplicas if has_copies else ProcessClient)(config, make_core, num_others, wait)
+    if config.restarts_cores:
+        return OwnReplicas(config, make_core, num_others, wait, ends_with_others)
+    return ProcessClient(config, make_core, num_others, wait)
 
 
 def attached_client(config: VllmConfig, attachment: Attachment) -> EngineClient:
     """Use cores that another process has started. Raises EngineDeadError."""
-    if len(attachment.cores) > 1:
+    if config.restarts_cores:
         return AttachedReplicas(config, attachment)
     return AttachedClient(attachment)

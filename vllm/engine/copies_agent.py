@@ -16,6 +16,7 @@ from vllm.engine.core_handle import MOST_STARTS, CoreProcess, core_config, end_a
 from vllm.engine.core_process import CoreMaker, make_engine_core
 from vllm.engine.inboxes import Inboxes
 from vllm.engine.scratch import Scratch
+from vllm.engine.stopped_cores import StoppedCores
 from vllm.envs import Environment
 from vllm.errors import ConfigError, EngineDeadError
 from vllm.executor.handshake import introduction
@@ -51,6 +52,7 @@ class CopiesAgent:
         self._processes: dict[int, CoreProcess] = {}
         self._num_failed = dict.fromkeys(self._numbers, 0)
         self._last_ends = dict.fromkeys(self._numbers, "")
+        self._stopped_cores: StoppedCores | None = None
 
     def run(self) -> None:
         """Until the server ends.
@@ -70,7 +72,10 @@ class CopiesAgent:
             self._addresses = Addresses(self._scratch.path, welcome.front_ends)
             self._inboxes = Inboxes(welcome.front_ends)
             for number, life in zip(self._numbers, welcome.lives, strict=True):
-                self._start(CoreAddress(self._scratch.path, number, life, self._host))
+                address = CoreAddress(self._scratch.path, number, life, self._host)
+                self._start(address._replace(meeting=welcome.meeting))
+            if welcome.meeting:
+                self._stopped_cores = StoppedCores(lambda: list(self._processes.values()))
             self._serve()
             logger.info("The server has ended")
         except LinkClosed as closed:
@@ -167,18 +172,23 @@ class CopiesAgent:
         assert self._inboxes is not None
         self._inboxes.put(EngineDead(why), number, process.address.life)
         was_up = os.path.exists(process.address.up)
-        self._num_failed[number] = 0 if was_up else self._num_failed[number] + 1
+        if was_up:
+            self._num_failed[number] = 0
+        elif not process.ended_with_others:
+            self._num_failed[number] += 1
         process.address.remove_files()
         if self._num_failed[number] < MOST_STARTS:
             self._start(process.address.next_life())
             self._answer()
             return
         logger.error("engine core %d is given up after %d starts", number, MOST_STARTS)
-        if not self._processes:
+        if not self._processes or self._config.spreads_experts:
             raise EngineDeadError(f"no engine core of this machine starts: {why}")
 
     def _end(self) -> None:
         """No core is left."""
+        if self._stopped_cores is not None:
+            self._stopped_cores.close()
         for process in self._processes.values():
             process.process.terminate()
         end_all(list(self._processes.values()))

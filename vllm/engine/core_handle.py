@@ -9,10 +9,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.context import SpawnProcess
-from typing import Final, NamedTuple
+from typing import Final
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import Addresses, CoreAddress
+from vllm.engine.core_group import GROUP_EXIT
 from vllm.engine.core_process import CoreMaker, core_main
 from vllm.engine.early_core import CORE_NAME, take
 from vllm.engine.heartbeat import ProcessPulse, make_file
@@ -24,16 +25,6 @@ PATIENCE_S: Final = 5.0  # for a core to end by itself before it is terminated, 
 START_PATIENCE_S: Final = 2.0  # the same, for one that is not up yet
 MOST_STARTS: Final = 3  # in a row that may fail before a core is given up
 START_ERRORS: Final = {cls.__name__: cls for cls in (ConfigError, LoadError, NotAvailable)}
-
-
-class Meeting(NamedTuple):
-    """Where the ranks of copies meet that share experts; for one life of all of them."""
-
-    rendezvous: str = ""
-    memory: tuple[str, ...] = ()  # by stage
-
-
-NO_MEETING: Final = Meeting()
 
 
 class CoreProcess:
@@ -67,6 +58,11 @@ class CoreProcess:
     def process(self) -> SpawnProcess:
         return self._process
 
+    @property
+    def ended_with_others(self) -> bool:
+        """Whether it ended because another core did with which it shares experts."""
+        return self._process.exitcode == GROUP_EXIT
+
     def how_it_ended(self) -> str:
         """For people; once the sentinel is readable. Raises ConfigError if it could not begin."""
         self._process.join(1.0)  # its sentinel fires a moment before its exit code is known
@@ -75,6 +71,8 @@ class CoreProcess:
             raise ConfigError(IMPORTED)
         if code is None:
             how = "closed its sockets"
+        elif code == GROUP_EXIT:
+            how = "ended with another one"
         elif code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
@@ -96,18 +94,9 @@ def end_all(cores: Sequence[CoreProcess], patience_s: float = PATIENCE_S) -> Non
         process.join()
 
 
-def core_config(config: VllmConfig, rank: int, meeting: Meeting = NO_MEETING) -> VllmConfig:
-    """What the core with the copy `rank` of the model is configured with.
-
-    `meeting`: where its ranks meet those of other copies.
-    """
-    parallel = replace(
-        config.parallel,
-        data_parallel_rank=rank,
-        copies_meeting=meeting.rendezvous,
-        copies_memory=meeting.memory,
-    )
-    return replace(config, parallel=parallel)
+def core_config(config: VllmConfig, rank: int) -> VllmConfig:
+    """What the core with the copy `rank` of the model is configured with."""
+    return replace(config, parallel=replace(config.parallel, data_parallel_rank=rank))
 
 
 def start_error(dead: EngineDead) -> Exception:

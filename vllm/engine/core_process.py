@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,8 @@ import zmq
 
 from vllm.config.vllm import VllmConfig
 from vllm.engine import scratch
-from vllm.engine.addresses import SIBLING, TAG, Addresses, CoreAddress
+from vllm.engine.addresses import SIBLING, TAG, Addresses, CoreAddress, in_url
+from vllm.engine.core_group import ENDS_S, CoreGroup
 from vllm.engine.front_link import KEEP_ALIVE
 from vllm.engine.heartbeat import start_heart
 from vllm.engine.routes import make_routes, refusal_of
@@ -80,12 +82,19 @@ def core_main(
     start_heart(own.heartbeat)
     link = CoreLink(addresses, own)
     end_with_parent(addresses.directory)
+    group: CoreGroup | None = None
     try:
-        _serve(make_core, config, link)
+        if config.spreads_experts:
+            group = CoreGroup(config, own, addresses.from_core, link.inbox_at)
+            config = group.config
+            link.connect_others(group)
+        _serve(make_core, config, link, group)
     except (ConfigError, LoadError, NotAvailable) as error:
         link.broadcast(EngineDead(str(error), type(error).__name__))
         sys.exit(1)
     except Exception as error:  # whatever it is, it is the last thing the front end hears
+        if group is not None and group.explains_failure():
+            time.sleep(ENDS_S)
         logger.exception("The engine core failed")
         link.broadcast(EngineDead(f"{type(error).__name__}: {error}"))
         sys.exit(1)
@@ -93,9 +102,11 @@ def core_main(
         link.close()
 
 
-def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
+def _serve(
+    make_core: CoreMaker, config: VllmConfig, link: CoreLink, group: CoreGroup | None
+) -> None:
     core = make_core(config)
-    if config.spreads_experts:
+    if group is not None:
         core.step_with_others(link.begin_wave)
     # A full collection that walks through all modules stops everything for a third of a second.
     gc.collect()
@@ -104,12 +115,17 @@ def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
     try:
         link.broadcast(link.introduced(core.ready))
         link.note_up()
+        if group is not None:
+            group.is_up = True
         while True:
             if not core.has_work:
                 link.wait(on_idle=core.check_health)
             for front_end, message in link.receive():
                 if isinstance(message, Shutdown):
-                    return
+                    if not message.with_others or group is None:
+                        return
+                    group.agree_to_end()
+                    continue
                 if not routes.take(front_end, message):
                     continue
                 answer = core.handle(message)
@@ -120,6 +136,8 @@ def _serve(make_core: CoreMaker, config: VllmConfig, link: CoreLink) -> None:
                 if updates is not None:
                     routes.send(updates)
     finally:
+        if group is not None:
+            group.leave()
         core.stop()
 
 
@@ -162,18 +180,35 @@ class CoreLink:
             outbox.set_hwm(0)  # a busy front end must not stop the core
             outbox.connect(address)
 
-        self._siblings = [self._context.socket(zmq.PUSH) for _ in own.siblings]
-        for sibling, address in zip(self._siblings, own.siblings, strict=True):
-            sibling.set_hwm(0)
-            sibling.connect(address)
+        self._siblings: list[zmq.Socket[bytes]] = []
+        self._group = 0
 
     @property
     def num_front_ends(self) -> int:
         return len(self._outboxes)
 
+    def inbox_at(self, host: str) -> str:
+        """Where cores on other machines, which reach this one at `host`, or if it is "", of this
+        machine, reach this one."""
+        if not host:
+            return self._own.to_core
+        if not self._own.host:
+            self._inbox.bind(f"tcp://{in_url(host)}:*")
+        return self._inbox.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def connect_others(self, group: CoreGroup) -> None:
+        """Before `begin_wave`."""
+        self._group = group.number
+        for address in group.others:
+            sibling = self._context.socket(zmq.PUSH)
+            sibling.ipv6 = True
+            sibling.set_hwm(0)
+            sibling.connect(address)
+            self._siblings.append(sibling)
+
     def begin_wave(self, number: int) -> None:
         """Tell the cores that share experts with this one."""
-        message = bytes((SIBLING,)) + self._encode(BeginWave(number))
+        message = bytes((SIBLING,)) + self._encode(BeginWave(number, self._group))
         for sibling in self._siblings:
             sibling.send(message)
 
@@ -224,6 +259,8 @@ class CoreLink:
                 logger.error("Dropped a message of %d bytes of no front end", len(data))
                 continue
             message = self._decode(data[0], memoryview(data)[1:])
+            if isinstance(message, BeginWave) and message.group != self._group:
+                continue  # of a life of all that has ended
             if message is not None:
                 yield data[0], message
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from vllm.engine.addresses import Addresses, CoreAddress
+from vllm.engine.addresses import Addresses, CoreAddress, host_of
 from vllm.engine.heartbeat import FarPulse
 from vllm.engine.inboxes import Inboxes
 from vllm.envs import Environment
@@ -41,11 +41,6 @@ _MOST_STRANGERS: Final = 64
 _HELLO_BYTES: Final = 1 << 20
 
 
-def host_of(parallel: ParallelConfig) -> str:
-    """Address of the machine with the server, as others reach it."""
-    return str(Environment().VLLM_HOST_IP) or parallel.data_parallel_address
-
-
 @dataclass(slots=True)
 class Machine:
     """A machine that has copies."""
@@ -60,13 +55,17 @@ class Machine:
 class FarCopies:
     """Owns a thread, which waits for machines and looks after those that have come."""
 
-    def __init__(self, config: VllmConfig, addresses: Addresses, numbers: range) -> None:
-        """`numbers`: of the copies that other machines have. Raises ConfigError."""
+    def __init__(
+        self, config: VllmConfig, addresses: Addresses, numbers: range, meeting: str = ""
+    ) -> None:
+        """`numbers`: of the copies that other machines have. `meeting`: where all copies meet, if
+        they share experts. Raises ConfigError."""
         env = Environment()
         check_own_ip(str(env.VLLM_HOST_IP))
         self._settings = introduction(config)
         self._parallel = config.parallel
         self._numbers = numbers
+        self._meeting = meeting
         self._listener = _listen(config.parallel)
         self.addresses = _reached(addresses, config.parallel)
         self._inboxes = Inboxes(addresses.from_core)
@@ -162,7 +161,7 @@ class FarCopies:
         try:
             self._check(hello, numbers)
             lives = tuple(self._lives[number] for number in numbers)
-            welcome = CopiesWelcome(self.addresses.from_far, lives)
+            welcome = CopiesWelcome(self.addresses.from_far, lives, self._meeting)
             link.limit_unacknowledged()
             link.put(Kind.WELCOME, msgspec.msgpack.encode(welcome), on_wait=_give_up)
         except ConfigError as error:

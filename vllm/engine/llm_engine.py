@@ -69,8 +69,15 @@ class LLMEngine:
                 "Unset the variable, or set it to 0."
             )
         # Each copy of the model computes in a process of its own, or one would wait for the other.
-        is_remote = is_remote or vllm_config.parallel.served_copies > 1
-        client = process_client(vllm_config) if is_remote else InProcessClient(vllm_config)
+        is_remote = is_remote or vllm_config.restarts_cores
+        client: EngineClient
+        if is_remote:
+            # Programs with copies that share experts need each other until none generates any more.
+            parallel = vllm_config.parallel
+            is_one_of_several = parallel.served_copies < parallel.data_parallel_size
+            client = process_client(vllm_config, ends_with_others=is_one_of_several)
+        else:
+            client = InProcessClient(vllm_config)
         engine = cls(vllm_config, client)
         engine.front.log_statistics()
         if not vllm_config.observability.disable_log_stats:

@@ -12,7 +12,6 @@ from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import Addresses, CoreAddress
 from vllm.engine.balance import make_balance
 from vllm.engine.client import LivingCore, stop_at_exit
-from vllm.engine.copies_meeting import CopiesMeeting
 from vllm.engine.core_handle import (
     MOST_STARTS,
     PATIENCE_S,
@@ -22,6 +21,7 @@ from vllm.engine.core_handle import (
     end_all,
     start_error,
 )
+from vllm.engine.core_meeting import CoreMeeting, meeting_of, where_others_meet
 from vllm.engine.core_process import CoreMaker, make_engine_core
 from vllm.engine.far_copies import FarCopies
 from vllm.engine.front_link import FrontLink, is_readable
@@ -38,6 +38,8 @@ from vllm.utils.spawning import refuse_while_imported
 
 logger = init_logger(__name__)
 
+_TICK_S: Final = 0.2
+_TELL_S: Final = 10.0
 PAUSE_S: Final = 1.0  # after the system has refused a process
 
 
@@ -53,12 +55,17 @@ class OwnReplicas(Replicas):
         make_core: CoreMaker | None = None,
         num_others: int = 0,
         wait: bool = True,
+        ends_with_others: bool = False,
     ) -> None:
         """Waits until all cores are up, or leaves that to a call of `wait_until_ready`.
+
+        `ends_with_others`: a stop waits until all stop that have copies of the model which share
+        experts with these.
 
         Raises ConfigError, LoadError or EngineDeadError.
         """
         self._stopped = True  # until there is something to stop
+        self._ends_with_others = ends_with_others and config.spreads_experts
         refuse_while_imported()
         need_open_files()
         self._make_core = make_core or make_engine_core
@@ -66,6 +73,7 @@ class OwnReplicas(Replicas):
         self.directory = self._scratch.path
         self._far_copies: FarCopies | None = None
         self._ray_copies: RayCopies | None = None
+        self._meeting: CoreMeeting | None = None
         self._starting = threading.Lock()  # a stop must know of every process
         parallel = config.parallel
         num_local, num_cores = parallel.data_parallel_size_local, parallel.served_copies
@@ -74,18 +82,20 @@ class OwnReplicas(Replicas):
             if parallel.data_parallel_backend == "ray":
                 self._ray_copies = RayCopies(config)
                 config = self._ray_copies.config
+            self._meeting = meeting_of(config)
+            self._meet_at = self._meeting.at if self._meeting else where_others_meet(config)
             if num_local < num_cores:
-                self._far_copies = FarCopies(config, self.addresses, range(num_local, num_cores))
+                far = range(num_local, num_cores)
+                self._far_copies = FarCopies(config, self.addresses, far, self._meet_at)
                 self.addresses = self._far_copies.addresses
         except BaseException:
             self._leave_others()
+            self._close_meeting()
             raise
         self._config = config
-        super().__init__(FrontLink(self.addresses, 0), parallel.data_parallel_start_rank)
+        super().__init__(FrontLink(self.addresses, 0), config)
         self._failed_starts = dict.fromkeys(range(num_local), 0)
         self._processes: dict[int, CoreProcess] = {}
-        self._meeting = CopiesMeeting(config)
-        self._is_ending_all = False
         self._stopped_cores: StoppedCores | None = None
         self._at_exit = stop_at_exit(self)
         try:
@@ -102,7 +112,7 @@ class OwnReplicas(Replicas):
 
     def _replica(self, number: int, is_far: bool) -> Replica:
         """A core that is started here, or waited for."""
-        address = CoreAddress(self.directory, number)
+        address = CoreAddress(self.directory, number, meeting=self._meet_at)
         if is_far:
             return Replica(address._replace(life=-1), OwnPulse(), State.GONE, is_far)
         process = self._processes[number] = self._start(address)
@@ -160,7 +170,24 @@ class OwnReplicas(Replicas):
 
     def stop(self) -> None:
         if not self._stopped:
+            if self._ends_with_others:
+                self._wait_for_others()
             self._end(PATIENCE_S)
+
+    def _wait_for_others(self) -> None:
+        """Until the cores have ended with those that need them."""
+        self._ends_with_others = False  # asked again, it does not wait
+        for core, replica in self._replicas.items():
+            if replica.state is State.UP:
+                self._link.send(Shutdown(with_others=True), core)
+        up = [self._processes[n] for n, each in self._replicas.items() if each.state is State.UP]
+        began_s = time.monotonic()
+        is_told = False
+        while any(not is_readable(process.sentinel) for process in up):
+            up[0].process.join(_TICK_S)
+            if not is_told and time.monotonic() - began_s > _TELL_S:
+                is_told = True
+                logger.info("This program is done, and waits for the others with copies to be")
 
     def abandon(self) -> None:
         """End cores that are not up yet."""
@@ -168,9 +195,7 @@ class OwnReplicas(Replicas):
         self.close()
 
     def _start(self, address: CoreAddress) -> CoreProcess:
-        config = core_config(self._config, self._first + address.number, self._meeting.place)
-        if config.spreads_experts:
-            address = address.among(config.parallel.served_copies)
+        config = core_config(self._config, self._first + address.number)
         name = self.name(address.number)
         self._link.connect(address)
         process = CoreProcess(self._make_core, config, self.addresses, address, name)
@@ -181,6 +206,8 @@ class OwnReplicas(Replicas):
         with self._starting:
             was_running, self._stopped = not self._stopped, True
         atexit.unregister(self._at_exit)
+        if self._meeting is not None:
+            self._meeting.expect_end()
         if was_running:
             for core in self._processes:
                 self._link.send(Shutdown(), core)
@@ -189,7 +216,11 @@ class OwnReplicas(Replicas):
             self._stopped_cores.close()
         self._leave_others()
         end_all(list(self._processes.values()), patience_s)
-        self._meeting.close()
+        self._close_meeting()
+
+    def _close_meeting(self) -> None:
+        if self._meeting is not None:
+            self._meeting.close()
 
     def _leave_others(self) -> None:
         """End what other machines have for this one, and remove what they were met with."""
@@ -206,39 +237,19 @@ class OwnReplicas(Replicas):
         return is_readable(self._processes[core].sentinel)
 
     def _after_loss(self, core: int, was_up: bool) -> None:
-        if self._config.spreads_experts:
-            self._restart_all(core, was_up)
-        else:
-            self._restart([core], was_up)
-        self._check_any_is_left()
+        self._restart(core, was_up)
+        self._check_some_are_left()
 
-    def _restart_all(self, core: int, was_up: bool) -> None:
-        """None of the others can go on without this one."""
-        if self._is_ending_all:  # it is one of the others
-            return
-        self._is_ending_all = True
-        others = [number for number in self._processes if number != core]
-        for number in others:
-            self._processes[number].process.kill()
-        for number in others:
-            self._replicas[number].error = f"{self.name(core)}, with which it shares experts, ended"
-            self._lose(number)
-        self._is_ending_all = False
-        self._meeting.renew()
-        self._restart(list(self._processes), was_up)
-
-    def _restart(self, cores: Sequence[int], were_up: bool) -> None:
-        """Start cores again that have ended, or give them up."""
-        before = [self._processes[core] for core in cores]
-        end_all(before)
-        for core, process in zip(cores, before, strict=True):
-            process.address.remove_files()
-            self._failed_starts[core] = 0 if were_up else self._failed_starts[core] + 1
-        for core in cores:
-            self._try_again(core)
-
-    def _try_again(self, core: int) -> None:
-        address = self._processes[core].address.next_life()
+    def _restart(self, core: int, was_up: bool) -> None:
+        """Start a core again that has ended, or give it up."""
+        before = self._processes[core]
+        end_all([before])
+        before.address.remove_files()
+        if was_up:
+            self._failed_starts[core] = 0
+        elif not before.ended_with_others:
+            self._failed_starts[core] += 1
+        address = before.address.next_life()
         while self._failed_starts[core] < MOST_STARTS:
             try:
                 self._start_again(core, address)

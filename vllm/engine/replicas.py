@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from vllm.config.vllm import VllmConfig
 from vllm.engine.addresses import CoreAddress
 from vllm.engine.balance import Balance, Prompt
 from vllm.engine.front_link import NO_CORE, FrontLink
@@ -66,17 +67,18 @@ class Replica:
 class Replicas(ABC):
     """Implements EngineClient. Subclasses know how the cores are started.
 
-    Cores are numbered from 0; users see them numbered from `first`.
+    Cores are numbered from 0; users see the numbers of their copies.
     """
 
     is_remote = True
 
     _balance: Balance  # once the cores are up
 
-    def __init__(self, link: FrontLink, first: int) -> None:
+    def __init__(self, link: FrontLink, config: VllmConfig) -> None:
         self.cores: Sequence[EngineReady] = ()
         self._link = link
-        self._first = first
+        self._first = config.parallel.data_parallel_start_rank
+        self._need_each_other = config.spreads_experts
         self._replicas: dict[int, Replica] = {}  # by number
         self._stopped = False
         self._lock = threading.Lock()  # of all below, which sending and receiving use
@@ -220,12 +222,18 @@ class Replicas(ABC):
             replica.error = replica.error or why
             self._lose(core)
         replica.is_given_up = True
-        self._check_any_is_left()
+        self._check_some_are_left()
 
-    def _check_any_is_left(self) -> None:
-        """Raises EngineDeadError if nobody starts any core again."""
-        if all(replica.is_given_up for replica in self._replicas.values()):
+    def _check_some_are_left(self) -> None:
+        """Raises EngineDeadError if nobody starts any core again, or one that all others need."""
+        given_up = [core for core, each in self._replicas.items() if each.is_given_up]
+        if len(given_up) == len(self._replicas):
             raise EngineDeadError("no engine core could be started again")
+        if given_up and self._need_each_other:
+            raise EngineDeadError(
+                f"{self.name(given_up[0])} could not be started again, and the others share "
+                "experts with it"
+            )
 
     def _fail_requests(self, core: int, request_ids: Iterable[str], why: str) -> None:
         updates = [

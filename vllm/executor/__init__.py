@@ -118,13 +118,15 @@ def _places(config: VllmConfig) -> list[Place]:
     )
 
 
-def _experts(config: VllmConfig) -> SpreadExperts | None:
-    """Where copies of the model meet that share experts; None if they do not."""
+def _experts(config: VllmConfig) -> SpreadExperts:
+    """Where copies meet that share experts.
+
+    A node that is not that of the engine core knows which copies there are, and hears the rest.
+    """
     from vllm.distributed.groups import Group
     from vllm.distributed.place import SpreadExperts
 
-    if not config.spreads_experts:
-        return None
     parallel = config.parallel
-    copies = Group(parallel.data_parallel_rank, parallel.data_parallel_size)
-    return SpreadExperts(copies, parallel.copies_meeting, parallel.copies_memory)
+    if parallel.experts.rendezvous or not config.spreads_experts:
+        return parallel.experts
+    return SpreadExperts(Group(parallel.data_parallel_rank, parallel.data_parallel_size))

@@ -26,6 +26,7 @@ _OWN: Final = frozenset(
         "VLLM_CONFIGURE_LOGGING",
         "VLLM_CPU_OMP_THREADS_BIND",
         "VLLM_HOST_IP",
+        "VLLM_DP_RANK",
         "VLLM_HPU_MODULE_LOCKS",
         "VLLM_API_KEY",
         "PT_HPU_RECIPE_CACHE_CONFIG",

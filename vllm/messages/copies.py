@@ -19,6 +19,7 @@ class CopiesHello(msgspec.Struct, frozen=True):
 class CopiesWelcome(msgspec.Struct, frozen=True):
     front_ends: tuple[str, ...]  # where each receives what cores say
     lives: tuple[int, ...]  # of the copies, by number: the next one
+    meeting: str  # word@host:port, where all copies meet that share experts; "": they share none
 
 
 class CopySign(msgspec.Struct, frozen=True):

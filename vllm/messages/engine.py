@@ -55,13 +55,14 @@ class Call(msgspec.Struct, frozen=True, tag=True):
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
-    pass
+    with_others: bool = False  # once all are to end that share experts with the core
 
 
 class BeginWave(msgspec.Struct, frozen=True, tag=True):
     """Of a core to others that share experts with it: it has work; see vllm.engine.wave."""
 
     number: int
+    group: int = 0  # in which life of these cores
 
 
 ToEngine = EngineRequest | Abort | Call | Shutdown | BeginWave

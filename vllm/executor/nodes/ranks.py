@@ -28,8 +28,8 @@ class NodeRanks:
 
     def start(self, main: RankMain, places: Sequence[Place], on_wait: Callable[[], None]) -> None:
         listening, _ = self._peers.listen()
-        # Rank 0 is here, and listens where node 0 does.
-        rendezvous = f"{self._nodes.host}:{free_port(listening)}"
+        # Where ranks of all copies meet, if they do. Else rank 0, which is here, listens.
+        rendezvous = places[0].rendezvous or f"{self._nodes.host}:{free_port(listening)}"
         self._peers.meet(places, lambda _: rendezvous, on_wait)
         address = self._nodes.own_ip or listening
         self.local.start(main, own_places(places, 0, rendezvous, address), on_wait)

@@ -76,9 +76,17 @@ class RayRanks:
         host, port = peers.listen()
         self._peers = peers
         seats.run(self._agents(session, replace(nodes, host=host, port=port), facts, given))
-        peers.meet(self.places, lambda found: _rendezvous(found, self.places[0].node), on_wait)
+        peers.meet(self.places, self._rendezvous, on_wait)
         for fd in peers.filenos():
             self._poll.register(fd, select.POLLIN)
+
+    def _rendezvous(self, peers: Sequence[Peer]) -> str:
+        """Where ranks of all copies meet, if they do; or where rank 0 listens on its node."""
+        first = self.places[0]
+        if first.rendezvous:
+            return first.rendezvous
+        peer = next(peer for peer in peers if peer.node == first.node)
+        return f"{peer.address}:{peer.hello.free_port}"
 
     def _agents(
         self,
@@ -162,9 +170,3 @@ def _placed(places: Sequence[Place], facts: Sequence[SeatFacts]) -> list[Place]:
         )
         for place, fact in zip(places, facts, strict=True)
     ]
-
-
-def _rendezvous(peers: Sequence[Peer], node: int) -> str:
-    """Where rank 0, which is on `node`, listens."""
-    peer = next(peer for peer in peers if peer.node == node)
-    return f"{peer.address}:{peer.hello.free_port}"
