@@ -64,6 +64,9 @@ class ScriptedCore:
     def has_work(self) -> bool:
         return bool(self.requests)
 
+    def step_with_others(self, tell: Callable[[int], None]) -> None:
+        """It needs nobody."""
+
     def handle(self, message: ToEngine) -> CallResult | None:
         if isinstance(message, EngineRequest):
             assert message.request_id not in self.requests

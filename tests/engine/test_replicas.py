@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import os
 import signal
@@ -149,17 +150,26 @@ async def test_a_core_that_is_killed_ends_its_own_requests_and_is_started_again(
 
 
 @pytest.fixture
-def sharing(copies: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> VllmConfig:
-    """Copies that share experts, as far as this process knows."""
-    monkeypatch.setattr(VllmConfig, "spreads_experts", True)
-    return copies
+def sharing(config: VllmConfig) -> VllmConfig:
+    """Copies that share experts, as far as their processes know."""
+    hf_config = copy.deepcopy(config.model.hf_config)
+    hf_config.num_local_experts = 4
+    model = dataclasses.replace(config.model, hf_config=hf_config)
+    parallel = dataclasses.replace(
+        config.parallel,
+        data_parallel_size=NUM_CORES,
+        data_parallel_size_local=NUM_CORES,
+        served_copies=NUM_CORES,
+        enable_expert_parallel=True,
+    )
+    return dataclasses.replace(config, model=model, parallel=parallel)
 
 
 @pytest.mark.parametrize(
     "how", [pytest.param(signal.SIGKILL, marks=pytest.mark.product), signal.SIGSTOP]
 )
 async def test_cores_that_share_experts_end_and_start_together(
-    sharing: VllmConfig, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    sharing: VllmConfig, how: signal.Signals
 ) -> None:
     with serving(OwnReplicas(sharing, make_slow_core), sharing) as llm:
         client = own(llm)
@@ -170,11 +180,13 @@ async def test_cores_that_share_experts_end_and_start_together(
         await until(lambda: len(client._owners) >= 40)
         os.kill(before[1], how)
         ends = await task
-        text = f"engine core 5 (process {before[1]}) was killed by SIGKILL"
+        text = f"engine core 1 (process {before[1]}) was killed by SIGKILL"
         assert ends.count(text) == 20
         (others,) = {*ends} - {text}
-        assert others.startswith(f"engine core 4 (process {before[0]}) was killed")
-        assert others.endswith("engine core 5, with which it shares experts, ended")
+        assert others == (
+            f"engine core 0 (process {before[0]}) ended with another one: engine core 1, with "
+            "which it shares experts, ended"
+        )
         await until(lambda: not {*before} & {*client.pids})
         assert set(await endings(llm, 40)) == {"length"}
         assert not any(is_running(pid) for pid in before)
@@ -182,15 +194,14 @@ async def test_cores_that_share_experts_end_and_start_together(
         assert not llm.errored
 
 
-async def test_cores_that_share_experts_are_given_up_together(
+async def test_a_core_that_does_not_start_again_ends_those_that_need_it(
     sharing: VllmConfig, tmp_path: Path
 ) -> None:
-    """The other one would start again; alone it could do nothing."""
-    with serving(OwnReplicas(sharing, OnceOnly(tmp_path)), sharing) as llm:
+    with serving(OwnReplicas(sharing, FirstAlways(tmp_path)), sharing) as llm:
         assert set(await endings(llm, 4)) == {"length"}
         os.kill(own(llm).pids[1], signal.SIGKILL)
         died = await asyncio.wait_for(llm.died(), HANG_S)
-        assert "no engine core could be started again" in str(died)
+        assert "engine core 1 could not be started again, and the others share experts" in str(died)
 
 
 async def test_a_core_that_fails_ends_with_what_it_says(llm: AsyncLLM) -> None:
@@ -234,6 +245,15 @@ class OnceOnly:
         except FileExistsError:
             raise RuntimeError("no second time") from None
         return make_slow_core(config)
+
+
+class FirstAlways(OnceOnly):
+    """Makes the core of copy 0 every time, and others once."""
+
+    def __call__(self, config: VllmConfig) -> ScriptedCore:
+        if config.parallel.data_parallel_rank == 0:
+            return make_slow_core(config)
+        return super().__call__(config)
 
 
 @pytest.mark.product

@@ -2,7 +2,8 @@
 
 python -m tests.engine_e2e.node WHAT OPTIONS
 
-prints a JSON line. WHAT: `tokens` of a few requests on node 0, `busy` until something ends node 0,
+prints a JSON line. WHAT: `tokens` of a few requests on node 0, those of the same requests asked
+`twice`, `busy` until something ends node 0,
 `survive` the loss of a copy of the model on another machine, or `agent` for another node. OPTIONS:
 those of the engine, in JSON.
 """
@@ -54,6 +55,8 @@ def generate(what: str, options: dict[str, Any]) -> list[list[int]]:
             generate_on(llm)
         if what == "survive":
             return survive(llm)
+        if what == "twice":
+            outputs_of(llm)
         return outputs_of(llm)
     finally:
         llm.llm_engine.shutdown()

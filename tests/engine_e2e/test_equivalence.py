@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engine.by_core import ByCore
+from tools.tiny_models import random_checkpoint
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
@@ -32,16 +34,39 @@ TEXTS = [
 ]
 
 
+Tokens = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Of a model, whatever computes it."""
+
+    path: Path
+    prompts: Tokens
+    greedy: Tokens
+    seeded: Tokens
+
+    @classmethod
+    def of(cls, path: Path, prompts: Tokens) -> Expected:
+        return cls(path, prompts, greedy_of(path, prompts), seeded_of(path, prompts))
+
+
 @pytest.fixture(scope="module")
-def prompts(tiny_story: Path) -> list[list[int]]:
+def story(tiny_story: Path) -> Expected:
     tokenizer = AutoTokenizer.from_pretrained(tiny_story)
-    return [tokenizer(text).input_ids for text in TEXTS]
+    return Expected.of(tiny_story, [tokenizer(text).input_ids for text in TEXTS])
 
 
 @pytest.fixture(scope="module")
-def greedy(tiny_story: Path, prompts: list[list[int]]) -> list[list[int]]:
+def mixture(story: Expected, tmp_path_factory: pytest.TempPathFactory) -> Expected:
+    """A model with experts, of the same prompts."""
+    path = random_checkpoint.make("qwen3_moe", tmp_path_factory.mktemp("mixture") / "model")
+    return Expected.of(path, story.prompts)
+
+
+def greedy_of(path: Path, prompts: Tokens) -> Tokens:
     """What transformers makes of the prompts, one at a time."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_story, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     rows = []
     for prompt in prompts:
         out = model.generate(
@@ -57,11 +82,10 @@ def greedy(tiny_story: Path, prompts: list[list[int]]) -> list[list[int]]:
     return rows
 
 
-@pytest.fixture(scope="module")
-def seeded(tiny_story: Path, prompts: list[list[int]]) -> list[list[int]]:
+def seeded_of(path: Path, prompts: Tokens) -> Tokens:
     """Seeded draws of each request alone, in the plainest engine."""
     llm = LLM(
-        str(tiny_story),
+        str(path),
         dtype="float32",
         pipeline_depth=1,
         enable_prefix_caching=False,
@@ -79,7 +103,7 @@ def sampled(seed: int) -> list[SamplingParams]:
     ]
 
 
-def tokens_of(llm: LLM, prompts: list[list[int]], params: list[SamplingParams]) -> list[list[int]]:
+def tokens_of(llm: LLM, prompts: Tokens, params: list[SamplingParams]) -> Tokens:
     wrapped = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
     outputs = llm.generate(wrapped, params, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
@@ -106,6 +130,9 @@ EXECUTORS = {
     "2 stages of 2 ranks": (2, 2, 1),
     "2 copies": (1, 1, 2),
     "2 copies of 2 ranks": (2, 1, 2),
+    "2 copies, shared experts": (1, 1, 2),
+    "2 copies of 2 ranks, shared experts": (2, 1, 2),
+    "2 copies of 2 stages, shared experts": (1, 2, 2),
 }
 # Of PAIRS, for copies: each of them has processes to start.
 COPIED = {(1, 16, True, True), (4, 0, False, True), (2, 0, True, False)}
@@ -127,7 +154,7 @@ def combinations() -> Iterator[Any]:
         name += ["preempting" if preemption else "roomy", executor]
         tried = COPIED if copies > 1 else PAIRS
         num_ranks = ranks * stages * copies
-        is_one_of_many = num_ranks > 2 or (num_ranks == 2 and some not in tried)
+        is_one_of_many = num_ranks > 2 or (executor != "uni" and some not in tried)
         marks = [pytest.mark.product] if is_one_of_many else []
         yield pytest.param(*some, executor, id=", ".join(name), marks=marks)
 
@@ -136,20 +163,20 @@ def combinations() -> Iterator[Any]:
     ("depth", "chunk", "caching", "preemption", "executor"), list(combinations())
 )
 def test_tokens_are_the_same_in_every_combination(
-    tiny_story: Path,
-    prompts: list[list[int]],
-    greedy: list[list[int]],
-    seeded: list[list[int]],
+    request: pytest.FixtureRequest,
     depth: int,
     chunk: int,
     caching: bool,
     preemption: bool,
     executor: str,
 ) -> None:
+    shares_experts = "shared experts" in executor
+    expected: Expected = request.getfixturevalue("mixture" if shares_experts else "story")
+    prompts = expected.prompts
     longest = max(len(prompt) for prompt in prompts) + MAX_TOKENS
     max_model_len = -(-longest // 16) * 16
     llm = LLM(
-        str(tiny_story),
+        str(expected.path),
         dtype="float32",
         max_model_len=max_model_len,
         max_num_seqs=8,
@@ -162,6 +189,7 @@ def test_tokens_are_the_same_in_every_combination(
         tensor_parallel_size=EXECUTORS[executor][0],
         pipeline_parallel_size=EXECUTORS[executor][1],
         data_parallel_size=EXECUTORS[executor][2],
+        enable_expert_parallel=shares_experts,
         # Enough for the longest request and a bit: the others get in its way.
         num_gpu_blocks_override=max_model_len // 16 + 4 if preemption else 1024,
         disable_log_stats=True,
@@ -175,8 +203,8 @@ def test_tokens_are_the_same_in_every_combination(
         draws = [sampled(i)[0] for i in range(len(prompts))]
         # Cold, then warm where there is a cache; greedy and seeded.
         for _ in range(2):
-            assert tokens_of(llm, prompts, everything) == greedy
-            assert tokens_of(llm, prompts, draws) == seeded
+            assert tokens_of(llm, prompts, everything) == expected.greedy
+            assert tokens_of(llm, prompts, draws) == expected.seeded
         assert len(by_core.stats) == EXECUTORS[executor][2]
         assert (by_core.total("num_preemptions") > 0) == preemption
         assert (by_core.total("prefix_hits") > 0) == caching

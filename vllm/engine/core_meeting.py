@@ -200,24 +200,24 @@ class CoreMeeting:
         except LinkClosed:
             self._lose(member)
         if self._is_complete and len(self._agreed) == self._size:
-            self._is_complete = False
-            for each in self._members.values():
-                with suppress(LinkClosed):
-                    each.link.put(Kind.STOP, on_wait=_give_up)
+            self._part(Kind.STOP)
 
     def _lose(self, member: Member) -> None:
         del self._members[member.hello.copy]
         member.link.close()
         if not self._is_complete or self._is_closing:
             return
-        self._is_complete = False
-        others, self._members = list(self._members.values()), {}
-        self._memory.close()
         logger.error("%s is gone: all copies that share experts with it end", member.name)
-        for each in others:
+        self._part(Kind.FAULT, f"{member.name}, with which it shares experts, ended")
+
+    def _part(self, kind: Kind, why: str = "") -> None:
+        """Say this to all that are there, who are a group no more."""
+        self._is_complete = False
+        members, self._members = list(self._members.values()), {}
+        self._memory.close()
+        for each in members:
             with suppress(LinkClosed):
-                text = f"{member.name}, with which it shares experts, ended"
-                each.link.put(Kind.FAULT, text.encode(), on_wait=_give_up)
+                each.link.put(kind, why.encode(), on_wait=_give_up)
             each.link.close()
 
 

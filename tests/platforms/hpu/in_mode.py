@@ -94,13 +94,7 @@ def with_engine(
 
 
 def architectures(names: Sequence[str], **options: Any) -> None:
-    # Variants of rotary embedding are of no concern to layers, which is what is traced.
-    everything = [
-        name
-        for name in random_checkpoint.ARCHITECTURES
-        if not (traces(options) and name.endswith("-rope"))
-    ]
-    for name in names or everything:
+    for name in names or random_checkpoint.ARCHITECTURES:
         with tempfile.TemporaryDirectory() as folder:
             path = random_checkpoint.make(name, Path(folder), seed=3)
             compare(name, path, {}, options)

@@ -39,8 +39,6 @@ def products() -> Iterator[Any]:
     ("mode", "arch", "options", "variables"),
     [
         ("graphs", "mixtral", {**TWO, **DEALT, **FIVE}, SLICES),
-        # The second of two layers has experts.
-        ("compile", "deepseek_v3", {**TWO, **FEW_SHAPES, "num_hidden_layers": 2}, {}),
         *products(),
     ],
 )
