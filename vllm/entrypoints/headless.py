@@ -18,10 +18,10 @@ def run_headless(args: argparse.Namespace) -> None:
     stop_signals.starting()
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-        if config.parallel.data_parallel_size > 1:
-            run_copies(config)
-        else:
+        if config.parallel.nnodes > 1 or config.parallel.data_parallel_size == 1:
             run_node(config)
+        else:
+            run_copies(config)
     except BaseException:
         # Whatever an interrupted start has become on its way up.
         if not stop_signals.is_start_interrupted:
