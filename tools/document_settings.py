@@ -12,7 +12,7 @@ from pathlib import Path
 from vllm.config.flags import shown_default
 from vllm.config.legacy import LEGACY
 from vllm.config.option import Setting, settings_of
-from vllm.config.unavailable import UNAVAILABLE
+from vllm.config.unavailable import UNAVAILABLE, Unavailable
 from vllm.config.unavailable_variables import UNAVAILABLE_VARIABLES
 from vllm.config.vllm import GROUPS
 from vllm.entrypoints.openai.server_options import server_settings
@@ -76,7 +76,10 @@ def _lines() -> Iterator[str]:
     yield from _table(("flag", "now"), ((f"`{row.flag}`", row.help) for row in LEGACY))
     yield "## Flags of features that are not available yet\n"
     yield "Their default is accepted; any other value is refused.\n"
-    yield from _table(("flag", "missing"), ((f"`{row.flag}`", row.feature) for row in UNAVAILABLE))
+    yield from _without([row for row in UNAVAILABLE if row.is_coming])
+    yield "## Flags that are refused\n"
+    yield "The design has no place for what they ask for. Their default is accepted.\n"
+    yield from _without([row for row in UNAVAILABLE if not row.is_coming])
     yield "## Environment variables of features that are not available yet\n"
     yield "What turns the feature off is accepted; any other value is refused.\n"
     yield from _missing()
@@ -116,6 +119,10 @@ def _alone(help: str) -> str:
 def _default(variable: Variable) -> str:
     is_shown = variable.default not in (None, "", (), frozenset())
     return f"`{variable.default}`" if is_shown else ""
+
+
+def _without(flags: Iterable[Unavailable]) -> Iterator[str]:
+    return _table(("flag", "missing"), ((f"`{row.flag}`", row.feature) for row in flags))
 
 
 def _missing() -> Iterator[str]:

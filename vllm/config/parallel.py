@@ -78,7 +78,7 @@ class ParallelConfig:
         aliases=("-dpa",),
         auto="127.0.0.1; with --data-parallel-backend ray VLLM_HOST_IP, or what Ray calls it",
         help="Address of the machine with the server, as machines with other copies of its model "
-        "reach it.",
+        "reach it; where copies of several servers share experts, of the one with copy 0.",
     )
     data_parallel_rpc_port: int = option(
         29550,

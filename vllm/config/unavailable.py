@@ -1,4 +1,4 @@
-"""Flags of features that this build lacks: the default is accepted, anything else refused."""
+"""Flags of features that this engine lacks: the default is accepted, anything else refused."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Unavailable:
     feature: str  # what is missing, as the subject of "... is not available"
     aliases: tuple[str, ...] = ()
     remedy: str = ""  # if leaving the flag out is not all there is to say
+    is_coming: bool = True  # else the design has no place for it
 
     @property
     def flag(self) -> str:
@@ -36,7 +37,7 @@ class Unavailable:
     def help(self) -> str:
         shown = [str(value) for value in (self.default, *self.allowed) if value is not None]
         only = f" Only {' or '.join(shown)} is accepted." if self.allowed or shown else ""
-        return f"Not available yet: {self.feature}.{only}"
+        return f"Not available{' yet' * self.is_coming}: {self.feature}.{only}"
 
     def check(self, value: Any) -> None:
         """Raises ConfigError unless `value` asks for nothing."""
@@ -50,9 +51,8 @@ class Unavailable:
         except (TypeError, ValueError):
             pass  # of the wrong kind, and refused below in any case
         remedy = self.remedy or f"Leave {self.flag} out."
-        raise ConfigError(
-            f"{self.flag} {value}: {self.feature} is not available yet in this build. {remedy}"
-        )
+        missing = "not available yet in this build" if self.is_coming else "not available"
+        raise ConfigError(f"{self.flag} {value}: {self.feature} is {missing}. {remedy}")
 
 
 def _rows(feature: str, remedy: str = "", **flags: tuple[Kind, Any]) -> tuple[Unavailable, ...]:
@@ -188,19 +188,40 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         kv_offloading_backend=(TEXT, None),
     ),
     *_rows(
-        "parallelism other than of tensors and stages",
-        "Run one engine per device and put a proxy in front.",
+        "dividing the tokens of one request over ranks (context parallelism)",
+        "--tensor-parallel-size divides KV heads over ranks, and --pipeline-parallel-size layers. "
+        "Leave the flag out.",
         decode_context_parallel_size=(INT, 1),
         prefill_context_parallel_size=(INT, 1),
+    ),
+    *_rows(
+        "context parallelism (this flag shapes it)",
         dcp_kv_cache_interleave_size=(INT, 1),
         cp_kv_cache_interleave_size=(INT, 1),
-        disable_nccl_for_dp_synchronization=(BOOL, None),
-        moe_backend=(TEXT, "auto"),
-        enable_return_routed_experts=(BOOL, False),
+    ),
+    *_rows(
+        "computing one half of a batch while tokens of the other travel to their experts",
         enable_dbo=(BOOL, False),
         ubatch_size=(INT, 0),
+    ),
+    *_rows(
+        "computing a batch in halves (this flag shapes it)",
         dbo_decode_token_threshold=(INT, 32),
         dbo_prefill_token_threshold=(INT, 512),
+    ),
+    *_rows(
+        "a choice between host and device for what copies agree on",
+        "They always agree on the host, without NCCL. Leave the flag out.",
+        disable_nccl_for_dp_synchronization=(BOOL, None),
+    ),
+    *_rows(
+        "another choice of kernels for experts",
+        "The device decides. Leave the flag out.",
+        moe_backend=(TEXT, "auto"),
+    ),
+    *_rows(
+        "telling which experts each token has chosen",
+        enable_return_routed_experts=(BOOL, False),
     ),
     Unavailable(
         name="data_parallel_multi_port_external_lb",
@@ -216,10 +237,13 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         "Limit prompts with --max-num-batched-tokens, and leave the flag out.",
         prefill_schedule_interval=(INT, None),
     ),
-    *_rows(
-        "changing the number of ranks of a running engine",
-        f"{FIXED_RANKS}. Leave the flag out.",
-        enable_elastic_ep=(BOOL, False),
+    Unavailable(
+        name="enable_elastic_ep",
+        kind=BOOL,
+        default=False,
+        feature="changing the number of ranks of a running engine",
+        remedy=f"{FIXED_RANKS}. Leave the flag out.",
+        is_coming=False,
     ),
     *_rows(
         "a profiler of another vendor's devices",
