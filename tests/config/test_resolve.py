@@ -250,14 +250,6 @@ def test_batched_tokens_suffice_for_the_longest_prompt_without_chunked_prefill(
             "--data-parallel-hybrid-lb and --data-parallel-external-lb",
         ),
         (
-            {"data_parallel_size": 2, "nnodes": 2, "tensor_parallel_size": 2},
-            "--data-parallel-size 2 --nnodes: .*--data-parallel-rank",
-        ),
-        (
-            {"data_parallel_size": 2, "distributed_executor_backend": "ray"},
-            "--data-parallel-size 2 --distributed-executor-backend ray",
-        ),
-        (
             {"data_parallel_size": 2, "data_parallel_backend": "ray", "headless": True},
             "--data-parallel-backend ray --headless: one command starts the copies",
         ),

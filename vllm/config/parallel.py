@@ -90,6 +90,7 @@ class ParallelConfig:
     data_parallel_hybrid_lb: bool = option(
         False,
         folded=True,
+        local=True,
         aliases=("-dph",),
         help="Every machine has a server for its --data-parallel-size-local copies, and something "
         "else balances over machines.",
@@ -97,6 +98,7 @@ class ParallelConfig:
     data_parallel_external_lb: bool = option(
         False,
         folded=True,
+        local=True,
         aliases=("-dpe",),
         help="Every copy has a server, which --data-parallel-rank numbers.",
     )
@@ -166,10 +168,16 @@ class ParallelConfig:
         "--headless.",
     )
     master_addr: str = option(
-        "127.0.0.1", help="Address of node 0, as all nodes reach it. Of use with --nnodes."
+        "127.0.0.1",
+        local=True,
+        help="Address of node 0, as all nodes reach it. Of use with --nnodes.",
     )
     master_port: int = option(
-        29501, low=1, high=65535, help="TCP port of node 0 at which the other nodes meet it."
+        29501,
+        low=1,
+        high=65535,
+        local=True,
+        help="TCP port of node 0 at which the other nodes meet it.",
     )
     headless: bool = option(
         False,
@@ -179,7 +187,8 @@ class ParallelConfig:
         "model for a server elsewhere (--data-parallel-address).",
     )
 
-    served_copies: int = 1  # by the server that has this one, on all machines
+    # By the server that has this one, on all machines.
+    served_copies: int = field(default=1, repr=False)
     # Of copies that share experts, once they have met; for one life of all of them.
     experts: SpreadExperts = field(default=NOT_SPREAD, repr=False)
     # Arguments may have secrets, and are of one machine.

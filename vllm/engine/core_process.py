@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
@@ -79,8 +80,13 @@ def core_main(
     begin_process()
     has_others = config.parallel.data_parallel_size > 1
     tag_process(f"core {config.parallel.data_parallel_rank}" if has_others else "core")
-    start_heart(own.heartbeat)
-    link = CoreLink(addresses, own)
+    try:
+        start_heart(own.heartbeat)
+        link = CoreLink(addresses, own)
+    except (OSError, zmq.ZMQError):
+        if os.path.exists(addresses.directory):
+            raise
+        sys.exit(0)  # the process that has started this one has ended, and removed it
     end_with_parent(addresses.directory)
     group: CoreGroup | None = None
     try:
@@ -220,8 +226,9 @@ class CoreLink:
         )
 
     def note_up(self) -> None:
-        """Leave a file that tells the process which has started the core."""
-        Path(self._own.up).touch()
+        """Leave a file that tells the process which has started the core, unless it has ended."""
+        with suppress(FileNotFoundError):
+            Path(self._own.up).touch()
 
     def send(self, message: FromEngine, front_end: int) -> None:
         if isinstance(message, StepUpdates):

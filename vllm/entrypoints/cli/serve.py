@@ -28,6 +28,11 @@ def run(args: argparse.Namespace) -> None:
         args.model = args.model_tag
     need_open_files()
     if vars(args).get("headless"):
+        if vars(args).get("api_server_count", 1) > 1:
+            raise ConfigError(
+                f"--headless --api-server-count {args.api_server_count}: this machine has no "
+                "server. Leave the second out, and give it to the server elsewhere."
+            )
         with lasting_imports():
             from vllm.entrypoints.headless import run_headless
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vllm import envs
+from vllm.distributed.groups import Group
 from vllm.distributed.place import Place
 from vllm.envs import Environment
 from vllm.executor.base import ExecutorDied
@@ -41,6 +42,8 @@ class RayRanks:
         """`worker_type` makes the workers; `settings` are compared with those of the others."""
         self._start = config.parallel.ray
         self._need = Need.of(config.device.device)
+        # Of the copies of the model that this machine's engine cores have.
+        self._part = Group(config.parallel.local_copy, config.parallel.data_parallel_size_local)
         self._worker_type = worker_type
         self._settings = settings
         self._session: Session | None = None
@@ -58,7 +61,7 @@ class RayRanks:
             given.pop(THREADS, None)
         self._session = session = Session(self._start)
         self._seats = seats = Seats(session, self._start, self._need, limit_s)
-        facts = seats.take(len(places), on_wait)
+        facts = seats.take(len(places), on_wait, part=self._part)
         self.places = _placed(places, facts)
         self.addresses = [fact.address for fact in facts]
         for place, address in zip(self.places, self.addresses, strict=True):

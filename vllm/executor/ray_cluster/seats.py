@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from vllm.config.ray_start import RayStart
+from vllm.distributed.groups import SINGLE, Group
 from vllm.errors import ConfigError
 from vllm.executor.base import ExecutorDied
 from vllm.executor.ray_cluster.bundles import Need, check_supply, choose
@@ -41,21 +42,29 @@ class Seats:
         self._calls: dict[Any, int] = {}  # rank or copy, by the call that its actor is in
 
     def take(
-        self, count: int, on_wait: Callable[[], None], nodes: Sequence[str] = ()
+        self,
+        count: int,
+        on_wait: Callable[[], None],
+        nodes: Sequence[str] = (),
+        part: Group = SINGLE,
     ) -> list[SeatFacts]:
         """The actors of so many ranks or copies, by number. Raises ConfigError and ExecutorDied.
 
         `nodes`: addresses of where a placement group of the engine's own has them; () for anywhere.
+        `part`: which of several engines this is that take as many each of the program's group.
         """
+        if not self._start.placement_group:
+            part = SINGLE
         self._group = self._make_group(count, on_wait, nodes)
         table = self._ray.util.placement_group_table(self._group)
-        self._bundles = choose(
+        chosen = choose(
             self._need,
-            count,
+            count * part.size,
             table["bundles"],
             table["bundles_to_node_id"],
             self._ray.get_runtime_context().get_node_id(),
         )
+        self._bundles = chosen[part.rank * count : (part.rank + 1) * count]
         for index in self._bundles:
             self._actors.append(self._actor_in(index))
         return self._facts(on_wait)

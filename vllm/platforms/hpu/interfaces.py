@@ -17,6 +17,7 @@ from vllm.errors import ConfigError
 
 _GLOO: Final = "GLOO_SOCKET_IFNAME"
 _HCCL: Final = "HCCL_SOCKET_IFNAME"
+_LOOPBACK: Final = "127.0.0.1"
 _IFF_LOOPBACK: Final = 0x8
 _SIOCGIFCONF: Final = 0x8912
 _ENTRY_BYTES: Final = 40  # struct ifreq of 64 bits
@@ -44,7 +45,9 @@ def prepare_host_groups(place: Place) -> None:
     Ranks of one machine need no network. Those of several have HCCL meet where gloo does: at the
     address of the machine, which need not be that of the first interface.
     """
-    if place.rendezvous.startswith("/"):
+    # Copies of one machine know each other by the address that every machine has.
+    are_copies_here = place.dp.size > 1 and place.address == _LOOPBACK
+    if place.rendezvous.startswith("/") or are_copies_here:
         _set(_GLOO, loopback())
     else:
         _set(_HCCL, envs.inherited(_GLOO) or interface_of(place.address))
