@@ -57,25 +57,13 @@ def test_a_placement_of_nothing_is_pointed_out(settle: Settle, log_lines: LogLin
     assert said in log_lines.text
 
 
-def test_copies_of_one_machine_share_experts(settle: Settle, directory: Directory) -> None:
+def test_copies_share_experts_wherever_they_are(settle: Settle, directory: Directory) -> None:
     options = {"model": str(directory(**MIXTRAL)), "data_parallel_size": 2}
     assert settle(enable_expert_parallel=True, **options).spreads_experts
     assert not settle(**options).spreads_experts
-    with pytest.raises(ConfigError, match="2 --data-parallel-size-local 1: copies on several"):
-        settle(enable_expert_parallel=True, data_parallel_rank=1, **options)
+    assert settle(enable_expert_parallel=True, data_parallel_rank=1, **options).spreads_experts
 
 
 def test_unknown_placements_are_refused(settle: Settle) -> None:
     with pytest.raises(ConfigError, match="--expert-placement-strategy 'random'"):
         settle(expert_placement_strategy="random")
-
-
-def test_copies_that_ray_places_share_no_experts(settle: Settle, directory: Directory) -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
-    with pytest.raises(ConfigError, match="--data-parallel-backend ray --enable-expert-parallel"):
-        settle(
-            model=str(directory(**MIXTRAL)),
-            data_parallel_size=2,
-            data_parallel_backend="ray",
-            enable_expert_parallel=True,
-        )

@@ -92,7 +92,7 @@ def test_cores_hear_of_each_other_once_all_have_come(
     meeting: CoreMeeting, copies: VllmConfig
 ) -> None:
     first = [Core(meeting, copies, copy) for copy in (2, 0)]
-    assert not any(core.link.wait(0.2) for core in first)
+    assert not any(core.link.wait(0) for core in first)
     cores = [*first, Core(meeting, copies, 1)]
     welcomes = [core.welcome() for core in cores]
     assert welcomes[0] == welcomes[1] == welcomes[2]
@@ -134,7 +134,7 @@ def test_a_core_that_ends_before_all_are_there_is_waited_for(
     first, second = Core(meeting, copies, 0), Core(meeting, copies, 1)
     second.link.close()
     second = Core(meeting, copies, 1)
-    assert not first.link.wait(0.2)
+    assert not first.link.wait(0)
     third = Core(meeting, copies, 2)
     assert [core.welcome().group for core in (first, second, third)] == [1] * SIZE
 
@@ -160,7 +160,7 @@ def test_all_are_told_to_end_once_all_agree(meeting: CoreMeeting, copies: VllmCo
         core.welcome()
     for core in cores[:2]:
         core.link.put(Kind.STOP)
-    assert not cores[0].link.wait(0.2)
+    assert not cores[0].link.wait(0)
     cores[2].link.put(Kind.STOP)
     for core in cores:
         core.hears(Kind.STOP)
@@ -176,7 +176,7 @@ def test_no_core_is_told_of_ends_that_are_expected(
         core.welcome()
     meeting.expect_end()
     cores[0].link.close()
-    assert not cores[1].link.wait(0.2)
+    assert not cores[1].link.wait(0)
     meeting.close()
     wait_until(cores[1].is_closed, "the end of the link")
 

@@ -3,9 +3,8 @@
 python -m tests.engine_e2e.node WHAT OPTIONS
 
 prints a JSON line. WHAT: `tokens` of a few requests on node 0, those of the same requests asked
-`twice`, `busy` until something ends node 0,
-`survive` the loss of a copy of the model on another machine, or `agent` for another node. OPTIONS:
-those of the engine, in JSON.
+`twice`, `busy` until something ends node 0, `survive` the loss of a copy of the model on another
+machine, `lose` requests with it, or `agent` for another node. OPTIONS: those of the engine, JSON.
 """
 
 from __future__ import annotations
@@ -48,13 +47,26 @@ def survive(llm: LLM) -> list[list[int]]:
             return [o.outputs[0].token_ids for o in llm.generate(prompts, params, use_tqdm=False)]
 
 
-def generate(what: str, options: dict[str, Any]) -> list[list[int]]:
+def lose(llm: LLM) -> list[str]:
+    """How requests end that never would."""
+    print(json.dumps({"is_running": True}), flush=True)
+    params = SamplingParams(max_tokens=10**6, temperature=0, ignore_eos=True)
+    prompts = [{"prompt_token_ids": [5, 6, number]} for number in range(4)]
+    while True:
+        ends = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
+        if failed := [str(end.stop_reason) for end in ends if end.finish_reason == "error"]:
+            return failed
+
+
+def generate(what: str, options: dict[str, Any]) -> list[Any]:
     llm = LLM(**options)
     try:
         if what == "busy":
             generate_on(llm)
         if what == "survive":
             return survive(llm)
+        if what == "lose":
+            return lose(llm)
         if what == "twice":
             outputs_of(llm)
         return outputs_of(llm)

@@ -19,11 +19,12 @@ import pytest
 
 from tests.engine_e2e.faulty_worker import FAULT, MET, fault
 from tests.engine_e2e.namespaces import Machine, two_machines
-from tests.engine_e2e.test_nodes import ROOT, SHARED, run
+from tests.engine_e2e.test_nodes import ROOT, SHARED, run, words_of
 from tests.engine_e2e.test_rank_faults import BUSY, DOING, SAID
 from tests.engine_e2e.test_tensor_parallel import engine
 from tests.hpu_emulator.conftest import Emulated, emulated
 from tests.limits import HANG_S, wait_until
+from tools.tiny_models import random_checkpoint
 from vllm.executor.nodes.life import BEAT_S, SILENT_S
 
 __all__ = ["emulated"]
@@ -51,7 +52,7 @@ class Nodes:
     def __init__(self, machines: tuple[Machine, Machine], model: Path, folder: Path) -> None:
         self.machines = machines
         self.processes: dict[int, subprocess.Popen[str]] = {}  # by node
-        self._model = model
+        self.model = model
         self._met = folder / "met"
 
     def start(
@@ -76,7 +77,7 @@ class Nodes:
     ) -> None:
         """A program of tests.engine_e2e.node."""
         arguments = {
-            "model": str(self._model),
+            "model": str(self.model),
             "master_addr": self.machines[0].address,
             "nnodes": 2,
             "node_rank": number,
@@ -88,9 +89,8 @@ class Nodes:
     def start_headless(self, environment: dict[str, str] | None = None, **options: Any) -> None:
         """`vllm serve --headless` on the second machine."""
         flags = {"master_addr": self.machines[0].address, "nnodes": 2, "node_rank": 1, **SHARED}
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in (flags | options).items()]
-        serve = ["vllm.entrypoints.cli.main", "serve", str(self._model), "--headless"]
-        self.start(1, [*serve, *words], environment)
+        serve = ["vllm.entrypoints.cli.main", "serve", str(self.model), "--headless"]
+        self.start(1, [*serve, *words_of(flags | options)], environment)
 
     def met_s(self) -> float:
         """When the fault was met, of time.monotonic(); waits for it."""
@@ -163,10 +163,16 @@ def test_tokens_of_emulated_hpus_are_those_of_one_rank(
     assert code == 0 and "(rank 1)" in log
 
 
-def start_copies(nodes: Nodes, what: str) -> None:
+def start_copies(nodes: Nodes, what: str, **options: Any) -> None:
     """A copy of the model on each machine, behind a program on the first."""
-    shared = {"nnodes": 1, "node_rank": 0, "data_parallel_size": 2, "data_parallel_size_local": 1}
-    shared["data_parallel_address"] = nodes.machines[0].address  # type: ignore[assignment]
+    shared = {
+        **options,
+        "nnodes": 1,
+        "node_rank": 0,
+        "data_parallel_size": 2,
+        "data_parallel_size_local": 1,
+        "data_parallel_address": nodes.machines[0].address,
+    }
     nodes.start_headless(**shared, data_parallel_start_rank=1)
     nodes.start_node(0, what, **shared)
 
@@ -178,6 +184,33 @@ def test_copies_on_two_machines_write_what_one_rank_writes(
     assert nodes.said(0).get("tokens") == expected
     code, _, log = nodes.end(1)
     assert code == 0 and "The server has ended" in log
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_copies_on_two_machines_share_experts(nodes: Nodes, tmp_path: Path, ranks: int) -> None:
+    nodes.model = random_checkpoint.make("deepseek_v3", tmp_path / "mixture")
+    start_copies(nodes, "tokens", enable_expert_parallel=True, tensor_parallel_size=ranks)
+    assert nodes.said(0)["tokens"] == run(engine(nodes.model, 1))
+    code, _, log = nodes.end(1)
+    assert code == 0 and "The server has ended" in log
+
+
+@pytest.mark.product
+def test_a_machine_that_is_lost_ends_what_shares_its_experts(nodes: Nodes, tmp_path: Path) -> None:
+    """The copy of the other one can do nothing alone, and waits for it to come again."""
+    nodes.model = random_checkpoint.make("mixtral", tmp_path / "mixture")
+    start_copies(nodes, "lose", enable_expert_parallel=True)
+    printed = nodes.processes[0].stdout
+    assert printed is not None
+    assert "is_running" in printed.readline()
+    nodes.machines[1].cut()
+    lost = nodes.said(0)["tokens"]
+    assert len(lost) == 4
+    for error in lost:
+        assert "engine core 1" in error or "copies 1 to 1" in error
+    code, _, log = nodes.end(1)
+    assert code == 1 and "the server at 10.77.0.1:29550 is lost" in log
 
 
 def test_a_program_survives_the_loss_of_the_machine_with_a_copy(nodes: Nodes) -> None:

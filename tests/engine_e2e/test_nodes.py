@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,21 @@ SHARED = {
 }
 
 
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """Of a command line."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return [flag if value is True else f"{flag}={value}" for flag, value in flags.items()]
+
+
 class Node1:
     """`vllm serve --headless` with its copy of the model in a place of its own."""
 
     def __init__(self, model: Path, **options: Any) -> None:
         self.port = get_open_port()
         flags = {"nnodes": 2, "node_rank": 1, "master_port": self.port, **SHARED, **options}
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
         self.process = subprocess.Popen(
-            [*command, "--headless", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [*command, "--headless", *words_of(flags)], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
 
     def end(self) -> tuple[int, str]:

@@ -89,6 +89,40 @@ def test_copies_on_two_machines_write_the_tokens_of_one_engine(
         llm.llm_engine.shutdown()
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.product)])
+def test_copies_on_two_machines_share_experts(
+    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", str(2 // ranks))
+    path = random_checkpoint.make("mixtral", tmp_path / "mixture")
+    tokens = []
+    for how in ({}, over_ray(enable_expert_parallel=True)):
+        llm = engine(path, ranks if how else 1, **how)
+        try:
+            tokens.append(outputs_of(llm))
+        finally:
+            llm.llm_engine.shutdown()
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.product
+def test_copies_whose_ranks_ray_places_share_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies of two ranks, each of which is on a machine of its own or beside the other."""
+    monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", "1")
+    path = random_checkpoint.make("mixtral", tmp_path / "mixture")
+    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    tokens = []
+    for how in ({}, {"data_parallel_size": 2, "enable_expert_parallel": True, **ranks}):
+        llm = engine(path, 1, **how)
+        try:
+            tokens.append(outputs_of(llm))
+        finally:
+            llm.llm_engine.shutdown()
+    assert tokens[0] == tokens[1]
+
+
 @pytest.mark.product
 def test_copies_of_one_machine_share_an_agent(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", "1")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine_e2e.test_nodes import ROOT, SHARED, Node1, run
+from tests.engine_e2e.test_nodes import ROOT, SHARED, Node1, run, words_of
 from tests.engine_e2e.test_spread_experts import MIXTURES, SCARCE, answers
 from tests.engine_e2e.test_tensor_parallel import engine
 from tests.limits import HANG_S, is_running, until
@@ -106,17 +106,13 @@ def test_copies_whose_ranks_are_on_two_nodes_share_experts(ranks: int, tmp_path:
         programs = []
         for copy in (0, 1):
             options = {**shared, **layout, "data_parallel_rank": copy}
-            node_1 = Node1(path, enable_expert_parallel="", **_flags(options))
+            node_1 = Node1(path, **options)
             all_programs.callback(node_1.process.kill)
             options |= {**SHARED, "model": str(path)}
             options |= {"nnodes": 2, "master_port": node_1.port}
             programs.append(all_programs.enter_context(program("tokens", options)))
         found = [said(each)["tokens"] for each in programs]
     assert found == [run(engine(path, 1))] * 2
-
-
-def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not True}
 
 
 def server_args(path: Path, port: int, **options: Any) -> AsyncEngineArgs:
@@ -186,12 +182,10 @@ async def test_copies_of_another_machine_end_and_start_with_those_of_the_server(
     path = random_checkpoint.make("mixtral", tmp_path / "mixtral")
     port = get_open_port()
     args = server_args(path, port, data_parallel_size_local=1)
-    words = [
-        f"--{name.replace('_', '-')}={getattr(args, name)}"
-        for name in ("dtype", "max_model_len", "num_gpu_blocks_override", "data_parallel_size")
-    ]
-    words += [f"--data-parallel-rpc-port={port}", "--data-parallel-start-rank=1"]
-    words += ["--data-parallel-size-local=1", "--enable-expert-parallel", "--skip-tokenizer-init"]
+    same = ("dtype", "max_model_len", "num_gpu_blocks_override", "data_parallel_size")
+    same += ("skip_tokenizer_init", "enable_expert_parallel", "data_parallel_rpc_port")
+    own = {"data_parallel_start_rank": 1, "data_parallel_size_local": 1}
+    words = words_of({**{name: getattr(args, name) for name in same}, **own})
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path), "--headless"]
     agent = subprocess.Popen([*command, *words], cwd=ROOT)
     llm = AsyncLLM.from_engine_args(args)

@@ -5,13 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engine_e2e.test_nodes import SHARED
+from tests.engine_e2e.test_nodes import run as run_alone
+from tests.engine_e2e.test_spread_servers import numbered, program, said
+from tests.engine_e2e.test_tensor_parallel import engine
 from tests.hpu_emulator.conftest import Emulated
 from tests.platforms.hpu.test_modes import MODES, run
 from tests.platforms.hpu.test_tensor_parallel import FEW_SHAPES, FUNCTIONS
+from tools.tiny_models import random_checkpoint
 
 pytestmark = pytest.mark.engine
 
@@ -56,3 +63,20 @@ def test_traffic_compiles_nothing_and_never_waits_whoever_has_work(
     assert all(rank["num_dummies"] > 0 for rank in result["ranks"])
     for rank in result["ranks"]:
         assert (rank["compilations"], rank["syncs"], rank["fallbacks"]) == (0, 0, 0)
+
+
+@pytest.mark.product
+@pytest.mark.parametrize("mode", ["graphs", "compile", "eager"])
+def test_programs_write_what_one_rank_writes(emulated: Emulated, mode: str, tmp_path: Path) -> None:
+    lazy, is_eager = MODES[mode]
+    path = random_checkpoint.make("qwen3_moe", tmp_path / "model", num_hidden_layers=2)
+    how = {**SHARED, "model": str(path), "device": "hpu", "block_size": 16, "max_num_seqs": 2}
+    how |= {"enable_expert_parallel": True, "enforce_eager": is_eager}
+    environment = emulated.environment(PT_HPU_LAZY_MODE=lazy)
+    with ExitStack() as all_programs:
+        programs = [
+            all_programs.enter_context(program(what, how, **{**environment, **variables}))
+            for what, variables in zip(("tokens", "twice"), numbered(2), strict=True)
+        ]
+        found = [said(each)["tokens"] for each in programs]
+    assert found == [run_alone(engine(path, 1))] * 2
