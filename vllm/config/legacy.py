@@ -156,6 +156,12 @@ LEGACY: Final[tuple[Legacy, ...]] = (
         help="--enable-log-outputs logs an output once, whole.",
     ),
     Legacy(
+        name="disable_nccl_for_dp_synchronization",
+        kind=BOOL,
+        neutral=True,
+        help="Copies of the model agree on the host, without NCCL.",
+    ),
+    Legacy(
         name="log_error_stack",
         kind=BOOL,
         neutral=False,

@@ -210,11 +210,6 @@ UNAVAILABLE: Final[tuple[Unavailable, ...]] = (
         dbo_prefill_token_threshold=(INT, 512),
     ),
     *_rows(
-        "a choice between host and device for what copies agree on",
-        "They always agree on the host, without NCCL. Leave the flag out.",
-        disable_nccl_for_dp_synchronization=(BOOL, None),
-    ),
-    *_rows(
         "another choice of kernels for experts",
         "The device decides. Leave the flag out.",
         moe_backend=(TEXT, "auto"),
