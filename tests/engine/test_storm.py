@@ -56,7 +56,7 @@ class Storm:
     ("num_cores", "num_requests", "interval_s", "stop_s"),
     [
         (2, 500, 0.3, 0.0),
-        pytest.param(3, 2000, 20.0, 8.0, marks=pytest.mark.product),
+        pytest.param(3, 20_000, 20.0, 8.0, marks=pytest.mark.product),
     ],
 )
 async def test_only_requests_of_a_core_that_is_killed_fail(
