@@ -95,6 +95,8 @@ SHAPES = {
         ModelShape("qwen3-0.6b", "qwen3", 1024, 3072, 28, 16, 8, 128, 151_936, 1e6, 1e-6),
         ModelShape("llama-3.2-1b", "llama", 2048, 8192, 16, 32, 8, 64, 128_256, 5e5, 1e-5),
         ModelShape("moe-0.5b", "qwen3_moe", 512, 512, 16, 16, 4, 64, 65_536, 1e6, 1e-6, 32, 4),
+        # Prompts take a good part of the time, and a run of many seconds.
+        ModelShape("small", "qwen3", 384, 1024, 8, 6, 2, 64, 16_384, 1e6, 1e-6),
         # Heads of 32: the smallest that every engine has a kernel for.
         ModelShape("tiny", "qwen3", 64, 128, 2, 2, 1, 32, 16_384, 1e6, 1e-6),
     )
