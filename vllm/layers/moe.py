@@ -185,6 +185,10 @@ class MoE(nn.Module):
         self.router = Router(routing, hidden, context)
         self.experts = _experts(routing.num_experts, hidden, intermediate, act, context)
         self.shared = shared
+        self._connect(context)
+
+    def _connect(self, context: ModelContext) -> None:
+        """With the ranks that have the other experts."""
         self.complete = context.tp.sum_of
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,16 +208,7 @@ class SpreadMoE(MoE):
 
     experts: DividedExperts
 
-    def __init__(
-        self,
-        routing: Routing,
-        hidden: int,
-        intermediate: int,
-        act: str,
-        context: ModelContext,
-        shared: nn.Module | None = None,
-    ) -> None:
-        super().__init__(routing, hidden, intermediate, act, context, shared)
+    def _connect(self, context: ModelContext) -> None:
         assert context.experts is not None
         self.split = TokenSplit(context.tp)
         way = context.config.parallel.expert_dispatch
@@ -234,17 +229,9 @@ class SpreadMoE(MoE):
         return self.split.joined(out, len(x))
 
 
-def make_moe(
-    routing: Routing,
-    hidden: int,
-    intermediate: int,
-    act: str,
-    context: ModelContext,
-    shared: nn.Module | None = None,
-) -> MoE:
-    """Experts of one layer, on whichever ranks they are. Arguments as of MoE."""
-    kind = MoE if context.experts is None else SpreadMoE
-    return kind(routing, hidden, intermediate, act, context, shared)
+def moe_type(context: ModelContext) -> type[MoE]:
+    """What a layer with experts is, on whichever ranks these are."""
+    return MoE if context.experts is None else SpreadMoE
 
 
 def _experts(

@@ -9,7 +9,7 @@ from torch import nn
 from vllm.errors import ConfigError
 from vllm.layers.latent_attention import LatentSelfAttention
 from vllm.layers.mlp import GatedMLP
-from vllm.layers.moe import make_moe
+from vllm.layers.moe import moe_type
 from vllm.layers.rope import RopeParameters, Rotary
 from vllm.layers.rope.frequencies import mscale
 from vllm.layers.weights import Rule
@@ -86,7 +86,7 @@ class DeepSeek(Decoder):
             return GatedMLP(self.hidden, hf.intermediate_size, hf.hidden_act, context)
         width, act = hf.moe_intermediate_size, hf.hidden_act
         shared = GatedMLP(self.hidden, width * hf.n_shared_experts, act, context, partial=True)
-        return make_moe(self.routing(), self.hidden, width, act, context, shared)
+        return moe_type(context)(self.routing(), self.hidden, width, act, context, shared)
 
 
 @register("DeepseekV2ForCausalLM")

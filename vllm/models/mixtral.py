@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from vllm.layers.attention import SelfAttention
-from vllm.layers.moe import make_moe
+from vllm.layers.moe import moe_type
 from vllm.layers.weights import Rule
 from vllm.models.decoder import (
     NORM_WEIGHTS,
@@ -45,4 +45,5 @@ class Mixtral(Decoder):
     def mlp(self, i: int) -> nn.Module:
         hf = self.hf_config
         routing = Routing(hf.num_local_experts, hf.num_experts_per_tok, renormalise=True)
-        return make_moe(routing, self.hidden, hf.intermediate_size, hf.hidden_act, self.context)
+        moe = moe_type(self.context)
+        return moe(routing, self.hidden, hf.intermediate_size, hf.hidden_act, self.context)

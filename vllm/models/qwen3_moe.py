@@ -8,7 +8,7 @@ from torch import nn
 
 from vllm.layers.attention import SelfAttention
 from vllm.layers.mlp import GatedMLP
-from vllm.layers.moe import make_moe
+from vllm.layers.moe import moe_type
 from vllm.layers.weights import Rule
 from vllm.models.decoder import DECODER_WEIGHTS, GATED_NAMES, Decoder, experts_weights
 from vllm.models.qwen3 import QK_NORM_WEIGHTS
@@ -43,4 +43,5 @@ class Qwen3Moe(Decoder):
         routing = Routing(
             hf.num_experts, hf.num_experts_per_tok, renormalise=bool(hf.norm_topk_prob)
         )
-        return make_moe(routing, self.hidden, hf.moe_intermediate_size, hf.hidden_act, self.context)
+        moe = moe_type(self.context)
+        return moe(routing, self.hidden, hf.moe_intermediate_size, hf.hidden_act, self.context)

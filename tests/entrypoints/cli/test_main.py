@@ -82,6 +82,11 @@ def test_a_users_mistake_is_one_line_and_code_2(capsys):
     assert "Traceback" not in message
 
 
+def test_a_machine_without_a_server_has_no_servers_to_count(capsys):
+    assert main(["serve", "model", "--headless", "--api-server-count", "2"]) == 2
+    assert "--headless --api-server-count 2: this machine has no server" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words", [["--port", "70000"], ["--port", "x"], ["--uvicorn-log-level", "loud"]]
 )
