@@ -141,7 +141,8 @@ def expected(tiny_story: Path) -> list[list[int]]:
     return run(engine(tiny_story, 1))
 
 
-@pytest.mark.parametrize("layout", ["tp2", pytest.param("pp2", marks=pytest.mark.product)])
+@pytest.mark.product
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_tokens_are_those_of_one_rank(nodes: Nodes, layout: str, expected: list[list[int]]) -> None:
     nodes.start_headless(**LAYOUTS[layout])
     nodes.start_node(0, "tokens", **LAYOUTS[layout])

@@ -106,7 +106,13 @@ def nodes_of(llm: LLM) -> list[int]:
     return [place.node for place in llm.llm_engine.client.core.executor.ranks.places]
 
 
-@pytest.mark.parametrize(("ranks", "stages"), [(2, 1), (1, 2)], ids=["tp2", "pp2"])
+@pytest.mark.parametrize(
+    ("ranks", "stages"),
+    [
+        pytest.param(2, 1, id="tp2"),
+        pytest.param(1, 2, id="pp2", marks=pytest.mark.product),
+    ],
+)
 def test_ranks_on_two_machines_write_the_tokens_of_one(
     ranks: int, stages: int, model: Path, expected: list[list[int]]
 ) -> None:

@@ -285,6 +285,7 @@ async def test_an_actor_that_is_killed_takes_the_requests_of_its_copies_only(mod
         llm.shutdown()
 
 
+@pytest.mark.product
 async def test_a_raylet_that_is_killed_takes_the_requests_of_its_copies_only(
     cluster: RayCluster, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

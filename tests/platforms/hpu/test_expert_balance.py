@@ -28,7 +28,12 @@ TWO: dict[str, Any] = {
     [
         ("graphs", "qwen3_moe", TWO),
         # The second of two layers has experts.
-        ("compile", "deepseek_v3", {**TWO, **FEW_SHAPES, "num_hidden_layers": 2}),
+        pytest.param(
+            "compile",
+            "deepseek_v3",
+            {**TWO, **FEW_SHAPES, "num_hidden_layers": 2},
+            marks=pytest.mark.product,
+        ),
         pytest.param("lazy", "mixtral", TWO, marks=pytest.mark.product),
         pytest.param("eager", "mixtral", TWO, marks=pytest.mark.product),
     ],
