@@ -22,6 +22,7 @@ from vllm.utils.machine import machine_id
 
 SIZE = 3
 WORD = "a word"
+AT_ONCE_S = 0.0
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ class Core:
 
     def is_closed(self) -> bool:
         try:
-            return self.link.wait(0) and not self.link.frames()
+            return self.link.wait(AT_ONCE_S) and not self.link.frames()
         except LinkClosed:
             return True
 
@@ -92,7 +93,7 @@ def test_cores_hear_of_each_other_once_all_have_come(
     meeting: CoreMeeting, copies: VllmConfig
 ) -> None:
     first = [Core(meeting, copies, copy) for copy in (2, 0)]
-    assert not any(core.link.wait(0) for core in first)
+    assert not any(core.link.wait(AT_ONCE_S) for core in first)
     cores = [*first, Core(meeting, copies, 1)]
     welcomes = [core.welcome() for core in cores]
     assert welcomes[0] == welcomes[1] == welcomes[2]
@@ -134,7 +135,7 @@ def test_a_core_that_ends_before_all_are_there_is_waited_for(
     first, second = Core(meeting, copies, 0), Core(meeting, copies, 1)
     second.link.close()
     second = Core(meeting, copies, 1)
-    assert not first.link.wait(0)
+    assert not first.link.wait(AT_ONCE_S)
     third = Core(meeting, copies, 2)
     assert [core.welcome().group for core in (first, second, third)] == [1] * SIZE
 
@@ -160,7 +161,7 @@ def test_all_are_told_to_end_once_all_agree(meeting: CoreMeeting, copies: VllmCo
         core.welcome()
     for core in cores[:2]:
         core.link.put(Kind.STOP)
-    assert not cores[0].link.wait(0)
+    assert not cores[0].link.wait(AT_ONCE_S)
     cores[2].link.put(Kind.STOP)
     for core in cores:
         core.hears(Kind.STOP)
@@ -176,7 +177,7 @@ def test_no_core_is_told_of_ends_that_are_expected(
         core.welcome()
     meeting.expect_end()
     cores[0].link.close()
-    assert not cores[1].link.wait(0)
+    assert not cores[1].link.wait(AT_ONCE_S)
     meeting.close()
     wait_until(cores[1].is_closed, "the end of the link")
 
