@@ -102,7 +102,7 @@ def architectures(names: Sequence[str], **options: Any) -> None:
 
 def combinations(names: Sequence[str], **options: Any) -> None:
     """Of a model with windows and one without: the ways in which an engine can be fast."""
-    for name in names or ("llama", "gemma2")[: 1 if traces(options) else 2]:
+    for name in names or ("llama", "gemma2"):
         with tempfile.TemporaryDirectory() as folder:
             path = random_checkpoint.make(name, Path(folder), seed=3)
             for depth in (1, 3):

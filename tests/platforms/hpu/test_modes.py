@@ -71,8 +71,12 @@ TRACED = ("llama", "gemma2", "qwen3_moe", "deepseek_v3")
 
 def checks() -> Iterator[Any]:
     """(mode, what, names): architectures in parts, which processes may share."""
-    for what, mode in itertools.product(("combinations", "quantized", "reload"), MODES):
+    for what, mode in itertools.product(("quantized", "reload"), MODES):
         yield pytest.param(mode, what, (), id=f"{mode}, {what}")
+    for mode, name in itertools.product(MODES, ("llama", "gemma2")):  # the second has windows
+        marks = [] if name == "llama" or mode == "eager" else [pytest.mark.product]
+        name_of_test = f"{mode}, combinations of {name}"
+        yield pytest.param(mode, "combinations", (name,), id=name_of_test, marks=marks)
     names = tuple(random_checkpoint.ARCHITECTURES)
     for mode in ("eager", "graphs", "lazy"):
         for part in (0, 1):
