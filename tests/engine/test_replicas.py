@@ -194,6 +194,56 @@ async def test_cores_that_share_experts_end_and_start_together(
         assert not llm.errored
 
 
+class NeedsTheOther:
+    """Makes cores of which the first fails as soon as the process of the second has ended."""
+
+    def __init__(self, directory: Path, is_second_broken: bool = False) -> None:
+        self.directory = directory
+        self.is_second_broken = is_second_broken
+
+    def __call__(self, config: VllmConfig) -> ScriptedCore:
+        core = make_slow_core(config)
+        pid_file = self.directory / "pid"
+        if config.parallel.data_parallel_rank == 1:
+            pid_file.write_text(str(os.getpid()))
+            if self.is_second_broken:
+                raise RuntimeError("the second is broken")
+            return core
+
+        def step() -> Any:
+            if not is_running(int(pid_file.read_text())):
+                raise RuntimeError("a sum has lost a rank")
+            return take_step()
+
+        take_step, core.step = core.step, step  # type: ignore[method-assign]
+        if self.is_second_broken:
+            wait_until(lambda: pid_file.exists() and pid_file.read_text())
+            wait_until(lambda: not is_running(int(pid_file.read_text())))
+            step()
+        return core
+
+
+async def test_a_core_whose_ranks_fail_with_another_s_says_which_one_ended(
+    sharing: VllmConfig, tmp_path: Path
+) -> None:
+    with serving(OwnReplicas(sharing, NeedsTheOther(tmp_path)), sharing) as llm:
+        client = own(llm)
+        before = client.pids
+        task = asyncio.create_task(endings(llm, 40, 3 * LONG))
+        await until(lambda: len(client._owners) >= 40)
+        os.kill(before[1], signal.SIGKILL)
+        said = {end for end in await task if f"(process {before[0]})" in end}
+        assert len(said) == 1
+        assert said.pop().endswith("engine core 1, with which it shares experts, ended")
+
+
+def test_a_start_that_fails_with_another_ends_with_what_the_other_says(
+    sharing: VllmConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineDeadError, match="the second is broken"):
+        OwnReplicas(sharing, NeedsTheOther(tmp_path, is_second_broken=True))
+
+
 async def test_a_core_that_does_not_start_again_ends_those_that_need_it(
     sharing: VllmConfig, tmp_path: Path
 ) -> None:

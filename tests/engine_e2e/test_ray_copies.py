@@ -89,32 +89,35 @@ def test_copies_on_two_machines_write_the_tokens_of_one_engine(
         llm.llm_engine.shutdown()
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.product)])
-def test_copies_on_two_machines_share_experts(
-    tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("of_rank", "options"),
+    [
+        pytest.param("2", over_ray(), id="a machine each"),
+        pytest.param("1", over_ray(), id="one machine", marks=pytest.mark.product),
+        pytest.param(
+            "1", over_ray(tensor_parallel_size=2), id="2 ranks each", marks=pytest.mark.product
+        ),
+        # Each rank is on a machine of its own, or beside another.
+        pytest.param(
+            "1",
+            {
+                "data_parallel_size": 2,
+                "tensor_parallel_size": 2,
+                "distributed_executor_backend": "ray",
+            },
+            id="ranks by Ray",
+            marks=pytest.mark.product,
+        ),
+    ],
+)
+def test_copies_share_experts(
+    of_rank: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", str(2 // ranks))
+    """Tokens are those of one engine, wherever Ray has room of `of_rank` CPU for a rank."""
+    monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", of_rank)
     path = random_checkpoint.make("mixtral", tmp_path / "mixture")
     tokens = []
-    for how in ({}, over_ray(enable_expert_parallel=True)):
-        llm = engine(path, ranks if how else 1, **how)
-        try:
-            tokens.append(outputs_of(llm))
-        finally:
-            llm.llm_engine.shutdown()
-    assert tokens[0] == tokens[1]
-
-
-@pytest.mark.product
-def test_copies_whose_ranks_ray_places_share_experts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two copies of two ranks, each of which is on a machine of its own or beside the other."""
-    monkeypatch.setenv("VLLM_RAY_PER_WORKER_GPUS", "1")
-    path = random_checkpoint.make("mixtral", tmp_path / "mixture")
-    ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
-    tokens = []
-    for how in ({}, {"data_parallel_size": 2, "enable_expert_parallel": True, **ranks}):
+    for how in ({}, {**options, "enable_expert_parallel": True}):
         llm = engine(path, 1, **how)
         try:
             tokens.append(outputs_of(llm))

@@ -74,7 +74,7 @@ class CoreGroup:
         self._inbox_at = inbox_at
         self._inbox = ""
         self._store: Any = None
-        self.is_up = False  # that is, has front ends that hear of it
+        self.is_up = False
         self._is_left = False
         self._is_over = threading.Event()
         self._welcome = self._met()
@@ -197,12 +197,12 @@ class CoreGroup:
         why = self._until_over()
         if self._is_left:
             return
+        self._is_over.set()
         if not self.is_up:
             time.sleep(_GRACE_S)
         logger.error("%s", why)
         inboxes = Inboxes(self._front_ends)
         inboxes.put(EngineDead(why), self._own.number, self._own.life)
-        self._is_over.set()
         inboxes.close()
         os._exit(GROUP_EXIT)
 

@@ -128,10 +128,12 @@ def _serve(
                 link.wait(on_idle=core.check_health)
             for front_end, message in link.receive():
                 if isinstance(message, Shutdown):
-                    if not message.with_others or group is None:
-                        return
-                    group.agree_to_end()
-                    continue
+                    if group is not None and message.with_others:
+                        group.agree_to_end()
+                        continue
+                    if group is not None:
+                        group.leave()
+                    return
                 if not routes.take(front_end, message):
                     continue
                 answer = core.handle(message)
@@ -141,9 +143,11 @@ def _serve(
                 updates = core.step()
                 if updates is not None:
                     routes.send(updates)
-    finally:
+    except SystemExit:  # a signal has said so, of which the others hear by themselves
         if group is not None:
             group.leave()
+        raise
+    finally:
         core.stop()
 
 
@@ -194,11 +198,11 @@ class CoreLink:
         return len(self._outboxes)
 
     def inbox_at(self, host: str) -> str:
-        """Where cores on other machines, which reach this one at `host`, or if it is "", of this
-        machine, reach this one."""
-        if not host:
-            return self._own.to_core
-        if not self._own.host:
+        """Where others send what is for this core: at this address of the machine or, if it is "",
+        on this machine. Called once."""
+        if not self._own.host:  # it is at a file so far
+            if not host:
+                return self._own.to_core
             self._inbox.bind(f"tcp://{in_url(host)}:*")
         return self._inbox.getsockopt_string(zmq.LAST_ENDPOINT)
 
