@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import select
-import socket
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import msgspec
 from vllm.engine.addresses import host_of, in_url
 from vllm.errors import ConfigError
 from vllm.executor.handshake import compare_with_first, introduction
+from vllm.executor.nodes.arrivals import Arrivals
 from vllm.executor.nodes.link import Kind, Link, LinkClosed
 from vllm.executor.nodes.meeting import refuse
 from vllm.logger import init_logger
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 LOOPBACK: Final = "127.0.0.1"
-_TICK_S: Final = 0.5
-_HELLO_BYTES: Final = 1 << 20
-_MOST_STRANGERS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +62,9 @@ class CoreMeeting:
         self._num_stages = parallel.pipeline_parallel_size
         self._settings = introduction(config)
         self._word = word
-        self._listener = _listen(host, port)
-        self.at = f"{word}@{in_url(host)}:{self._listener.getsockname()[1]}"
+        self._arrivals = _arrivals(host, port)
+        self.at = f"{word}@{in_url(host)}:{self._arrivals.port}"
         self._memory = UnnamedMemory()  # of the group
-        self._strangers: dict[int, Link] = {}  # by file
         self._members: dict[int, Member] = {}  # by copy
         self._agreed: set[int] = set()  # copies whose cores are to end with the others
         self._number = 0  # of the group
@@ -89,9 +85,9 @@ class CoreMeeting:
             return
         os.eventfd_write(self._over, 1)
         self._thread.join()
-        for link in (*self._strangers.values(), *(m.link for m in self._members.values())):
-            link.close()
-        self._listener.close()
+        for member in self._members.values():
+            member.link.close()
+        self._arrivals.close()
         self._memory.close()
         os.close(self._over)
         self._over = -1
@@ -102,42 +98,18 @@ class CoreMeeting:
         while True:
             poll = select.poll()
             members = {member.link.fileno(): member for member in self._members.values()}
-            listener = self._listener.fileno()
-            for fd in (self._over, listener, *self._strangers, *members):
+            for fd in (self._over, *self._arrivals.filenos(), *members):
                 poll.register(fd, select.POLLIN)
             for fd, _ in poll.poll():
                 if fd == self._over:
                     return
-                if fd == listener:
-                    self._accept()
-                elif fd in self._strangers:
-                    self._hear(self._strangers[fd])
+                if fd not in members:
+                    if (arrived := self._arrivals.hear(fd)) is not None:
+                        self._meet(*arrived)
                 elif self._members.get(members[fd].hello.copy) is members[fd]:
                     self._look_after(members[fd])
 
-    def _accept(self) -> None:
-        with suppress(OSError):  # it has gone again
-            connection = self._listener.accept()[0]
-            if len(self._strangers) >= _MOST_STRANGERS:
-                connection.close()
-                return
-            link = Link(connection, _HELLO_BYTES)
-            self._strangers[link.fileno()] = link
-
-    def _hear(self, link: Link) -> None:
-        fd = link.fileno()
-        try:
-            frames = link.frames()
-            if not frames:
-                return
-            if frames[0].kind is not Kind.HELLO:
-                raise LinkClosed("what came is of another program")
-            hello = msgspec.msgpack.decode(frames[0].payload, type=CoreHello)
-        except (LinkClosed, msgspec.DecodeError):
-            del self._strangers[fd]
-            link.close()
-            return
-        del self._strangers[fd]
+    def _meet(self, link: Link, hello: CoreHello) -> None:
         member = Member(link, hello)
         try:
             self._check(member)
@@ -190,7 +162,7 @@ class CoreMeeting:
         for each in members:
             each.link.limit_unacknowledged()
             with suppress(LinkClosed):  # its end is seen in the next turn
-                each.link.put(Kind.WELCOME, msgspec.msgpack.encode(welcome), on_wait=_give_up)
+                each.link.tell(Kind.WELCOME, msgspec.msgpack.encode(welcome))
 
     def _look_after(self, member: Member) -> None:
         """A core has ended, or agrees to end with the others."""
@@ -217,7 +189,7 @@ class CoreMeeting:
         self._memory.close()
         for each in members:
             with suppress(LinkClosed):
-                each.link.put(kind, why.encode(), on_wait=_give_up)
+                each.link.tell(kind, why.encode())
             each.link.close()
 
 
@@ -244,19 +216,12 @@ def where_others_meet(config: VllmConfig) -> str:
     return f"@{in_url(parallel.data_parallel_address)}:{parallel.data_parallel_rpc_port}"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _arrivals(host: str, port: int) -> Arrivals[CoreHello]:
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family)
+        return Arrivals(host, port, CoreHello)
     except OSError as error:
         raise ConfigError(
             f"--data-parallel-address {host} --data-parallel-rpc-port {port}: copies that share "
             f"experts cannot meet there ({error.strerror}). The address must be one of this "
             "machine, which has copy 0, and the port free."
         ) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _give_up() -> None:
-    raise LinkClosed("it reads nothing")

@@ -7,7 +7,6 @@ comes, with which settings, signs of life, and the end of the server.
 from __future__ import annotations
 
 import select
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -23,6 +22,7 @@ from vllm.engine.inboxes import Inboxes
 from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.executor.handshake import compare_with_first, introduction
+from vllm.executor.nodes.arrivals import Arrivals
 from vllm.executor.nodes.link import Kind, Link, LinkClosed
 from vllm.executor.nodes.meeting import check_own_ip, refuse
 from vllm.logger import init_logger
@@ -37,8 +37,6 @@ logger = init_logger(__name__)
 
 BEAT_S: Final = 1.0
 SILENT_S: Final = 9.0  # of the process that looks after the copies of a machine
-_MOST_STRANGERS: Final = 64
-_HELLO_BYTES: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -66,10 +64,9 @@ class FarCopies:
         self._parallel = config.parallel
         self._numbers = numbers
         self._meeting = meeting
-        self._listener = _listen(config.parallel)
+        self._arrivals = _arrivals(config.parallel)
         self.addresses = _reached(addresses, config.parallel)
         self._inboxes = Inboxes(addresses.from_core)
-        self._strangers: dict[int, Link] = {}  # by file
         self._machines: dict[int, Machine] = {}
         self._lives = dict.fromkeys(numbers, 0)  # the next one of each copy
         self._pulses: dict[tuple[int, int], FarPulse] = {}  # by copy and life
@@ -94,12 +91,10 @@ class FarCopies:
         self._thread.join()
         for machine in self._machines.values():
             with suppress(LinkClosed):
-                machine.link.put(Kind.STOP, on_wait=_give_up)
+                machine.link.tell(Kind.STOP)
                 machine.link.finish(1.0)
             machine.link.close()
-        for link in self._strangers.values():
-            link.close()
-        self._listener.close()
+        self._arrivals.close()
         self._inboxes.close()
 
     # -- the thread -------------------------------------------------------------------------------
@@ -122,39 +117,15 @@ class FarCopies:
 
     def _take_turn(self) -> None:
         poll = select.poll()
-        for fd in (self._listener.fileno(), *self._strangers, *self._machines):
+        for fd in (*self._arrivals.filenos(), *self._machines):
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll(BEAT_S * 250):
             if fd in self._machines:
                 self._hear(fd)
-            elif fd in self._strangers:
-                self._meet(fd)
-            else:
-                self._accept()
+            elif (arrived := self._arrivals.hear(fd)) is not None:
+                self._meet(*arrived)
 
-    def _accept(self) -> None:
-        with suppress(OSError):  # it has gone again
-            connection = self._listener.accept()[0]
-            if len(self._strangers) < _MOST_STRANGERS:
-                link = Link(connection, _HELLO_BYTES)
-                self._strangers[link.fileno()] = link
-            else:
-                connection.close()
-
-    def _meet(self, fd: int) -> None:
-        link = self._strangers[fd]
-        try:
-            frames = link.frames()
-            if not frames:
-                return
-            if frames[0].kind is not Kind.HELLO:
-                raise LinkClosed("what came is of another program")
-            hello = msgspec.msgpack.decode(frames[0].payload, type=CopiesHello)
-        except (LinkClosed, msgspec.DecodeError):
-            del self._strangers[fd]
-            link.close()
-            return
-        del self._strangers[fd]
+    def _meet(self, link: Link, hello: CopiesHello) -> None:
         numbers = range(hello.first, hello.first + hello.count)
         address = hello.own_ip or link.peer_address
         name = f"the machine with copies {numbers.start} to {numbers.stop - 1} ({address})"
@@ -163,7 +134,7 @@ class FarCopies:
             lives = tuple(self._lives[number] for number in numbers)
             welcome = CopiesWelcome(self.addresses.from_far, lives, self._meeting)
             link.limit_unacknowledged()
-            link.put(Kind.WELCOME, msgspec.msgpack.encode(welcome), on_wait=_give_up)
+            link.tell(Kind.WELCOME, msgspec.msgpack.encode(welcome))
         except ConfigError as error:
             logger.error("%s is refused: %s", name, error)
             refuse(link, str(error))
@@ -173,7 +144,7 @@ class FarCopies:
             logger.info("%s has come", name)
             self._missing -= set(numbers)
             machine = Machine(link, numbers, name, dict(zip(numbers, lives, strict=True)))
-            self._machines[fd] = machine
+            self._machines[link.fileno()] = machine
             for number, life in machine.lives.items():
                 self._note_life(machine, number, life)
 
@@ -235,7 +206,7 @@ class FarCopies:
                 self._lose(fd, f"{machine.name} gave no sign of life for {SILENT_S:g} s")
                 continue
             try:
-                machine.link.put(Kind.BEAT, on_wait=_give_up)
+                machine.link.tell(Kind.BEAT)
             except LinkClosed as closed:
                 self._lose(fd, f"{machine.name} is gone: {closed}")
 
@@ -282,20 +253,13 @@ def _reached(addresses: Addresses, parallel: ParallelConfig) -> Addresses:
         ) from None
 
 
-def _listen(parallel: ParallelConfig) -> socket.socket:
+def _arrivals(parallel: ParallelConfig) -> Arrivals[CopiesHello]:
     host, port = parallel.data_parallel_address, parallel.data_parallel_rpc_port
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family)
+        return Arrivals(host, port, CopiesHello)
     except OSError as error:
         raise ConfigError(
             f"--data-parallel-address {host} --data-parallel-rpc-port {port}: the server cannot "
             f"listen there ({error.strerror}). The address must be one of its machine, and the "
             "port free."
         ) from None
-    listener.setblocking(False)
-    return listener
-
-
-def _give_up() -> None:
-    raise LinkClosed("it reads nothing")

@@ -107,6 +107,10 @@ class Link:
                 except OSError as error:
                     raise LinkClosed(f"the connection ended: {error.strerror}") from None
 
+    def tell(self, kind: Kind, payload: bytes = b"") -> None:
+        """As `put`, of a few bytes. Raises LinkClosed, too, if the other end reads nothing."""
+        self.put(kind, payload, on_wait=_give_up)
+
     def frames(self) -> list[Frame]:
         """Those that have come whole. Raises LinkClosed where none is left and the link ended."""
         if not self._end:
@@ -172,6 +176,10 @@ class Link:
         payload = bytes(memoryview(self._read)[_HEADER.size : end])
         del self._read[:end]
         return Frame(Kind(kind), rank, payload)
+
+
+def _give_up() -> None:
+    raise LinkClosed("it reads nothing")
 
 
 def _await(connection: socket.socket, event: int, timeout_s: float) -> bool:

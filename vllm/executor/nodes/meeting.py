@@ -8,7 +8,6 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ from vllm.envs import Environment
 from vllm.errors import ConfigError
 from vllm.executor.base import ExecutorDied
 from vllm.executor.handshake import compare_with_first
+from vllm.executor.nodes.arrivals import Arrivals
 from vllm.executor.nodes.link import Kind, Link, LinkClosed
 from vllm.logger import init_logger
 from vllm.messages.rank import Joined
@@ -29,8 +29,6 @@ logger = init_logger(__name__)
 
 _TICK_S: Final = 0.5
 _UNREACHABLE_S: Final = 10.0  # for an address that no network leads to
-_HELLO_BYTES: Final = 1 << 20
-_MOST_STRANGERS: Final = 256
 _NO_WAY: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
 
 
@@ -117,8 +115,8 @@ class Meeting:
         check_own_ip(nodes.own_ip)
         self._nodes = nodes
         self._settings = settings
-        self.listener = _listen(nodes)
-        self._strangers: list[Link] = []  # that have not said who they are
+        self._arrivals = _arrivals(nodes)
+        self.listener = self._arrivals.listener
         self._peers: dict[int, Peer] = {}
         self._lives: dict[str, Link] = {}  # by the start that they belong to
 
@@ -143,8 +141,7 @@ class Meeting:
                 refuse(peer.link, str(error))
             raise
         finally:
-            for link in self._strangers:
-                link.close()
+            self._arrivals.drop()
         return [self._peers[node] for node in sorted(self._peers)]
 
     def welcome(self, rendezvous: str) -> None:
@@ -160,33 +157,22 @@ class Meeting:
 
     def close(self) -> None:
         """All connections of nodes that have come, too. May be called again."""
-        self.listener.close()
+        self._arrivals.close()
         peers = self._peers.values()
-        links = [*self._strangers, *self._lives.values(), *(peer.link for peer in peers)]
+        links = [*self._lives.values(), *(peer.link for peer in peers)]
         for link in (*links, *(peer.life for peer in peers if peer.life is not None)):
             link.close()
 
     def _take_turn(self) -> None:
         poll = select.poll()
         links = {peer.link.fileno(): peer for peer in self._peers.values()}
-        strangers = {link.fileno(): link for link in self._strangers}
-        for fd in (self.listener.fileno(), *links, *strangers):
+        for fd in (*self._arrivals.filenos(), *links):
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll(_TICK_S * 1000):
             if fd in links:
                 self._look_after(links[fd])
-            elif fd in strangers:
-                self._hear(strangers[fd])
-            else:
-                self._accept()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # it has gone again
-            connection = self.listener.accept()[0]
-            if len(self._strangers) < _MOST_STRANGERS:
-                self._strangers.append(Link(connection, _HELLO_BYTES))
-            else:
-                connection.close()
+            elif (arrived := self._arrivals.hear(fd)) is not None:
+                self._meet(*arrived)
 
     def _look_after(self, peer: Peer) -> None:
         """Forget a node that has left; it says nothing before it is welcomed."""
@@ -199,19 +185,7 @@ class Meeting:
                 if link is not None:
                     link.close()
 
-    def _hear(self, link: Link) -> None:
-        try:
-            frames = link.frames()
-            if not frames:
-                return
-            if frames[0].kind is not Kind.HELLO:
-                raise LinkClosed("what came is of another program")
-            hello = msgspec.msgpack.decode(frames[0].payload, type=Hello)
-        except (LinkClosed, msgspec.DecodeError):
-            self._strangers.remove(link)
-            link.close()
-            return
-        self._strangers.remove(link)
+    def _meet(self, link: Link, hello: Hello) -> None:
         if hello.is_life:
             self._lives[hello.start] = link
         else:
@@ -308,17 +282,14 @@ def check_own_ip(own_ip: str) -> None:
         ) from None
 
 
-def _listen(nodes: Nodes) -> socket.socket:
+def _arrivals(nodes: Nodes) -> Arrivals[Hello]:
     try:
-        family = socket.getaddrinfo(nodes.host, nodes.port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((nodes.host, nodes.port), family=family)
+        return Arrivals(nodes.host, nodes.port, Hello)
     except OSError as error:
         raise ConfigError(
             f"node 0 cannot be met at {nodes.at} ({nodes.source}): {error.strerror}. The address "
             "must be one of this machine, which is node 0, and the port free."
         ) from None
-    listener.setblocking(False)
-    return listener
 
 
 def free_port(address: str) -> int:
